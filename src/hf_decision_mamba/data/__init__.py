@@ -1,0 +1,17 @@
+"""Data: a source of trajectories -> flat columns -> windows that a model trains on.
+
+`sources` knows the formats, `trajectories` the checked columns, `windows` the gather and the sampler.
+"""
+
+from .sources import load_trajectories
+from .trajectories import Trajectories, TrajectoryStatistics
+from .windows import WindowDataset, WindowSampler, collate
+
+__all__ = [
+    "Trajectories",
+    "TrajectoryStatistics",
+    "WindowDataset",
+    "WindowSampler",
+    "collate",
+    "load_trajectories",
+]

@@ -1,0 +1,226 @@
+"""Windows of `context_length` steps: what a model trains on, gathered a whole batch at a time.
+
+The sampler is counter based, so that workers, processes and resumed runs draw the same windows; the gather has no loop.
+Source: windows drawn by episode length and padded as Decision Transformer does (Chen et al. 2021, appendix A).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, default_collate
+
+from .trajectories import Trajectories
+
+#: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
+IGNORED_LABEL = -100.0
+
+_DRAWS_AT_ONCE = 8192  # bounds the sampler's memory, whatever the length of an epoch
+
+
+class WindowDataset(Dataset[dict[str, Tensor]]):
+    """Windows of a data set. Item i is the window that begins at transition `starts[i]` and stays in its episode.
+
+    With the default `starts`, every transition begins one window: to draw items uniformly is to draw an episode in
+    proportion to its length and then a step of it. Windows that reach the end of their episode are padded on the right.
+
+    A batch of b windows of K steps is a dict of tensors, float32 unless said otherwise:
+
+    - `states` (b, K, S), normalised; `actions` (b, K, A); `rewards` (b, K, 1), as recorded
+    - `returns_to_go` (b, K, 1), of the whole episode, divided by `return_scale`
+    - `timesteps` (b, K) int64, the step within the episode; `attention_mask` (b, K) int64, 1 on real steps
+    - `previous_actions` (b, K, A), the action of the step before, also at the first step of a window that begins inside
+      an episode; zero at the first step of the episode
+    - `labels` (b, K, A), the actions, and -100 on padding. Everything else is 0 on padding.
+
+    Args:
+        trajectories: where the windows come from.
+        context_length: K, steps in a window.
+        state_mean: (S,), subtracted from the states; default 0.
+        state_std: (S,), divides the centred states; default 1.
+        return_scale: divides the returns-to-go; in reward units.
+        starts: (n,) the transition at which each window begins; default every transition.
+
+    Raises:
+        ValueError: an argument is out of range or has the wrong shape.
+    """
+
+    def __init__(
+        self,
+        trajectories: Trajectories,
+        context_length: int,
+        *,
+        state_mean: ArrayLike | None = None,
+        state_std: ArrayLike | None = None,
+        return_scale: float = 1.0,
+        starts: NDArray[np.int64] | None = None,
+    ) -> None:
+        if context_length < 1:
+            raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
+        if not (np.isfinite(return_scale) and return_scale > 0):
+            raise ValueError(f"return_scale must be a positive number, got {return_scale}")
+        self.trajectories = trajectories
+        self.context_length = int(context_length)
+        self.state_mean = _state_vector("state_mean", state_mean, 0.0, trajectories)
+        self.state_std = _state_vector("state_std", state_std, 1.0, trajectories)
+        if not (self.state_std > 0).all():
+            raise ValueError(
+                "state_std must be positive in every dimension; `Trajectories.statistics` gives constant ones as 1"
+            )
+        self.return_scale = float(return_scale)
+        self.starts = None if starts is None else _checked_starts(starts, trajectories)
+        self._returns_to_go = trajectories.returns_to_go()
+
+    @classmethod
+    def covering(cls, trajectories: Trajectories, context_length: int, **kwargs: Any) -> WindowDataset:
+        """Cut every episode into windows that do not overlap: each transition is in exactly one (for `eval_loss`).
+
+        Takes the same arguments as the class, but for `starts`.
+        """
+        if context_length < 1:
+            raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
+        counts = -(-trajectories.lengths() // context_length)  # rounded up
+        first_window = np.repeat(np.cumsum(counts) - counts, counts)
+        window_of_episode = np.arange(len(first_window)) - first_window
+        starts = np.repeat(trajectories.episode_offsets[:-1], counts) + context_length * window_of_episode
+        return cls(trajectories, context_length, starts=starts, **kwargs)
+
+    def __len__(self) -> int:
+        return self.trajectories.num_steps if self.starts is None else len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return one window: the tensors of a batch without their first dimension."""
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return the finished batch of these windows in one gather (a DataLoader calls this when it is there)."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise IndexError(f"window indices must be in 0 ... {len(self) - 1}; got {chosen.min()} ... {chosen.max()}")
+        starts = chosen if self.starts is None else self.starts[chosen]
+        return self._gather(starts)
+
+    def _gather(self, starts: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Gather the windows that begin at these transitions, (b,)."""
+        data, offsets = self.trajectories, self.trajectories.episode_offsets
+        episode = np.searchsorted(offsets, starts, side="right") - 1
+        first, end = offsets[episode][:, None], offsets[episode + 1][:, None]
+        rows = starts[:, None] + np.arange(self.context_length)
+        real = rows < end
+        padding = ~real
+        # Padding reads the episode's last row: always a legal row, and cheaper than gathering the real rows alone.
+        rows = np.minimum(rows, end - 1)
+
+        states = data.observations[rows]
+        states -= self.state_mean
+        states /= self.state_std
+        actions = data.actions[rows]
+        previous_actions = data.actions[np.maximum(rows - 1, 0)]
+        rewards = data.rewards[rows]
+        returns_to_go = self._returns_to_go[rows] / np.float32(self.return_scale)
+        timesteps = rows - first
+        previous_actions[padding | (timesteps == 0)] = 0.0
+        labels = actions.copy()
+        labels[padding] = IGNORED_LABEL
+        for values in (states, actions, rewards, returns_to_go, timesteps):
+            values[padding] = 0
+        batch = {
+            "states": states,
+            "actions": actions,
+            "rewards": rewards[..., None],
+            "returns_to_go": returns_to_go[..., None],
+            "timesteps": timesteps,
+            "attention_mask": real.astype(np.int64),
+            "previous_actions": previous_actions,
+            "labels": labels,
+        }
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+class WindowSampler(Sampler[int]):
+    """Draws windows uniformly, with replacement: draw i of epoch e is a pure function of (seed, e, i).
+
+    It has no state but the epoch, which `set_epoch` (called by accelerate and the Trainer) changes, and needs no random
+    generator of torch: a run that skips the draws it has already seen goes on exactly as if it had never stopped.
+
+    Args:
+        num_windows: windows to draw from, the length of the `WindowDataset`.
+        seed: not negative.
+        epoch: not negative.
+        num_samples: draws in an epoch; default `num_windows`.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, num_windows: int, seed: int = 0, epoch: int = 0, num_samples: int | None = None) -> None:
+        num_samples = num_windows if num_samples is None else num_samples
+        for name, value, least in (
+            ("num_windows", num_windows, 1),
+            ("seed", seed, 0),
+            ("epoch", epoch, 0),
+            ("num_samples", num_samples, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be {least} or more, got {value}")
+        self.num_windows = num_windows
+        self.seed = seed
+        self.epoch = epoch
+        self.num_samples = num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the windows of this epoch from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        # Not a generator itself: the epoch is the one at this call, even if the first draw is asked for later.
+        return self._draws(self.epoch)
+
+    def _draws(self, epoch: int) -> Iterator[int]:
+        for first in range(0, self.num_samples, _DRAWS_AT_ONCE):
+            # Philox is counter based (Salmon et al. 2011): its stream may begin anywhere, a step gives four numbers.
+            # One number a draw keeps draw i at number i; the bias of the remainder is below num_windows / 2^64.
+            stream = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).advance(first // 4)
+            numbers = stream.random_raw(min(_DRAWS_AT_ONCE, self.num_samples - first))
+            yield from (numbers % np.uint64(self.num_windows)).tolist()
+
+
+def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pass a finished batch through; stack single windows, which wrappers without `__getitems__` fetch one by one."""
+    if isinstance(batch, dict):
+        return batch
+    stacked: dict[str, Tensor] = default_collate(batch)
+    return stacked
+
+
+def _state_vector(
+    name: str, values: ArrayLike | None, default: float, trajectories: Trajectories
+) -> NDArray[np.float32]:
+    """Return `values` as (S,) float32, or the default in every dimension."""
+    dimensions = trajectories.state_dim
+    vector = np.full(dimensions, default, np.float32) if values is None else np.asarray(values, dtype=np.float32)
+    if vector.shape != (dimensions,) or not np.isfinite(vector).all():
+        raise ValueError(
+            f"{name} must be {dimensions} finite numbers, one for each state dimension of {trajectories.name!r}; "
+            f"got shape {vector.shape}"
+        )
+    return vector
+
+
+def _checked_starts(starts: NDArray[np.int64], trajectories: Trajectories) -> NDArray[np.int64]:
+    """Return `starts` when there is one or more and all are transitions of the data set."""
+    starts = np.asarray(starts, dtype=np.int64)
+    if starts.ndim != 1 or len(starts) == 0 or starts.min() < 0 or starts.max() >= trajectories.num_steps:
+        raise ValueError(
+            f"starts must be a list of one or more transitions of {trajectories.name!r}, "
+            f"each in 0 ... {trajectories.num_steps - 1}"
+        )
+    return starts

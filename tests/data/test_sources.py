@@ -1,0 +1,442 @@
+"""Every source gives the same columns, and every fault of one is named: where it is and what to do about it."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from hf_decision_mamba.data import Trajectories, load_trajectories
+from hf_decision_mamba.data.sources import PARQUET_REVISION
+
+HOPPER = Path(__file__).parent / "hopper-tiny-v5.parquet"
+SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `datasets` caches in the test's folder, and every test off the network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def columns_of(trajectories: Trajectories) -> dict[str, np.ndarray]:
+    names = ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets")
+    return {name: getattr(trajectories, name) for name in names}
+
+
+def assert_same(first: Trajectories, second: Trajectories) -> None:
+    for name, values in columns_of(first).items():
+        np.testing.assert_array_equal(values, columns_of(second)[name], err_msg=name)
+        assert values.dtype == columns_of(second)[name].dtype
+
+
+def two_episodes(**changes: Any) -> dict[str, Any]:
+    """Episodes of two steps and of one step; `changes` replace columns or, if None, drop them."""
+    columns = {
+        "observations": [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], [[6.0, 7.0, 8.0]]],
+        "actions": [[[0.0, 0.1], [0.2, 0.3]], [[0.4, 0.5]]],
+        "rewards": [[1.0, 2.0], [3.0]],
+        "terminations": [[False, True], [False]],
+        "truncations": [[False, False], [True]],
+    }
+    return {name: values for name, values in {**columns, **changes}.items() if values is not None}
+
+
+def load(**changes: Any) -> Trajectories:
+    return load_trajectories(datasets.Dataset.from_dict(two_episodes(**changes)))
+
+
+# What is read
+
+
+def test_columns_are_those_of_the_file() -> None:
+    trajectories = load_trajectories(HOPPER)
+    rows = pq.read_table(HOPPER).to_pylist()
+    assert (trajectories.num_episodes, trajectories.num_steps) == (20, 2874)
+    assert (trajectories.state_dim, trajectories.act_dim) == (11, 3)
+    assert trajectories.name == "hopper-tiny-v5"
+    for episode in (0, 7, 19):
+        steps = slice(trajectories.episode_offsets[episode], trajectories.episode_offsets[episode + 1])
+        for column in ("observations", "actions", "rewards", "terminations", "truncations"):
+            expected = np.array(rows[episode][column], dtype=getattr(trajectories, column).dtype)
+            np.testing.assert_array_equal(getattr(trajectories, column)[steps], expected)
+
+
+def source(kind: str, folder: Path) -> Any:
+    """The two episodes as a source of this kind."""
+    data = datasets.Dataset.from_dict(two_episodes())
+    if kind == "dataset":
+        return data
+    if kind == "dataset dict":
+        return datasets.DatasetDict(train=data)
+    if kind == "sliced dataset":
+        return datasets.concatenate_datasets([data, data]).select([2, 1])
+    if kind == "dataset in chunks":
+        return datasets.concatenate_datasets([data.select([0]), data.select([1])])
+    if kind == "dataset of 2-d arrays":
+        features = {**data.features, "observations": datasets.Array2D((None, 3), "float32")}
+        return datasets.Dataset.from_dict(two_episodes(), features=datasets.Features(features))
+    if kind == "dataset of fixed-size lists":
+        table = data.data.table.set_column(
+            0, "observations", pa.array(two_episodes()["observations"], pa.list_(pa.list_(pa.float32(), 3)))
+        )
+        return datasets.Dataset(pa.table(table.columns, names=table.column_names))
+    if kind == "folder":
+        (folder / "data").mkdir()
+        data.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+        return str(folder)
+    path = folder / f"episodes.{kind}"
+    if kind == "arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, data.data.table.schema) as writer:
+            writer.write_table(data.data.table)
+    else:
+        {"parquet": data.to_parquet, "json": data.to_json, "jsonl": data.to_json}[kind](path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "dataset",
+        "dataset dict",
+        "sliced dataset",
+        "dataset in chunks",
+        "dataset of 2-d arrays",
+        "dataset of fixed-size lists",
+        "folder",
+        "parquet",
+        "json",
+        "jsonl",
+        "arrow",
+    ],
+)
+def test_every_kind_of_source_gives_the_same_columns(kind: str, tmp_path: Path) -> None:
+    trajectories = load_trajectories(source(kind, tmp_path))
+    assert trajectories.observations.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert trajectories.actions.tolist() == np.float32([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]).tolist()
+    assert trajectories.rewards.tolist() == [1, 2, 3]
+    assert trajectories.terminations.tolist() == [False, True, False]
+    assert trajectories.truncations.tolist() == [False, False, True]
+    assert trajectories.episode_offsets.tolist() == [0, 2, 3]
+
+
+def test_the_shipped_data_set() -> None:
+    trajectories = load_trajectories(SHIPPED)
+    assert repr(trajectories) == (
+        "Trajectories('hopper-medium-replay': 1120 episodes, 199266 steps, state_dim=11, act_dim=3, env_id='Hopper-v5')"
+    )
+
+
+def test_the_card_of_the_shipped_data_set_says_what_its_data_say() -> None:
+    statistics = load_trajectories(SHIPPED).statistics()
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    for dimension, (mean, std) in enumerate(zip(statistics.state_mean, statistics.state_std, strict=True)):
+        line = next(line for line in card.splitlines() if line.startswith(f"| {dimension} | ") and line.count("|") == 8)
+        assert f"| {mean:.4f} | {std:.4f} |" in line
+    text = " ".join(card.split())
+    for fact in (
+        f"{statistics.episodes:,} episodes, {statistics.transitions:,} steps",
+        f"| {statistics.return_mean:.1f} | {statistics.return_std:.1f} | {statistics.return_min:.1f} |",
+        f"| {statistics.return_max:.1f} |",
+        f"{statistics.length_mean:.1f} steps on average",
+        f"({statistics.length_min} to {statistics.length_max:,})",
+        f"true at the last step of {statistics.terminated:,} episodes",
+        f"true at the last step of {statistics.truncated} episodes",
+    ):
+        assert fact in text
+
+
+# What is mapped, converted and filled in
+
+
+def test_columns_are_mapped_and_others_left_alone() -> None:
+    renamed = {"obs": two_episodes()["observations"], "note": ["a", "b"], "observations": None}
+    rows = datasets.Dataset.from_dict(two_episodes(**renamed))
+    trajectories = load_trajectories(rows, columns={"observations": "obs"})
+    assert trajectories.observations.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_any_numbers_become_float32_and_flags_may_be_numbers() -> None:
+    trajectories = load(
+        observations=[[[0], [1]], [[2]]],
+        rewards=[[1, 2], [3]],
+        terminations=[[0, 1], [0]],
+        truncations=[[0.0, 0.0], [1.0]],
+    )
+    assert trajectories.observations.dtype == trajectories.rewards.dtype == np.float32
+    assert trajectories.terminations.tolist() == [False, True, False]
+    assert trajectories.truncations.tolist() == [False, False, True]
+
+
+NONE = {"terminations": None, "truncations": None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "terminations", "truncations"),
+    [
+        ({**NONE}, [0, 0, 0], [0, 1, 1]),
+        ({**NONE, "dones": [[False, True], [True]]}, [0, 1, 1], [0, 0, 0]),
+        ({**NONE, "dones": [[False, True], [False]]}, [0, 1, 0], [0, 0, 1]),
+        ({"truncations": None}, [0, 1, 0], [0, 0, 1]),
+        ({"terminations": None}, [0, 1, 0], [0, 0, 1]),
+        ({"terminations": [[False, False], [False]], "truncations": [[False, False], [False]]}, [0, 0, 0], [0, 1, 1]),
+        ({"terminations": [[False, True], [True]]}, [0, 1, 1], [0, 0, 1]),
+        ({"dones": [["what is not read"], []]}, [0, 1, 0], [0, 0, 1]),
+    ],
+    ids=[
+        "no flags",
+        "dones at every end",
+        "dones but at a recording that stopped",
+        "terminations only",
+        "truncations only",
+        "nothing set at the ends",
+        "both at one step",
+        "dones beside the others",
+    ],
+)
+def test_how_an_episode_ended(flags: dict[str, Any], terminations: list[int], truncations: list[int]) -> None:
+    trajectories = load(**flags)
+    assert trajectories.terminations.astype(int).tolist() == terminations
+    assert trajectories.truncations.astype(int).tolist() == truncations
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "env_id"),
+    [
+        ("---\nenvironment:\n  id: Hopper-v5\n---\n", "Hopper-v5"),
+        ("---\nlicense: mit\n---\n", None),
+        ("---\nenvironment: in the wild\n---\n", None),
+        ("no front matter\n", None),
+    ],
+)
+def test_environment_id_comes_from_the_card(front_matter: str, env_id: str | None, tmp_path: Path) -> None:
+    folder = source("folder", tmp_path)
+    (tmp_path / "README.md").write_text(front_matter, encoding="utf-8")
+    assert load_trajectories(folder).env_id == env_id
+
+
+# What is refused: the form of the episodes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rewards": None},
+            r"no column 'rewards' for the rewards; its columns are observations, .*truncations\. Say whi",
+        ),
+        (
+            {"observations": [[[0.0]] * 3, [[1.0]]]},
+            "episode 0: the number of steps differs, 3 in column 'observations' and 2",
+        ),
+        (
+            {"actions": [[[0.0]] * 2, [[1.0]] * 3]},
+            "episode 1: .*, 1 in column 'observations' and 3 in column 'actions'; every",
+        ),
+        ({"truncations": [[False, False], []]}, "episode 1: .* 0 in column 'truncations'; every step needs a value"),
+        (
+            {"observations": [[[0.0, 1.0], [2.0]], [[3.0, 4.0]]]},
+            "episode 0, step 1, column 'observations': 1 numbers, ",
+        ),
+        ({"actions": [[[0.0], [1.0]], [[2.0, 3.0]]]}, "episode 1, step 0, column 'actions': 2 numbers, .* has 1"),
+        ({"observations": [[[], []], [[]]]}, "episode 0, step 0, column 'observations': the step has no numbers"),
+        (
+            {"observations": [[0.0, 1.0], [2.0]]},
+            r"'observations': expected one row per episode with a list.*found list",
+        ),
+        (
+            {"observations": [[[[0.0]]] * 2, [[[1.0]]]]},
+            "'observations': expected one row per episode with a list of num",
+        ),
+        (
+            {"rewards": [1.0, 2.0]},
+            "column 'rewards': expected one row per episode with one number for each step, found",
+        ),
+        ({"rewards": [["a", "b"], ["c"]]}, r"column 'rewards': .*found list<.*string>; convert the column, or map"),
+        ({"rewards": [[True, False], [True]]}, r"column 'rewards': .*found list<.*bool>"),
+        ({"terminations": [["no", "yes"], ["no"]]}, "column 'terminations': .* with true or false for each step"),
+        ({"terminations": [[0, 2], [0]]}, "episode 0, step 1, column 'terminations': expected true or false .*found 2"),
+        ({"terminations": [[True, True], [False]]}, "episode 0, step 0, column 'terminations': the episode ends here"),
+        (
+            {**NONE, "dones": [[True, False], [True]]},
+            "episode 0, step 0, column 'dones': .* one row must be one episode",
+        ),
+        ({"rewards": [[1.0, 2.0], None]}, "episode 1, column 'rewards' is null"),
+        ({"rewards": [[1.0, None], [3.0]]}, "episode 0, step 1, column 'rewards': a value is missing"),
+        ({"observations": [[[1.0], None], [[3.0]]]}, "episode 0, step 1, column 'observations': a value is missing"),
+        (
+            {"actions": [[[1.0, 0.0], [2.0, 0.0]], [[3.0, None]]]},
+            "episode 1, step 0, column 'actions': a value is miss",
+        ),
+        ({"rewards": [[1.0, 2.0], [float("nan")]]}, "episode 1, step 0, column 'rewards': the value is nan"),
+        (
+            {"observations": [[[0.0], [np.inf]], [[1.0]]]},
+            "episode 0, step 1, column 'observations', dimension 0: .* inf",
+        ),
+        ({"rewards": [[1.0, 1e300], [2.0]]}, "episode 0, step 1, column 'rewards': the value is inf in float32"),
+        ({"observations": [[[0.0]] * 3, [[1.0]] * 2]}, "leave out the observation after the last action of each"),
+        ({name: [[], []] for name in two_episodes()}, "episode 0 is empty"),
+        ({name: [None, None] for name in two_episodes()}, "episode 0, column 'observations' is null"),
+        ({name: [rows[0], []] for name, rows in two_episodes().items()}, "episode 1 is empty.* remove it"),
+        ({name: [] for name in two_episodes()}, "has no episodes in split 'train'"),
+    ],
+)
+def test_refuses_an_episode_that_is_not_one(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        load(**changes)
+    assert "data set 'data set in memory'" in str(raised.value)
+
+
+def test_places_are_counted_over_chunks() -> None:
+    faulty = two_episodes(rewards=[[1.0, 2.0], [None]])
+    rows = datasets.concatenate_datasets([datasets.Dataset.from_dict(data) for data in (two_episodes(), faulty)])
+    with pytest.raises(ValueError, match="episode 3, step 0, column 'rewards': a value is missing"):
+        load_trajectories(rows)
+
+
+def test_refuses_a_mapping_to_nothing() -> None:
+    rows = datasets.Dataset.from_dict(two_episodes())
+    with pytest.raises(ValueError, match="'obs' is none of our columns; map from observations, actions"):
+        load_trajectories(rows, columns={"obs": "observations"})
+    with pytest.raises(ValueError, match="no column 'finished' for the dones"):
+        load_trajectories(rows, columns={"dones": "finished"})
+
+
+# What is refused: the source
+
+
+def test_refuses_what_is_no_source() -> None:
+    with pytest.raises(TypeError, match="not from list"):
+        load_trajectories([1, 2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["episodes.pkl", "episodes.pickle", "https://somewhere.org/episodes.PKL"])
+def test_refuses_pickles(name: str) -> None:
+    with pytest.raises(ValueError, match="pickle files are not read, because unpickling can run any code; save"):
+        load_trajectories(name)
+
+
+@pytest.mark.parametrize("name", ["data/missing.parquet", "./missing", "a/b/c", "missing", "not a name", "json"])
+def test_says_where_it_looked_for_a_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    looked_for = f"no data set at {name!r}: there is no file or folder {tmp_path / name}, and it is not a repository id"
+    with pytest.raises(FileNotFoundError, match=re.escape(looked_for)):
+        load_trajectories(name)
+
+
+def test_says_that_the_hub_cannot_be_reached() -> None:
+    looked_for = (
+        "no data set 'nobody/nothing': there is no file or folder .*nobody/nothing, and the Hub cannot be reached"
+    )
+    with pytest.raises(ConnectionError, match=looked_for):
+        load_trajectories("nobody/nothing")
+
+
+def test_says_that_the_hub_has_no_such_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_found(*args: object, **kwargs: object) -> None:
+        raise DatasetNotFoundError("Dataset 'nobody/nothing' doesn't exist on the Hub or cannot be accessed.")
+
+    monkeypatch.setattr(datasets, "load_dataset", not_found)
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*nobody/nothing, and on the Hub: .*doesn't exist"):
+        load_trajectories("nobody/nothing")
+
+
+def test_a_script_is_not_run_but_its_parquet_copy_is_recommended(tmp_path: Path) -> None:
+    folder = tmp_path / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("raise SystemExit('this was run')", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"made by a script, .* parquet copy with revision='{PARQUET_REVISION}'"):
+        load_trajectories(folder)
+
+
+def test_configurations_of_the_parquet_copy_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def load_dataset(path: str, **options: object) -> datasets.Dataset:
+        asked.update(options, path=path)
+        return datasets.Dataset.from_dict(two_episodes())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    load_trajectories("org/gym", config="hopper", revision=PARQUET_REVISION)
+    assert asked == {"path": "org/gym", "data_dir": "hopper", "revision": PARQUET_REVISION, "split": "train"}
+    asked.clear()
+    load_trajectories("org/gym", config="hopper", revision="v1", split="test")
+    assert asked == {"path": "org/gym", "name": "hopper", "revision": "v1", "split": "test"}
+    with pytest.raises(ValueError, match=r"every configuration is a folder, .* name one with config="):
+        load_trajectories("org/gym", revision=PARQUET_REVISION)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bytes changed", "not parquet at all"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_names_the_file_that_cannot_be_read(damage: str, in_folder: bool, tmp_path: Path) -> None:
+    content = bytearray(HOPPER.read_bytes())
+    if damage == "truncated":
+        del content[100_000:]
+    elif damage == "bytes changed":
+        content[20_000:60_000] = bytes(40_000)
+    else:
+        content[:] = b"<html>404</html>" * 1000
+    if in_folder:
+        shutil.copy(HOPPER, tmp_path / "train-00000.parquet")
+    file = tmp_path / "train-00001.parquet"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"cannot be read: .*{file.name}.*corrupted, truncated or not what its ending"):
+        load_trajectories(tmp_path if in_folder else file)
+
+
+def test_a_full_disk_is_not_blamed_on_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: object, **options: object) -> None:
+        raise DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(OSError, match="No space left on device"):
+        load_trajectories(HOPPER)
+
+
+@pytest.mark.parametrize("name", ["episodes.json", "episodes.jsonl", "episodes.arrow"])
+def test_names_other_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"observations": [[1, 2]], "act', encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{name}.*cannot be read: .*corrupted, truncated"):
+        load_trajectories(tmp_path / name)
+
+
+def test_lists_the_kinds_of_files_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "episodes.xyz").touch()
+    with pytest.raises(ValueError, match=r"cannot read a file of this kind; known endings: \.parquet, \.json"):
+        load_trajectories(tmp_path / "episodes.xyz")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no data files; looked for \.parquet"):
+        load_trajectories(empty)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, r"cannot be loaded with split='test': .*\['train'\]"),
+        ({"config": "other"}, "cannot be loaded with name='other', split='train': .*not found"),
+        ({"revision": "main"}, "revision='main' has no meaning for the local folder"),
+    ],
+)
+def test_refuses_options_that_a_folder_does_not_have(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(source("folder", tmp_path), **options)  # type: ignore[arg-type]
+
+
+def test_refuses_options_that_would_do_nothing() -> None:
+    with pytest.raises(ValueError, match="config='a' has no meaning for the local file"):
+        load_trajectories(HOPPER, config="a")
+    rows = datasets.Dataset.from_dict(two_episodes())
+    with pytest.raises(ValueError, match="revision='a' has no meaning for a data set that is already loaded"):
+        load_trajectories(rows, revision="a")
+    with pytest.raises(ValueError, match="no split 'test'; it has 'train'"):
+        load_trajectories(datasets.DatasetDict(train=rows), split="test")

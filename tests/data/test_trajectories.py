@@ -1,0 +1,187 @@
+"""The flat columns: what is refused, and that returns, statistics and splits are what their definitions say."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_decision_mamba.data import Trajectories
+
+
+def make(lengths: Sequence[int], seed: int = 0, **changes: object) -> Trajectories:
+    """Random episodes of these lengths, 3 state and 2 action dimensions; `changes` replace columns."""
+    random, steps = np.random.default_rng(seed), sum(lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    terminations = np.zeros(steps, bool)
+    terminations[offsets[1:] - 1] = True
+    columns: dict[str, object] = {
+        "observations": random.normal(size=(steps, 3)).astype(np.float32),
+        "actions": random.normal(size=(steps, 2)).astype(np.float32),
+        "rewards": random.normal(size=steps).astype(np.float32),
+        "terminations": terminations,
+        "truncations": np.zeros(steps, bool),
+        "episode_offsets": offsets,
+        "name": "made",
+    }
+    return Trajectories(**{**columns, **changes})  # type: ignore[arg-type]
+
+
+def test_dimensions() -> None:
+    trajectories = make([4, 1, 2])
+    assert (trajectories.num_episodes, trajectories.num_steps) == (3, 7)
+    assert (trajectories.state_dim, trajectories.act_dim) == (3, 2)
+    assert trajectories.lengths().tolist() == [4, 1, 2]
+    assert repr(trajectories) == "Trajectories('made': 3 episodes, 7 steps, state_dim=3, act_dim=2, env_id=None)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episode_offsets": np.array([0])}, "'made' has no episodes"),
+        ({"episode_offsets": np.array([0, 3, 3, 5])}, "episode 1 is empty"),
+        ({"episode_offsets": np.array([1, 5])}, "must begin with 0"),
+        ({"episode_offsets": np.array([0.0, 5.0])}, "one-dimensional int64"),
+        ({"episode_offsets": np.array([0, 4])}, "column 'observations' has 5 rows, but the episode offsets end at 4"),
+        ({"observations": np.zeros((5, 3))}, "column 'observations': expected a float32 array, found float64"),
+        ({"observations": np.zeros(5, np.float32)}, r"expected shape \(steps, dimensions\).*found \(5,\)"),
+        ({"observations": np.zeros((5, 0), np.float32)}, r"found \(5, 0\)"),
+        ({"actions": [[0.0]] * 5}, "column 'actions': expected a float32 array, found list"),
+        ({"rewards": np.zeros((5, 1), np.float32)}, r"column 'rewards': expected shape \(steps,\)"),
+        ({"terminations": np.zeros(5, np.int64)}, "column 'terminations': expected a bool array"),
+        ({"truncations": np.zeros(4, bool)}, "column 'truncations' has 4 rows"),
+    ],
+)
+def test_refuses_columns_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make([2, 3], **changes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("column", "place", "dimension"),
+    [("observations", (4, 1), ", dimension 1"), ("actions", (4, 0), ", dimension 0"), ("rewards", (4,), "")],
+)
+def test_names_the_place_of_a_number_that_is_not_finite(
+    value: float, column: str, place: tuple[int, ...], dimension: str
+) -> None:
+    trajectories = make([2, 3])
+    getattr(trajectories, column)[place] = value
+    expected = f"data set 'made', episode 1, step 2, column '{column}'{dimension}: the value is {value}"
+    with pytest.raises(ValueError, match=expected):
+        trajectories.check_finite()
+    with pytest.raises(ValueError, match=expected):
+        trajectories.statistics()
+
+
+def test_columns_may_be_memory_mapped(tmp_path) -> None:
+    trajectories = make([2, 3])
+    np.save(tmp_path / "observations.npy", trajectories.observations)
+    mapped = make([2, 3], observations=np.load(tmp_path / "observations.npy", mmap_mode="r"))
+    assert isinstance(mapped.observations, np.memmap)
+    assert mapped.statistics().to_dict() == trajectories.statistics().to_dict()
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99))
+def test_returns_are_sums_of_rewards(lengths: list[int], seed: int) -> None:
+    trajectories = make(lengths, seed)
+    returns, returns_to_go = trajectories.returns(), trajectories.returns_to_go()
+    for episode, (start, end) in enumerate(
+        zip(trajectories.episode_offsets[:-1], trajectories.episode_offsets[1:], strict=True)
+    ):
+        rewards = trajectories.rewards[start:end].astype(np.float64)
+        assert returns[episode] == pytest.approx(rewards.sum(), abs=1e-12)
+        for step in range(end - start):
+            assert returns_to_go[start + step] == pytest.approx(rewards[step:].sum(), rel=1e-6, abs=1e-6)
+
+
+def test_returns_to_go_are_summed_in_float64_and_episode_by_episode() -> None:
+    # In float32, ten thousand additions of 0.1 to 1e6 would lose most of them; 1e30 before them would lose all.
+    rewards = np.full(10_001, 0.1, np.float32)
+    rewards[-1] = 1e6
+    trajectories = make([1, 10_001], rewards=np.concatenate([[np.float32(1e30)], rewards]))
+    assert trajectories.returns_to_go()[1] == pytest.approx(1_001_000, rel=1e-7)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99))
+def test_statistics(lengths: list[int], seed: int) -> None:
+    trajectories = make(lengths, seed)
+    statistics = trajectories.statistics()
+    states = trajectories.observations.astype(np.float64)
+    constant = states.std(axis=0) < 1e-6
+    np.testing.assert_allclose(statistics.state_mean, states.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(statistics.state_std, np.where(constant, 1, states.std(axis=0)), atol=1e-12)
+    np.testing.assert_array_equal(statistics.action_low, trajectories.actions.min(axis=0))
+    np.testing.assert_array_equal(statistics.action_high, trajectories.actions.max(axis=0))
+    assert (statistics.episodes, statistics.transitions) == (len(lengths), sum(lengths))
+    assert statistics.return_mean == pytest.approx(trajectories.returns().mean())
+    assert statistics.return_std == pytest.approx(trajectories.returns().std())
+    assert statistics.return_min <= statistics.return_mean + 1e-9 <= statistics.return_max + 2e-9
+    assert (statistics.length_min, statistics.length_max) == (min(lengths), max(lengths))
+    assert statistics.length_mean == pytest.approx(np.mean(lengths))
+    assert (statistics.terminated, statistics.truncated) == (len(lengths), 0)
+
+
+def test_statistics_merge_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    trajectories = make([50, 57])
+    whole = trajectories.statistics()
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", 10)
+    np.testing.assert_allclose(trajectories.statistics().state_mean, whole.state_mean, atol=1e-14)
+    np.testing.assert_allclose(trajectories.statistics().state_std, whole.state_std, atol=1e-14)
+
+
+def test_statistics_do_not_cancel_far_from_zero() -> None:
+    observations = np.full((6, 3), 2.0**20, np.float32)
+    observations[::2] += 1
+    assert make([6], observations=observations).statistics().state_std == pytest.approx([0.5] * 3, abs=1e-12)
+
+
+def test_a_constant_dimension_is_not_divided_by_nothing() -> None:
+    observations = make([5]).observations
+    observations[:, 1] = 0.1
+    statistics = make([5], observations=observations).statistics()
+    assert statistics.state_std[1] == 1.0
+    assert statistics.state_mean[1] == np.float32(0.1)
+
+
+def test_statistics_are_ready_for_json() -> None:
+    facts = json.loads(json.dumps(make([2, 3]).statistics().to_dict()))
+    assert len(facts["state_mean"]) == 3
+    assert facts["transitions"] == 5
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.25, 5), (0.001, 1), (0.999, 19)])
+def test_split_keeps_episodes_whole_and_in_order(fraction: float, held_out: int) -> None:
+    lengths = list(range(1, 21))
+    trajectories = make(lengths, env_id="Hopper-v5")
+    parts = trajectories.split(fraction, seed=3)
+    assert [part.num_episodes for part in parts] == [20 - held_out, held_out]
+    assert sorted(length for part in parts for length in part.lengths().tolist()) == lengths
+    for part in parts:
+        assert part.env_id == "Hopper-v5"
+        assert part.lengths().tolist() == sorted(part.lengths().tolist())
+        for episode, length in enumerate(part.lengths()):
+            rows = slice(part.episode_offsets[episode], part.episode_offsets[episode + 1])
+            origin = slice(trajectories.episode_offsets[length - 1], trajectories.episode_offsets[length])
+            for column in ("observations", "actions", "rewards", "terminations", "truncations"):
+                np.testing.assert_array_equal(getattr(part, column)[rows], getattr(trajectories, column)[origin])
+
+
+def test_split_depends_on_the_seed_alone() -> None:
+    trajectories = make(list(range(1, 21)))
+    first, again, other = (trajectories.split(0.3, seed)[1].lengths().tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_split_refuses_a_fraction_that_leaves_nothing(fraction: float) -> None:
+    with pytest.raises(ValueError, match="held_out_fraction must be between 0 and 1"):
+        make([2, 3]).split(fraction, seed=0)
+
+
+def test_split_refuses_a_single_episode() -> None:
+    with pytest.raises(ValueError, match="'made' has one episode, which cannot be split"):
+        make([5]).split(0.5, seed=0)

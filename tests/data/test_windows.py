@@ -1,0 +1,256 @@
+"""The gather equals a naive loop, windows stay in their episode, and draw i of the sampler is a function of i."""
+
+import multiprocessing
+import pickle
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, skip_first_batches
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, collate
+
+some_lengths = st.lists(st.integers(1, 12), min_size=1, max_size=6)
+
+
+def make(lengths: list[int], seed: int = 0) -> Trajectories:
+    """Random episodes of these lengths, 3 state and 2 action dimensions."""
+    random, steps = np.random.default_rng(seed), sum(lengths)
+    return Trajectories(
+        observations=random.normal(size=(steps, 3)).astype(np.float32),
+        actions=random.normal(size=(steps, 2)).astype(np.float32),
+        rewards=random.normal(size=steps).astype(np.float32),
+        terminations=np.zeros(steps, bool),
+        truncations=np.zeros(steps, bool),
+        episode_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def naive_window(trajectories: Trajectories, start: int, length: int) -> dict[str, np.ndarray]:
+    """The window that begins at a transition, written down step by step."""
+    offsets = trajectories.episode_offsets
+    first = max(offset for offset in offsets if offset <= start)
+    end = min(offset for offset in offsets if offset > start)
+    window = {
+        "states": np.zeros((length, 3)),
+        "actions": np.zeros((length, 2)),
+        "rewards": np.zeros((length, 1)),
+        "returns_to_go": np.zeros((length, 1)),
+        "timesteps": np.zeros(length),
+        "attention_mask": np.zeros(length),
+        "previous_actions": np.zeros((length, 2)),
+        "labels": np.full((length, 2), -100.0),
+    }
+    for step in range(length):
+        row = start + step
+        if row >= end:
+            break
+        window["states"][step] = trajectories.observations[row]
+        window["actions"][step] = window["labels"][step] = trajectories.actions[row]
+        window["rewards"][step] = trajectories.rewards[row]
+        window["returns_to_go"][step] = trajectories.rewards[row:end].astype(np.float64).sum()
+        window["timesteps"][step] = row - first
+        window["attention_mask"][step] = 1
+        if row > first:
+            window["previous_actions"][step] = trajectories.actions[row - 1]
+    return window
+
+
+@given(some_lengths, st.integers(1, 15), st.integers(0, 99))
+def test_gather_equals_a_loop_over_steps(lengths: list[int], context_length: int, seed: int) -> None:
+    trajectories = make(lengths, seed)
+    windows = WindowDataset(trajectories, context_length)
+    indices = np.random.default_rng(seed).permutation(len(windows))
+    batch = windows.__getitems__(indices.tolist())
+    for name, values in batch.items():
+        expected = [naive_window(trajectories, start, context_length)[name] for start in indices]
+        np.testing.assert_allclose(values.numpy(), np.stack(expected), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@given(some_lengths, st.integers(1, 15))
+def test_covering_windows_hold_every_transition_once(lengths: list[int], context_length: int) -> None:
+    trajectories = make(lengths)
+    windows = WindowDataset.covering(trajectories, context_length)
+    batch = windows.__getitems__(range(len(windows)))
+    real = batch["attention_mask"].bool()
+    np.testing.assert_array_equal(batch["states"][real].numpy(), trajectories.observations)
+    assert len(windows) == sum(-(-length // context_length) for length in lengths)
+
+
+def test_shapes_and_types() -> None:
+    batch = WindowDataset(make([4, 1, 7]), context_length=5).__getitems__([0, 4])
+    shapes = {name: (tuple(values.shape), values.dtype) for name, values in batch.items()}
+    assert shapes == {
+        "states": ((2, 5, 3), torch.float32),
+        "actions": ((2, 5, 2), torch.float32),
+        "rewards": ((2, 5, 1), torch.float32),
+        "returns_to_go": ((2, 5, 1), torch.float32),
+        "timesteps": ((2, 5), torch.int64),
+        "attention_mask": ((2, 5), torch.int64),
+        "previous_actions": ((2, 5, 2), torch.float32),
+        "labels": ((2, 5, 2), torch.float32),
+    }
+
+
+def test_states_are_normalised_and_returns_scaled_but_padding_stays_zero() -> None:
+    trajectories = make([3])
+    mean, std = np.array([1.0, -2.0, 0.5]), np.array([0.5, 2.0, 1.0])
+    window = WindowDataset(trajectories, 4, state_mean=mean, state_std=std, return_scale=1000.0)[0]
+    expected = (trajectories.observations - mean) / std
+    np.testing.assert_allclose(window["states"][:3].numpy(), expected, rtol=1e-6)
+    assert window["states"][3].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(window["returns_to_go"][:3, 0].numpy(), trajectories.returns_to_go() / 1000, rtol=1e-6)
+    np.testing.assert_array_equal(window["rewards"][:3, 0].numpy(), trajectories.rewards)
+
+
+def test_gathering_leaves_the_data_as_it_was() -> None:
+    trajectories = make([3, 2])
+    for column in ("observations", "actions", "rewards"):
+        getattr(trajectories, column).flags.writeable = False
+    windows = WindowDataset(trajectories, 4, state_mean=np.ones(3))
+    first, second = (windows.__getitems__([0, 3]) for _ in range(2))
+    first["states"].fill_(7.0)
+    assert not torch.equal(first["states"], second["states"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"context_length": 0}, "context_length must be 1 or more steps, got 0"),
+        ({"state_mean": np.zeros(2)}, r"state_mean must be 3 finite numbers.*got shape \(2,\)"),
+        ({"state_mean": np.full(3, np.nan)}, "state_mean must be 3 finite numbers"),
+        ({"state_std": np.zeros(3)}, "state_std must be positive"),
+        ({"return_scale": 0.0}, "return_scale must be a positive number"),
+        ({"return_scale": float("nan")}, "return_scale must be a positive number"),
+        ({"starts": np.array([5])}, r"starts must be .* each in 0 ... 4"),
+        ({"starts": np.array([], np.int64)}, "one or more transitions"),
+    ],
+)
+def test_refuses_arguments_out_of_range(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WindowDataset(make([2, 3]), **{"context_length": 4, **arguments})  # type: ignore[arg-type]
+
+
+def test_covering_refuses_an_empty_window() -> None:
+    with pytest.raises(ValueError, match="context_length must be 1 or more steps, got 0"):
+        WindowDataset.covering(make([2, 3]), 0)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_refuses_an_index_outside_the_data(index: int) -> None:
+    with pytest.raises(IndexError, match=r"in 0 \.\.\. 4"):
+        WindowDataset(make([2, 3]), 4)[index]
+
+
+def draws(sampler: WindowSampler, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_draws_are_a_function_of_seed_epoch_and_index() -> None:
+    sampler = WindowSampler(1000, seed=1, num_samples=20_000)  # more than the sampler holds at once
+    epochs = [draws(sampler, epoch) for epoch in (0, 1, 0)]
+    assert epochs[0] == epochs[2]
+    assert epochs[0] != epochs[1]
+    assert draws(WindowSampler(1000, seed=2, num_samples=20_000), 0) != epochs[0]
+    assert draws(WindowSampler(1000, seed=1, num_samples=9_001), 1) == epochs[1][:9_001]
+    assert WindowSampler(1000, seed=1, epoch=1).__iter__().__next__() == epochs[1][0]
+
+
+def test_an_iteration_that_has_begun_keeps_its_epoch() -> None:
+    sampler = WindowSampler(1000, num_samples=20_000)
+    expected = list(sampler)
+    begun = iter(sampler)
+    sampler.set_epoch(1)
+    assert list(begun) == expected
+
+
+def test_torch_generator_has_no_say() -> None:
+    torch.manual_seed(0)
+    first = list(WindowSampler(1000))
+    before = torch.get_rng_state()
+    assert list(WindowSampler(1000)) == first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_episodes_are_drawn_in_proportion_to_their_length() -> None:
+    lengths = [1, 10, 100, 889]
+    trajectories = make(lengths)
+    starts = np.fromiter(WindowSampler(trajectories.num_steps, seed=5, num_samples=100_000), np.int64)
+    episodes = np.searchsorted(trajectories.episode_offsets, starts, side="right") - 1
+    counts, expected = np.bincount(episodes, minlength=4), np.array(lengths) * 100.0
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees of freedom: 1 in 1000 exceeds it
+    # Within an episode every step is as likely: mean of the uniform distribution, five standard errors.
+    steps = starts[episodes == 3] - 111
+    assert abs(steps.mean() - 444) < 5 * 889 / np.sqrt(12 * len(steps))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_windows": 0}, "num_windows must be 1 or more, got 0"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"epoch": -1}, "epoch must be 0 or more"),
+        ({"num_samples": 0}, "num_samples must be 1 or more"),
+    ],
+)
+def test_sampler_refuses_arguments_out_of_range(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WindowSampler(**{"num_windows": 10, **arguments})
+
+
+def loader(num_workers: int = 0, **options: object) -> DataLoader:
+    windows = WindowDataset(make([30, 5, 60]), context_length=4)
+    sampler = WindowSampler(len(windows), seed=7)
+    return DataLoader(windows, batch_size=8, sampler=sampler, collate_fn=collate, num_workers=num_workers, **options)  # type: ignore[arg-type]
+
+
+def states(batches) -> list[torch.Tensor]:
+    return [batch["states"] for batch in batches]
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    assert len(first) == len(second)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_accelerate_moves_the_sampler_from_epoch_to_epoch() -> None:
+    prepared = Accelerator(cpu=True).prepare(loader())
+    epochs = [states(prepared), states(prepared)]
+    for epoch, batches in enumerate(epochs):
+        expected = loader()
+        expected.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        assert_same(batches, states(expected))
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+
+
+def test_skipping_batches_goes_on_as_if_never_stopped() -> None:
+    never_stopped = Accelerator(cpu=True).prepare(loader())
+    never_stopped.set_epoch(3)
+    skipped = skip_first_batches(Accelerator(cpu=True).prepare(loader()), 5)
+    skipped.set_epoch(3)
+    assert_same(states(never_stopped)[5:], states(skipped))
+
+
+def test_workers_give_the_same_batches() -> None:
+    # "spawn" also proves that the data set can be pickled.
+    workers = loader(num_workers=2, multiprocessing_context=multiprocessing.get_context("spawn"))
+    assert_same(states(Accelerator(cpu=True).prepare(workers)), states(loader()))
+
+
+def test_data_set_and_sampler_can_be_pickled() -> None:
+    windows, sampler = pickle.loads(pickle.dumps((WindowDataset(make([3, 4]), 2), WindowSampler(10, seed=4))))
+    assert windows[6]["timesteps"].tolist() == [3, 0]
+    assert list(islice(sampler, 5)) == list(islice(WindowSampler(10, seed=4), 5))
+
+
+@pytest.mark.parametrize("wrap", [lambda windows: Subset(windows, range(10)), lambda windows: ConcatDataset([windows])])
+def test_wrapped_data_sets_collate_to_the_same_batch(wrap) -> None:
+    windows = WindowDataset(make([30]), context_length=4)
+    batch = next(iter(DataLoader(wrap(windows), batch_size=8, collate_fn=collate)))
+    expected = windows.__getitems__(range(8))
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
