@@ -1,0 +1,308 @@
+"""Model cards and pushing to the Hub.
+
+A card is rendered from the files of a checkpoint folder alone, so that it can be rendered again anywhere, at any time;
+its words live in `model_cards/template.md`. Source of the metadata: huggingface_hub's EvalResult and ModelCardData.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import re
+import shlex
+import warnings
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
+
+logger = logging.getLogger(__name__)
+
+LIBRARY_NAME = "hf_decision_mamba"
+LICENSE = "apache-2.0"
+TAGS = ("reinforcement-learning", "deep-reinforcement-learning", "offline-rl", "decision-mamba")
+
+# What a push sends, from the top of the folder only: no optimizer states, no trainer checkpoints, no pickles.
+WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors")
+CHECKPOINT_FILES = (
+    *WEIGHT_FILES,
+    "model.safetensors.index.json",
+    "config.json",
+    "preprocessor_config.json",
+    "training.json",
+    "evaluation.json",
+    "evaluation.parquet",
+    "returns.png",
+    "README.md",
+)
+
+# Ends every rendered README.md. While the checksum fits the text above it, nobody has edited the card.
+_SIGNATURE = "<!-- rendered by hf_decision_mamba, sha256 {} -->"
+
+
+def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
+    """Render the model card of a checkpoint folder from the files in it.
+
+    Reads config.json, and preprocessor_config.json, training.json, evaluation.json and returns.png where they exist;
+    sections and metadata whose facts are missing are left out.
+
+    Args:
+        folder: the checkpoint folder.
+        repo_id: the Hub repository that the usage snippet loads from; the folder itself when not given.
+
+    Raises:
+        FileNotFoundError: the folder holds no config.json.
+        ValueError: one of the files cannot be read, or lacks a value that the card needs.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a checkpoint folder: it has no config.json. Give the folder that `save_pretrained` wrote."
+        )
+    config = _read_json(folder / "config.json")
+    processor = _read_json(folder / "preprocessor_config.json")
+    training = _read_json(folder / "training.json")
+    evaluation = _read_json(folder / "evaluation.json")
+    dataset = training.get("dataset") or {}
+    env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
+    model_name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
+    is_hub_dataset = _is_hub_id(dataset.get("name"))
+    metadata = ModelCardData(
+        library_name=LIBRARY_NAME,
+        license=LICENSE,
+        pipeline_tag="reinforcement-learning",
+        tags=[*TAGS, env_id] if env_id else list(TAGS),
+        datasets=[dataset["name"]] if is_hub_dataset else None,
+        model_name=model_name,
+        eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
+    )
+    if not metadata.eval_results:
+        metadata.pop("model_name")  # part of model-index; on its own it would become a stray metadata field
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(_template_path()),
+        model_name=model_name,
+        model_id=json.dumps(repo_id or folder.as_posix()),
+        env_id=env_id,
+        is_hub_dataset=is_hub_dataset,
+        config=config,
+        processor=processor,
+        training=training,
+        evaluation=evaluation,
+        has_plot=(folder / "returns.png").is_file(),
+        versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
+        number=_number,
+        duration=_duration,
+        bounds=_bounds,
+        cell=_cell,
+    )
+
+
+def write_model_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
+    """Render the model card of a checkpoint folder into its README.md, unless that was edited by hand.
+
+    Args: as `render_model_card`.
+
+    Returns:
+        The path of README.md. A README.md that differs from what was rendered is kept as it is; delete it to have the
+        card rendered again.
+    """
+    path = Path(folder) / "README.md"
+    card = str(render_model_card(folder, repo_id=repo_id)).rstrip() + "\n\n"
+    if path.is_file() and not _is_rendered(path):
+        logger.warning("%s was edited by hand and is kept as it is; delete it to have it rendered again.", path)
+        return path
+    path.write_text(f"{card}{_sign(card)}\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload checkpoint",
+) -> str:
+    """Upload a checkpoint folder (weights, processor, card, evaluation) to a Hub repository, in one commit.
+
+    The repository is created when it does not exist, and so is the branch `revision`. Files of a checkpoint that the
+    repository has and the folder has not are deleted there: an old evaluation never stands beside new weights.
+
+    Args:
+        folder: the checkpoint folder; its README.md is rendered first (see `write_model_card`).
+        repo_id: `name` or `owner/name`.
+        private: create the repository as a private one.
+        revision: branch to push to; `main` when not given.
+        token: access token; the one of `hf auth login` or HF_TOKEN when not given.
+        commit_message: first line of the commit.
+
+    Returns:
+        The address of the repository (of the branch, if `revision` is given).
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is no checkpoint, or `repo_id` is malformed; nothing was sent.
+        OSError: the push failed. Local files are intact, and the message ends with the command that repeats the push.
+    """
+    folder = Path(folder)
+    validate_repo_id(repo_id)
+    render_model_card(folder)  # whatever is wrong with the files shows before the network is touched
+    if not any(_checkpoint_files(folder, WEIGHT_FILES)):
+        raise FileNotFoundError(
+            f"{folder} has no weights (model.safetensors). Give the folder that `save_pretrained` wrote."
+        )
+    api = HfApi(token=token)
+    try:
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo.repo_id).private:
+            raise PermissionError(f"{repo.repo_id} exists and is public, but private=True was asked for")
+        if revision is not None:
+            api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
+        write_model_card(folder, repo_id=repo.repo_id)
+        with warnings.catch_warnings():
+            # The per-episode table is data in a model repository on purpose.
+            warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+            api.upload_folder(
+                repo_id=repo.repo_id,
+                folder_path=folder,
+                allow_patterns=_checkpoint_files(folder, CHECKPOINT_FILES),
+                delete_patterns=list(CHECKPOINT_FILES),
+                revision=revision,
+                commit_message=commit_message,
+            )
+    except Exception as error:  # the clients raise their own, httpx2's, OSError, ValueError and RuntimeError
+        reason = " ".join(str(error).split()) or "no reason given"
+        again = _repeat_command(folder, repo_id, private, revision, commit_message)
+        raise OSError(
+            f"Pushing {folder} to {repo_id} failed ({type(error).__name__}: {reason}). The files in {folder} are "
+            f"intact. Check the connection and the token (`hf auth login`, or HF_TOKEN); this repeats the push: {again}"
+        ) from error
+    return f"{repo}/tree/{revision}" if revision is not None else str(repo)
+
+
+def _repeat_command(folder: Path, repo_id: str, private: bool, revision: str | None, commit_message: str) -> str:
+    arguments = [json.dumps(str(folder)), json.dumps(repo_id)]
+    arguments += ["private=True"] if private else []
+    arguments += [f"revision={json.dumps(revision)}"] if revision is not None else []
+    arguments += [f"commit_message={json.dumps(commit_message)}"]
+    code = f"from hf_decision_mamba.hub import push_to_hub; push_to_hub({', '.join(arguments)})"
+    return f"python -c {shlex.quote(code)}"
+
+
+def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    """Names of the matching files at the top of `folder`. (The Hub client's own patterns match in subfolders too.)"""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def _template_path() -> Path:
+    """The card template: inside an installed package, or at the top of a source checkout."""
+    package = Path(__file__).resolve().parent
+    candidates = (package / "model_cards" / "template.md", package.parents[1] / "model_cards" / "template.md")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"The model card template is neither at {candidates[0]} nor at {candidates[1]}: reinstall hf_decision_mamba."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when the file does not exist."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}). Write it again, or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object. Write it again, or remove it.")
+    return content
+
+
+def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]:
+    """One `mean_reward`, and where a reference exists one `normalized_score`, for each target return."""
+    if not evaluation:
+        return []
+    source = (evaluation.get("score_reference") or {}).get("source")
+    results = []
+    try:
+        for row in evaluation["results"]:
+            checkpoint = row.get("checkpoint") or evaluation["checkpoint"]
+            protocol = {
+                "target_return": row["target_return"],
+                "episodes": row["episodes"],
+                "seed": evaluation["seed"],
+                "mode": evaluation["mode"],
+                "checkpoint": checkpoint,
+            }
+            label = f"target return {_number(row['target_return'])}, {checkpoint} checkpoint"
+            metrics = {"mean_reward": ("Mean return", f"{row['return_mean']:.2f} +/- {row['return_std']:.2f}")}
+            if row.get("normalized_score_mean") is not None:
+                name = f"{source}-normalised score" if source else "Normalised score"
+                metrics["normalized_score"] = (name, round(row["normalized_score_mean"], 2))
+            results += [
+                EvalResult(
+                    task_type="reinforcement-learning",
+                    task_name="reinforcement learning",
+                    dataset_type=evaluation["env_id"],
+                    dataset_name=evaluation["env_id"],
+                    metric_type=metric,
+                    metric_name=f"{name} ({label})",
+                    metric_value=value,
+                    metric_args=protocol,
+                )
+                for metric, (name, value) in metrics.items()
+            ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} lacks a value that the card needs ({error!r}). Evaluate again, or remove it."
+        ) from error
+    return results
+
+
+def _is_hub_id(name: object) -> bool:
+    """Whether a data set's name is `owner/name` on the Hub; `datasets/...` is a folder, for no owner has that name."""
+    return isinstance(name, str) and re.fullmatch(r"(?!datasets/)\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def _sign(card: str) -> str:
+    return _SIGNATURE.format(hashlib.sha256(card.encode()).hexdigest())
+
+
+def _is_rendered(path: Path) -> bool:
+    """Whether a README.md is word for word what `write_model_card` wrote."""
+    card, start, end = path.read_text(encoding="utf-8").rpartition("<!--")
+    return (start + end).rstrip() == _sign(card)
+
+
+# Functions that the template calls
+
+
+def _number(value: float | None, digits: int | None = None) -> str:
+    """A number for reading: with thousands separators, and `digits` decimals where given (1234.56 -> 1,234.6)."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    return f"{value:,.{digits}f}" if digits is not None else f"{value:.10g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _bounds(low: list[float], high: list[float]) -> str:
+    """The range of an action: one interval if all dimensions share it, else one for each."""
+    intervals = [f"[{lowest:.4g}, {highest:.4g}]" for lowest, highest in zip(low, high, strict=True)]
+    return f"{intervals[0]} in each dimension" if len(set(intervals)) == 1 else ", ".join(intervals)
+
+
+def _cell(value: object) -> str:
+    """Any value as the content of one table cell."""
+    text = _number(value) if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")

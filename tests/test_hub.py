@@ -1,0 +1,497 @@
+"""Sharing: the model card says what the files say, and what is pushed loads and acts the same elsewhere.
+
+Pushes and loads run in processes of their own, with the real clients, against a Hub on the loopback interface.
+Source: huggingface_hub's card metadata, and the requests in hub_server.py.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import combinations, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hub_server import LoopbackHub
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
+from hf_decision_mamba.evaluation import EvaluationResult, normalized_score
+from hf_decision_mamba.hub import push_to_hub, render_model_card, write_model_card
+
+TOKEN = "hf_alice"
+ENV_ID = "Pendulum-v1"  # part of gymnasium itself: three observations, one action
+PNG = bytes.fromhex("89504e470d0a1a0a") + b"picture"
+
+TRAINING = {
+    "preset": "dema-b3ld",
+    "architecture": "decision_mamba",
+    "num_parameters": 108931,
+    "dataset": {
+        "name": "pendulum-replay",
+        "revision": None,
+        "env_id": ENV_ID,
+        "episodes": 1120,
+        "transitions": 199266,
+        "return_mean": -511.25,
+        "return_std": 515.5,
+        "return_min": -1600.0,
+        "return_max": -120.5,
+        "held_out_episodes": 56,
+    },
+    "arguments": {"max_steps": 5000, "learning_rate": 0.001, "seed": 7, "warmup_steps": None, "note": "a|b"},
+    "command": "accelerate launch train.py --max_steps 5000",
+    "train_runtime_seconds": 442.4,
+    "hardware": "2 CPU cores",
+    "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+    "loss": 0.0712345,
+    "eval_loss": None,
+    "global_step": 5000,
+}
+EVALUATION = {
+    "env_id": ENV_ID,
+    "checkpoint": "last",
+    "mode": "window",
+    "context_length": 20,
+    "episodes_per_target": 20,
+    "seed": 0,
+    "results": [
+        {
+            "target_return": -150.0,
+            "episodes": 20,
+            "return_mean": -160.123,
+            "return_std": 18.4,
+            "return_ci95": [-168.0, -152.0],
+            "length_mean": 200.0,
+            "normalized_score_mean": 92.057,
+            "normalized_score_std": 0.6,
+            "normalized_score_ci95": [91.8, 92.3],
+        },
+        {
+            "target_return": -600.0,
+            "episodes": 20,
+            "return_mean": -590.0,
+            "return_std": 60.0,
+            "return_ci95": [-620.0, -560.0],
+            "length_mean": 199.5,
+            "normalized_score_mean": 71.0,
+            "normalized_score_std": 2.0,
+            "normalized_score_ci95": [70.0, 72.0],
+        },
+    ],
+    "score_reference": {"min": -1600.0, "max": -120.0, "source": "D4RL"},
+    "versions": {"gymnasium": "1.4.0"},
+}
+OPTIONAL_FILES = ("preprocessor_config.json", "training.json", "evaluation.json", "returns.png")
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """A tiny trained-looking checkpoint, as training and evaluation leave it, with the files that must stay at home."""
+    torch.manual_seed(0)
+    config = DecisionMambaConfig.from_preset(
+        "dema-b3ld", state_dim=3, act_dim=1, hidden_size=16, embedding_size=8, n_layer=1, state_size=4
+    )
+    DecisionMambaModel(config).save_pretrained(folder)
+    DecisionMambaProcessor(
+        state_mean=[0.5, -0.25, 1.0],
+        state_std=[1.0, 2.0, 4.0],
+        return_scale=1000.0,
+        target_return=-150.0,
+        context_length=20,
+        env_id=ENV_ID,
+        action_low=[-2.0],
+        action_high=[2.0],
+    ).save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(TRAINING))
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (folder / "evaluation.parquet").write_bytes(b"PAR1")
+    (folder / "returns.png").write_bytes(PNG)
+    for private in ("optimizer.pt", "training_args.bin", "checkpoint-5/config.json", "checkpoint-5/model.safetensors"):
+        (folder / private).parent.mkdir(exist_ok=True)
+        (folder / private).write_bytes(b"stays here")
+    return folder
+
+
+SHARED = {"README.md", "config.json", "model.safetensors", *OPTIONAL_FILES, "evaluation.parquet"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "pendulum-dema")
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub({TOKEN: "alice", "hf_bob": "bob"}) as server:
+        yield server
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(hub: LoopbackHub, tmp_path: Path) -> Run:
+    """Run Python code in a fresh process that knows only this Hub; an empty cache for every call."""
+    calls = count()
+
+    def _run(code: str, token: str | None = TOKEN, **environment: str) -> "subprocess.CompletedProcess[str]":
+        client = hub.client_environment(tmp_path / f"home{next(calls)}", token) | environment
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=client, capture_output=True, text=True, timeout=120, check=False)
+
+    return _run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# The card
+
+
+def headings(card: ModelCard) -> list[str]:
+    return re.findall(r"^## (.+)$", card.text, re.MULTILINE)
+
+
+def test_card_states_what_the_files_say(checkpoint: Path) -> None:
+    text = render_model_card(checkpoint, repo_id="alice/pendulum").text
+    for fact in (
+        "# pendulum",
+        "preset `dema-b3ld`",
+        "| Parameters | 108,931 |",
+        "https://arxiv.org/abs/2405.12094",
+        'DecisionMambaPolicy.from_pretrained("alice/pendulum")',
+        "policy.reset(target_return=-150)",
+        "| observation (in) | (3,) |",
+        "within [-2, 2] in each dimension",
+        "divided by 1000 inside",
+        "| Episodes | 1,120 |\n| Episodes held out for the evaluation loss | 56 |",
+        "| Transitions | 199,266 |",
+        "-511.2 ± 515.5, from -1,600.0 to -120.5",
+        "5,000 steps in 7 min 22 s on 2 CPU cores. Training loss 0.07123 (",
+        "accelerate launch train.py --max_steps 5000",
+        "| `learning_rate` | 0.001 |",
+        r"| `note` | a\|b |",
+        "the **last** checkpoint (not the best of several evaluations),\n20 episodes for each target return",
+        "0 is a return of -1600 and 100 one of -120 (references of D4RL).",
+        "| -150 | last | 20 | -160.1 ± 18.4 | -168.0 to -152.0 | 92.1 ± 0.6 | 91.8 to 92.3 | 200.0 |",
+        "![Return reached against return asked for](returns.png)",
+        "they are of one training run (seed 7)",
+        "## Licence\n\napache-2.0",
+        "torch 2.13.0, transformers 5.23.0, gymnasium 1.4.0",
+    ):
+        assert fact in text, f"missing from the card: {fact}\n\n{text}"
+    assert "warmup_steps" not in text  # a setting without a value says nothing
+
+
+def test_card_without_repository_loads_from_the_folder(checkpoint: Path) -> None:
+    assert f'from_pretrained("{checkpoint.as_posix()}")' in render_model_card(checkpoint).text
+
+
+@pytest.mark.parametrize(
+    "missing", [names for some in range(5) for names in combinations(OPTIONAL_FILES, some)], ids=" ".join
+)
+def test_sections_vanish_when_their_facts_are_missing(checkpoint: Path, missing: tuple[str, ...]) -> None:
+    for name in missing:
+        (checkpoint / name).unlink()
+    card = render_model_card(checkpoint)
+    assert ("Training data" in headings(card)) == ("training.json" not in missing)
+    assert ("Training" in headings(card)) == ("training.json" not in missing)
+    assert ("Citation" in headings(card)) == ("training.json" not in missing)
+    assert ("Results" in headings(card)) == ("evaluation.json" not in missing)
+    assert ("![" in card.text) == not_missing(missing, "evaluation.json", "returns.png")
+    assert (card.data.get("eval_results") is not None) == ("evaluation.json" not in missing)
+    assert_well_formed(card)
+
+
+def not_missing(missing: tuple[str, ...], *names: str) -> bool:
+    return not set(names) & set(missing)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "training.json", "evaluation.json"])
+def test_values_that_are_null_leave_no_trace(checkpoint: Path, name: str) -> None:
+    facts = json.loads((checkpoint / name).read_text())
+    kept = ("results", "checkpoint", "seed", "mode", "env_id", "episodes_per_target")
+    facts = {key: value if key in kept else None for key, value in facts.items()}
+    for row in facts.get("results", []):
+        row.update({key: None for key in row if key.startswith(("normalized", "return_ci95"))})
+    (checkpoint / name).write_text(json.dumps(facts))
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    assert "n/a" not in card.text
+
+
+def assert_well_formed(card: ModelCard) -> None:
+    """No leftovers of the template, and every table has as many cells in each row as in its head."""
+    prose = re.sub(r"```.*?```", "(code)", card.text, flags=re.DOTALL)
+    for leftover in ("{{", "{%", "None", "nan", "  \n", "\n\n\n", "` `", " ,", " ."):
+        assert leftover not in prose, f"{leftover!r} in the card:\n{card.text}"
+    tables = re.findall(r"(?:^\|.*\n?)+", prose, re.MULTILINE)
+    assert tables
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
+        assert f"\n\n{table.rstrip()}\n" in card.text + "\n", f"no empty line before the table:\n{table}"
+    assert card.text.count("```") % 2 == 0
+
+
+def test_metadata_carries_the_measured_results(checkpoint: Path) -> None:
+    data = ModelCard.load(write_model_card(checkpoint)).data
+    assert (data.library_name, data.license, data.pipeline_tag) == (
+        "hf_decision_mamba",
+        "apache-2.0",
+        "reinforcement-learning",
+    )
+    assert data.tags == [
+        "reinforcement-learning",
+        "deep-reinforcement-learning",
+        "offline-rl",
+        "decision-mamba",
+        ENV_ID,
+    ]
+    assert [(r.metric_type, r.metric_value) for r in data.eval_results or []] == [
+        ("mean_reward", "-160.12 +/- 18.40"),
+        ("normalized_score", 92.06),
+        ("mean_reward", "-590.00 +/- 60.00"),
+        ("normalized_score", 71.0),
+    ]
+    first = (data.eval_results or [])[0]
+    assert (first.task_type, first.dataset_name, first.dataset_type) == ("reinforcement-learning", ENV_ID, ENV_ID)
+    assert first.metric_name == "Mean return (target return -150, last checkpoint)"
+    assert first.metric_args == {
+        "target_return": -150.0,
+        "episodes": 20,
+        "seed": 0,
+        "mode": "window",
+        "checkpoint": "last",
+    }
+    name, again = model_index_to_eval_results(eval_results_to_model_index("pendulum-dema", data.eval_results or []))
+    assert (name, again) == ("pendulum-dema", data.eval_results)
+
+
+@pytest.mark.parametrize("env_id", [ENV_ID, "Hopper-v5"], ids=["without reference", "with reference"])
+@pytest.mark.parametrize("episodes", [1, 3])
+def test_card_takes_what_evaluation_saves(checkpoint: Path, env_id: str, episodes: int) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "target_return": 100.0,
+            "episode": i,
+            "seed": 3 + i,
+            "return": 90.0 + i,
+            "length": 10 + i,
+            "terminated": False,
+            "normalized_score": normalized_score(env_id, 90.0 + i),
+        }
+        for i in range(episodes)
+    ]
+    EvaluationResult(env_id=env_id, mode="recurrent", context_length=None, seed=3, episodes=rows).save(checkpoint)
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    assert "n/a" not in card.text
+    assert f"{episodes} episodes for each target return, episode i reset with seed 3 + i" in card.text
+    assert "recurrent mode" in card.text
+    types = [result.metric_type for result in card.data.get("eval_results")]
+    assert types == (["mean_reward"] if env_id == ENV_ID else ["mean_reward", "normalized_score"])
+
+
+def test_best_checkpoint_is_labelled_so(checkpoint: Path) -> None:
+    (checkpoint / "evaluation.json").write_text(json.dumps(EVALUATION | {"checkpoint": "best"}))
+    card = render_model_card(checkpoint)
+    assert "the **best** checkpoint,\n" in card.text
+    assert all("best checkpoint" in (result.metric_name or "") for result in card.data.get("eval_results"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("alice/pendulum-replay", ["alice/pendulum-replay"]), ("pendulum-replay", None), ("datasets/pendulum", None)],
+)
+def test_only_data_sets_of_the_hub_are_linked(checkpoint: Path, name: str, expected: list[str] | None) -> None:
+    facts = TRAINING | {"dataset": {"name": name, "revision": "abc123"}}
+    (checkpoint / "training.json").write_text(json.dumps(facts))
+    card = render_model_card(checkpoint)
+    assert card.data.get("datasets") == expected
+    assert (f"https://huggingface.co/datasets/{name}" in card.text) == (expected is not None)
+    assert "`abc123`" in card.text
+
+
+def test_card_is_rendered_again_unless_it_was_edited(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    readme = write_model_card(checkpoint)
+    (checkpoint / "evaluation.json").unlink()
+    write_model_card(checkpoint)
+    assert "## Results" not in readme.read_text()
+    edited = readme.read_text().replace("## Limits", "## Limits and more")
+    readme.write_text(edited)
+    write_model_card(checkpoint)
+    assert readme.read_text() == edited
+    assert "was edited by hand and is kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("config.json", None, FileNotFoundError, "is not a checkpoint folder: it has no config.json"),
+        ("training.json", '{"preset": ', ValueError, "training.json cannot be read as JSON"),
+        ("evaluation.json", "[1]", ValueError, "evaluation.json holds a list, not an object"),
+        ("evaluation.json", '{"env_id": "x"}', ValueError, "lacks a value that the card needs .*'results'"),
+        ("model.safetensors", None, FileNotFoundError, "has no weights"),
+    ],
+)
+def test_unfit_folder_is_refused_before_anything_is_sent(
+    checkpoint: Path, name: str, content: str | None, error: type[Exception], message: str
+) -> None:
+    (checkpoint / name).unlink() if content is None else (checkpoint / name).write_text(content)
+    with pytest.raises(error, match=message):
+        push_to_hub(checkpoint, "alice/pendulum")
+    assert not (checkpoint / "README.md").exists()
+
+
+def test_snippets_of_the_card_run(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", render_model_card(checkpoint).text, re.DOTALL)
+    assert len(snippets) == 2
+    names: dict[str, object] = {"observation": np.zeros(3, np.float32)}
+    exec("\n".join(snippets), names)
+    action = names["action"]
+    assert isinstance(action, np.ndarray) and action.shape == (1,)
+    assert float(capsys.readouterr().out) == names["episode_return"]
+
+
+# Pushing and loading
+
+PUSH = "from hf_decision_mamba.hub import push_to_hub; print(push_to_hub({arguments}))"
+
+# Acts for 25 steps (more than the context) on observations that are a function of the step, and prints every action.
+ACT = """
+import numpy as np
+from hf_decision_mamba import DecisionMambaPolicy
+policy = DecisionMambaPolicy.from_pretrained({arguments})
+policy.reset()
+for step in range(25):
+    observation = np.cos(np.arange(3) + step).astype(np.float32)
+    print(policy.act(observation, None if step == 0 else -1.0).tobytes().hex())
+"""
+
+
+def local_actions(folder: Path) -> list[str]:
+    policy = DecisionMambaPolicy.from_pretrained(folder)
+    policy.reset()
+    observations = [np.cos(np.arange(3) + step).astype(np.float32) for step in range(25)]
+    return [policy.act(seen, -1.0 if step else None).tobytes().hex() for step, seen in enumerate(observations)]
+
+
+def pushed(hub: LoopbackHub, run: Run, folder: Path, **options: object) -> str:
+    arguments = ", ".join([repr(str(folder)), "'alice/pendulum'", *(f"{k}={v!r}" for k, v in options.items())])
+    result = run(PUSH.format(arguments=arguments))
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    return result.stdout.strip()
+
+
+def test_pushed_policy_acts_identically_in_a_fresh_process(hub: LoopbackHub, run: Run, checkpoint: Path) -> None:
+    before = contents(checkpoint)
+    assert pushed(hub, run, checkpoint) == f"{hub.endpoint}/alice/pendulum"
+    repository = hub.model("alice/pendulum")
+    assert repository.history() == ["Upload checkpoint", "initial commit"]
+    assert set(repository.files()) == {*SHARED, ".gitattributes"}
+    assert 'from_pretrained("alice/pendulum")' in repository.files()["README.md"].decode()
+    after = contents(checkpoint)
+    assert after.pop("README.md") == repository.files()["README.md"]
+    assert after == before
+    ModelCard.load(checkpoint / "README.md")  # what arrived is a card whose metadata can be read
+    result = run(ACT.format(arguments="'alice/pendulum'"), token=None)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == local_actions(checkpoint)
+
+
+def test_revisions_hold_their_own_policies(hub: LoopbackHub, run: Run, checkpoint: Path) -> None:
+    first = local_actions(checkpoint)
+    pushed(hub, run, checkpoint)
+    model = DecisionMambaModel.from_pretrained(checkpoint)
+    with torch.no_grad():
+        next(model.parameters()).mul_(-1.5)
+    model.save_pretrained(checkpoint)
+    (checkpoint / "evaluation.json").unlink()  # it measured the first weights
+    url = pushed(hub, run, checkpoint, revision="longer", commit_message="Train longer")
+    assert url == f"{hub.endpoint}/alice/pendulum/tree/longer"
+    repository = hub.model("alice/pendulum")
+    assert repository.history("longer") == ["Train longer", "Upload checkpoint", "initial commit"]
+    assert set(repository.files("longer")) == {*SHARED, ".gitattributes"} - {"evaluation.json"}
+    assert set(repository.files("main")) == {*SHARED, ".gitattributes"}
+    second = local_actions(checkpoint)
+    assert first != second
+    both = run(ACT.format(arguments="'alice/pendulum'") + ACT.format(arguments="'alice/pendulum', revision='longer'"))
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.split() == first + second
+
+
+@pytest.mark.parametrize(
+    ("token", "reachable", "reason"),
+    [
+        ("hf_wrong", True, "HfHubHTTPError: .*401"),
+        ("hf_bob", True, "HfHubHTTPError: .*403"),
+        (TOKEN, False, "ConnectError: .*refused"),
+    ],
+    ids=["unknown token", "someone else's name", "unreachable"],
+)
+def test_failed_push_leaves_the_files_and_says_so(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, token: str, reachable: bool, reason: str
+) -> None:
+    before = contents(checkpoint)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint if reachable else "http://127.0.0.1:9")
+    with pytest.raises(
+        OSError, match=rf"^Pushing {re.escape(str(checkpoint))} to alice/pendulum failed \({reason}"
+    ) as failure:
+        push_to_hub(checkpoint, "alice/pendulum", token=token)
+    assert f"The files in {checkpoint} are intact." in str(failure.value)
+    assert token not in str(failure.value)
+    assert contents(checkpoint) == before
+    assert not hub.repositories
+
+
+def test_failed_push_names_the_command_that_finishes_it(
+    hub: LoopbackHub, run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    with pytest.raises(OSError, match="failed") as failure:
+        push_to_hub(checkpoint, "alice/pendulum", private=True, revision="it's", token="hf_expired")
+    command = shlex.split(str(failure.value).split("this repeats the push: ")[1])
+    assert command[:2] == ["python", "-c"]
+    repeated = run(command[2])
+    assert repeated.returncode == 0, repeated.stderr
+    assert hub.model("alice/pendulum").private
+    assert set(hub.model("alice/pendulum").files("it's")) == {*SHARED, ".gitattributes"}
+
+
+def test_private_checkpoint_is_never_pushed_to_a_public_repository(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    HfApi(token=TOKEN).create_repo("alice/pendulum")
+    with pytest.raises(OSError, match="alice/pendulum exists and is public, but private=True was asked for"):
+        push_to_hub(checkpoint, "alice/pendulum", private=True, token=TOKEN)
+    assert hub.model("alice/pendulum").history() == ["initial commit"]
+
+
+def test_data_set_of_the_hub_is_one_name_away(hub: LoopbackHub, run: Run) -> None:
+    made = run(
+        "import datasets\n"
+        "def episode(e, steps):\n"
+        "    ends = [False] * (steps - 1) + [True]\n"
+        "    columns = {'observations': [[float(e), 0.5]], 'actions': [[0.25]], 'rewards': [1.0]}\n"
+        "    return {name: values * steps for name, values in columns.items()} | {'dones': ends}\n"
+        "rows = [episode(e, e + 2) for e in range(3)]\n"
+        "datasets.Dataset.from_list(rows).push_to_hub('alice/steps', private=True)\n"
+    )
+    assert made.returncode == 0, made.stderr
+    sha = hub.dataset("alice/steps").branches["main"]
+    loaded = run(
+        "from hf_decision_mamba.data import load_trajectories\n"
+        f"t = load_trajectories('alice/steps', revision='{sha}')\n"
+        "print(t.name, t.num_episodes, t.num_steps, t.lengths().tolist(), t.observations[:, 0].tolist())\n"
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.strip() == "alice/steps 3 9 [2, 3, 4] [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]"
