@@ -1,0 +1,21 @@
+"""Decision models on a Mamba backbone for the Hugging Face ecosystem."""
+
+from .model import (
+    DecisionMambaCache,
+    DecisionMambaConfig,
+    DecisionMambaModel,
+    DecisionMambaOutput,
+    DecisionMambaProcessor,
+)
+from .policy import DecisionMambaPolicy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DecisionMambaCache",
+    "DecisionMambaConfig",
+    "DecisionMambaModel",
+    "DecisionMambaOutput",
+    "DecisionMambaPolicy",
+    "DecisionMambaProcessor",
+]

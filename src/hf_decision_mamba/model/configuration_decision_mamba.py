@@ -1,0 +1,355 @@
+# Copyright 2026
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of Decision Mamba models, and the presets that carry the papers' settings.
+
+A variant is a combination of a few orthogonal fields, never a class. Field names are DecisionTransformerConfig's and
+MambaConfig's wherever these have the concept.
+"""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+_DEMA = {
+    "token_order": ("return", "previous_action", "state"),
+    "embedding_size": 128,
+    "hidden_size": 64,
+    "state_size": 64,
+    "n_layer": 3,
+}
+_DECISION_TRANSFORMER_TOKENS = {
+    "token_order": ("return", "state", "action"),
+    "embed_layer_norm": True,
+    "norm_type": "layer_norm",
+    "embd_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+}
+_DMM = {
+    **_DECISION_TRANSFORMER_TOKENS,
+    "hidden_size": 64,
+    "n_layer": 3,
+    "expand": 1,
+    "conv_kernel": 0,
+    "local_mixer": "linear",
+    "local_mixer_window": 6,
+    "share_norms": True,
+}
+_ATARI = {
+    "state_type": "image",
+    "action_type": "discrete",
+    "embedding_activation": "tanh",
+    "head_bias": False,
+    "hidden_size": 128,
+    "n_layer": 6,
+    "state_size": 64,
+    "embd_pdrop": 0.1,
+}
+
+# What each paper's main experiments use; everything not named is the default of the config class.
+PRESETS: dict[str, dict[str, Any]] = {
+    # DeMa (arXiv 2405.12094), MuJoCo: pre up-projection (gated Mamba), a token a modality (B3LD) or a step (BL3D).
+    "dema-b3ld": _DEMA,
+    "dema-bl3d": {**_DEMA, "sequence_layout": "concatenated"},
+    # DeMa, MuJoCo, post up-projection: Decision Transformer's tokens, S6 instead of attention.
+    "dema-post": {
+        **_DECISION_TRANSFORMER_TOKENS,
+        "block_type": "transformer",
+        "hidden_size": 128,
+        "state_size": 64,
+        "n_layer": 3,
+        "activation_function": "relu",
+    },
+    # DeMa, Atari.
+    "dema-atari": {**_ATARI, "token_order": ("previous_action", "return", "state"), "embedding_size": 128},
+    "dema-atari-post": {
+        **_ATARI,
+        "token_order": ("return", "state", "action"),
+        "block_type": "transformer",
+        "norm_type": "layer_norm",
+        "activation_function": "gelu",
+        "resid_pdrop": 0.1,
+    },
+    # Decision MetaMamba (arXiv 2408.10517, 2602.19805).
+    "dmm": _DMM,
+    "dmm-conv": {**_DMM, "local_mixer": "conv", "expand": 2, "share_norms": False},
+    "dmm-mamba2": {**_DMM, "ssm": "mamba2", "state_size": 128, "head_dim": 16},
+    # Decision Mamba (arXiv 2403.19925).
+    "decision-mamba": {
+        **_DECISION_TRANSFORMER_TOKENS,
+        "block_type": "mamba_mlp",
+        "use_timestep_embedding": True,
+        "hidden_size": 128,
+        "n_layer": 3,
+        "activation_function": "gelu",
+    },
+}
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "sequence_layout": ("interleaved", "concatenated"),
+    "state_type": ("vector", "image"),
+    "action_type": ("continuous", "discrete"),
+    "block_type": ("mamba", "transformer", "mamba_mlp"),
+    "ssm": ("mamba", "mamba2"),
+    "local_mixer": (None, "linear", "conv"),
+    "norm_type": ("rms_norm", "layer_norm"),
+    "mixer_norm_type": (None, "rms_norm", "layer_norm"),
+}
+
+
+@strict
+class DecisionMambaConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`DecisionMambaModel`].
+
+    Args:
+        state_dim (`int`, *optional*, defaults to 17): Dimensions of one state.
+        act_dim (`int`, *optional*, defaults to 4): Dimensions of one action.
+        hidden_size (`int`, *optional*, defaults to 128): Width of the backbone.
+        embedding_size (`int`, *optional*): Width of the modality embeddings, mapped to `hidden_size` by a linear layer;
+            without it the embeddings have `hidden_size` and no such layer exists.
+        n_layer (`int`, *optional*, defaults to 3): Number of blocks.
+        max_ep_len (`int`, *optional*, defaults to 4096): Longest episode; time steps must stay below it.
+        action_tanh (`bool`, *optional*, defaults to `True`): Whether predicted actions pass through tanh.
+        token_order (`tuple[str, str, str]`, *optional*, defaults to `("return", "previous_action", "state")`):
+            What one environment step contributes, in order; the action is read at the state's token. Either the state
+            comes last, behind the previous action, or the step's own action comes last, behind the state.
+        sequence_layout (`str`, *optional*, defaults to `"interleaved"`): `"interleaved"` (B3LD), one token a modality,
+            or `"concatenated"` (BL3D), one token a step.
+        embedding_activation (`str`, *optional*): Activation of the embeddings, e.g. `"tanh"`.
+        embed_layer_norm (`bool`, *optional*, defaults to `False`): LayerNorm on the tokens.
+        state_type (`str`, *optional*, defaults to `"vector"`): `"vector"`, or `"image"`: stacks of `num_channels`
+            frames of `image_size` pixels squared, uint8 from 0 to 255 or floating from 0 to 1.
+        action_type (`str`, *optional*, defaults to `"continuous"`): `"continuous"`, or `"discrete"`: `act_dim` is the
+            number of actions.
+        num_channels (`int`, *optional*, defaults to 4): Frames of an image state.
+        image_size (`int`, *optional*, defaults to 84): Height and width of an image state.
+        block_type (`str`, *optional*, defaults to `"mamba"`): `"mamba"`, gated Mamba (pre up-projection);
+            `"transformer"`, S6 and a feed-forward layer (post up-projection); `"mamba_mlp"`, both.
+        ssm (`str`, *optional*, defaults to `"mamba"`): `"mamba"` or `"mamba2"`, the recurrence of the mixer.
+        local_mixer (`str`, *optional*): Mixer in front of the recurrence, `"linear"` or `"conv"`.
+        local_mixer_window (`int`, *optional*, defaults to 6): Tokens that the local mixer sees.
+        local_mixer_inside (`bool`, *optional*, defaults to `False`): Whether a second local mixer takes the place of
+            the Mamba mixer's own convolution.
+        share_local_mixer (`bool`, *optional*, defaults to `False`): One local mixer for all layers.
+        mixer_residual (`bool`, *optional*, defaults to `True`): Whether the Mamba mixer's output is added to its input
+            or replaces it.
+        norm_type (`str`, *optional*, defaults to `"rms_norm"`): `"rms_norm"` or `"layer_norm"`.
+        mixer_norm_type (`str`, *optional*): Norm in front of the Mamba mixer, when it is not `norm_type`.
+        share_norms (`bool`, *optional*, defaults to `False`): One set of norms for all layers.
+        n_inner (`int`, *optional*): Width of the feed-forward layer; `4 * hidden_size` when not given.
+        activation_function (`str`, *optional*, defaults to `"relu"`): Activation of the feed-forward layer.
+        predict_state_and_return (`bool`, *optional*, defaults to `False`): Heads for the next state and return, as
+            DecisionTransformer has them, untrained; only where the step's own action is a token.
+        head_bias (`bool`, *optional*, defaults to `True`): Bias of the action head.
+        use_timestep_embedding (`bool`, *optional*, defaults to `False`): Whether a learned embedding of the time step
+            is added to every embedding of that step.
+        state_size (`int`, *optional*, defaults to 16): States per channel of the scan (N).
+        expand (`int`, *optional*, defaults to 2): Width of a gated mixer as a multiple of `hidden_size`.
+        head_dim (`int`, *optional*, defaults to 16): Channels of a Mamba-2 head.
+        conv_kernel (`int`, *optional*, defaults to 4): Tokens that the causal convolution sees;
+            0 for no convolution.
+        time_step_rank (`int`, *optional*): Rank of the step-size projection; when not given, `hidden_size / 16`
+            rounded up (`hidden_size / 32` in a `"transformer"` block, as in the papers).
+        time_step_min (`float`, *optional*, defaults to 0.001): Smallest initial step size.
+        time_step_max (`float`, *optional*, defaults to 0.1): Largest initial step size.
+        time_step_floor (`float`, *optional*, defaults to 0.0001): Lower bound of initial step sizes.
+        use_bias (`bool`, *optional*, defaults to `False`): Bias in the mixer's input and output projections.
+        use_conv_bias (`bool`, *optional*, defaults to `True`): Bias in the convolution.
+        residual_in_fp32 (`bool`, *optional*, defaults to `True`): Whether residuals stay in float32 when the weights
+            are in half precision.
+        layer_norm_epsilon (`float`, *optional*, defaults to 1e-5): Epsilon of every norm.
+        embd_pdrop (`float`, *optional*, defaults to 0.0): Dropout on the tokens.
+        resid_pdrop (`float`, *optional*, defaults to 0.0): Dropout on each mixer's output.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of a new time step embedding.
+        scan_backend (`str`, *optional*): Backend of the selective scan (`"reference"` or `"numba"`); chosen by device
+            when not given.
+        use_cache (`bool`, *optional*, defaults to `False`): Whether `forward` returns the recurrent states by default.
+
+    Example:
+
+    ```python
+    >>> from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
+
+    >>> config = DecisionMambaConfig.from_preset("dema-b3ld", state_dim=11, act_dim=3)
+    >>> model = DecisionMambaModel(config)
+    ```"""
+
+    model_type = "decision_mamba"
+    keys_to_ignore_at_inference = ["cache_params"]
+    attribute_map = {
+        "num_hidden_layers": "n_layer",
+        "max_position_embeddings": "max_ep_len",
+        "ssm_state_size": "state_size",
+        "mamba_d_state": "state_size",
+        "mamba_d_conv": "conv_kernel",
+        "mamba_expand": "expand",
+    }
+
+    state_dim: int = 17
+    act_dim: int = 4
+    hidden_size: int = 128
+    embedding_size: int | None = None
+    n_layer: int = 3
+    max_ep_len: int = 4096
+    action_tanh: bool = True
+    token_order: tuple[str, ...] | list[str] = ("return", "previous_action", "state")
+    sequence_layout: str = "interleaved"
+    embedding_activation: str | None = None
+    embed_layer_norm: bool = False
+    use_timestep_embedding: bool = False
+    state_type: str = "vector"
+    action_type: str = "continuous"
+    num_channels: int = 4
+    image_size: int = 84
+    block_type: str = "mamba"
+    ssm: str = "mamba"
+    local_mixer: str | None = None
+    local_mixer_window: int = 6
+    local_mixer_inside: bool = False
+    share_local_mixer: bool = False
+    mixer_residual: bool = True
+    norm_type: str = "rms_norm"
+    mixer_norm_type: str | None = None
+    share_norms: bool = False
+    n_inner: int | None = None
+    activation_function: str = "relu"
+    predict_state_and_return: bool = False
+    head_bias: bool = True
+    state_size: int = 16
+    expand: int = 2
+    head_dim: int = 16
+    conv_kernel: int = 4
+    time_step_rank: int | None = None
+    time_step_min: float = 0.001
+    time_step_max: float = 0.1
+    time_step_floor: float = 1e-4
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    residual_in_fp32: bool = True
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float | int = 0.0
+    resid_pdrop: float | int = 0.0
+    initializer_range: float = 0.02
+    scan_backend: str | None = None
+    use_cache: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.token_order = list(self.token_order)  # a list, as JSON gives it back
+        if self.time_step_rank is None:
+            self.time_step_rank = math.ceil(self.hidden_size / (32 if self.block_type == "transformer" else 16))
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: refuse values from which no model can be built."""
+        sizes = ("state_dim", "act_dim", "hidden_size", "n_layer", "max_ep_len", "state_size", "expand", "head_dim")
+        for name in (*sizes, "local_mixer_window", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("embedding_size", "n_inner", "time_step_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or None.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
+        if self.conv_kernel < 0:
+            raise ValueError(f"conv_kernel={self.conv_kernel} must be at least 0.")
+        order = tuple(self.token_order)
+        kinds = sorted(set(order)), order[-1:]
+        if len(order) != 3 or kinds not in (
+            (["previous_action", "return", "state"], ("state",)),
+            (["action", "return", "state"], ("action",)),
+        ):
+            raise ValueError(
+                f"token_order={list(order)} must hold 'return', 'previous_action' and 'state' with 'state' last, or "
+                "'return', 'state' and 'action' with 'action' last: a decision must not see its own action."
+            )
+        self._validate_combinations(order)
+        super().validate_architecture()
+
+    def _validate_combinations(self, order: tuple[str, ...]) -> None:
+        """Refuse fields that contradict each other."""
+        contradictions = {
+            "sequence_layout='concatenated' needs 'previous_action' in token_order, not the step's own action": (
+                self.sequence_layout == "concatenated" and "action" in order
+            ),
+            "predict_state_and_return=True needs 'action' in token_order, from which both are predicted": (
+                self.predict_state_and_return and "action" not in order
+            ),
+            "local_mixer_inside=True needs a local_mixer and ssm='mamba'": (
+                self.local_mixer_inside and (self.local_mixer is None or self.ssm != "mamba")
+            ),
+            "share_local_mixer=True needs a local_mixer": self.share_local_mixer and self.local_mixer is None,
+            "ssm='mamba2' is gated and cannot stand in a 'transformer' block": (
+                self.ssm == "mamba2" and self.block_type == "transformer"
+            ),
+            f"head_dim={self.head_dim} must divide the {self.intermediate_size} channels of a Mamba-2 mixer": (
+                self.ssm == "mamba2" and self.intermediate_size % self.head_dim != 0
+            ),
+            f"image_size={self.image_size} must be at least 36, for three convolutions": (
+                self.state_type == "image" and self.image_size < 36
+            ),
+        }
+        for contradiction, holds in contradictions.items():
+            if holds:
+                raise ValueError(contradiction + ".")
+
+    @property
+    def token_kinds(self) -> tuple[str, ...]:
+        """The tokens of one environment step, in order: `token_order`, or one for the whole step."""
+        return tuple(self.token_order) if self.sequence_layout == "interleaved" else ("step",)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Channels of the mixer's scan."""
+        return self.hidden_size if self.block_type == "transformer" else self.expand * self.hidden_size
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of a Mamba-2 mixer."""
+        return self.intermediate_size // self.head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels that pass the mixer's convolution; in Mamba-2 also those of B and C."""
+        return self.intermediate_size + (2 * self.state_size if self.ssm == "mamba2" else 0)
+
+    @property
+    def conv_history(self) -> int:
+        """Earlier tokens that the mixer's convolution, or the local mixer in its place, looks back on."""
+        return self.local_mixer_window - 1 if self.local_mixer_inside else max(0, self.conv_kernel - 1)
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.n_inner or 4 * self.hidden_size
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "DecisionMambaConfig":
+        """Build the config of a paper's variant.
+
+        Args:
+            name: a key of `PRESETS`, e.g. `"dema-b3ld"`.
+            overrides: config fields to set on top; `state_dim` and `act_dim` in nearly every case.
+
+        Raises:
+            ValueError: an unknown preset; the message lists the known ones.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}; known presets: {', '.join(sorted(PRESETS))}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+__all__ = ["PRESETS", "DecisionMambaConfig"]

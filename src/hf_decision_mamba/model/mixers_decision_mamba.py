@@ -1,0 +1,307 @@
+# Copyright 2026
+"""The parts of a Decision Mamba block: norms, local mixers, the Mamba and Mamba-2 mixers, the feed-forward layer.
+
+Every mixer is causal over (b, l, d) tensors and may continue from a cache. Sources: Mamba (arXiv 2312.00752), Mamba-2
+(arXiv 2405.21060), DeMa's S6 (arXiv 2405.12094, "post up-projection"), DMM's local mixers (arXiv 2408.10517).
+
+Shapes: b batch, l tokens, d `hidden_size`, c channels (`intermediate_size`), n `state_size`, r `time_step_rank`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+
+from .cache_decision_mamba import DecisionMambaCache
+from .configuration_decision_mamba import DecisionMambaConfig
+from .selective_scan import selective_scan
+
+
+class TokenStream(NamedTuple):
+    """What mixers need to know of the tokens they see, beside their values.
+
+    Attributes:
+        kinds: what the tokens of one environment step are, in order; the sequence is whole steps.
+        cache: states to continue from, or None.
+        mask: (b, l) bool, false where a token is absent; None when no absent token can matter, which without a cache is
+            always so, because absent tokens stand behind all others.
+    """
+
+    kinds: tuple[str, ...]
+    cache: DecisionMambaCache | None = None
+    mask: Tensor | None = None
+
+    def zero_absent(self, x: Tensor) -> Tensor:
+        """x (b, l, ...) with absent tokens set to zero, so that a window over them sees nothing."""
+        return x if self.mask is None else x * self.mask[..., None].to(x.dtype)
+
+    def with_history(self, x: Tensor, states: str, layer_idx: int, count: int) -> Tensor:
+        """x (b, l, c) behind the `count` tokens before it (b, count + l, c); the cache's window moves on."""
+        x = self.zero_absent(x)
+        if self.cache is None:
+            return F.pad(x, (0, 0, count, 0))
+        windows = getattr(self.cache, states)
+        window = torch.cat([windows[layer_idx].to(x.dtype), x], dim=1)
+        windows[layer_idx] = last_real(window, count, self.mask)
+        return window
+
+
+def take_steps(x: Tensor | None, index: Tensor | None) -> Any:
+    """x (b, k, ...) at the steps index (b, j) of every row; without x or index, x itself."""
+    if x is None or index is None:
+        return x
+    return x.gather(1, index.reshape(index.shape + (1,) * (x.dim() - 2)).expand(*index.shape, *x.shape[2:]))
+
+
+def last_real(window: Tensor, count: int, mask: Tensor | None) -> Tensor:
+    """The `count` entries of window (b, count + l, c) that end at the last real one of its l, or at those before."""
+    if mask is None:
+        return window[:, window.shape[1] - count :]
+    positions = torch.arange(1, mask.shape[1] + 1, device=window.device)
+    ends = (positions * mask).amax(1)
+    return take_steps(window, ends[:, None] + torch.arange(count, device=window.device))
+
+
+# ----------------------------------------------------------------------------------------------------------- norms
+
+
+class DecisionMambaRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight, computed in float32 (float64 stays), returned in the weight's dtype.
+
+    With a gate z, Mamba-2's form: x · SiLU(z) is normalised.
+    """
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        hidden_states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        if gate is not None:
+            hidden_states = hidden_states * F.silu(gate.to(hidden_states.dtype))
+        scale = torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (hidden_states * scale).to(self.weight.dtype)
+
+
+class DecisionMambaLayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 (float64 stays), returned in the weight's dtype."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden_states.dtype, self.weight.dtype)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        normed = F.layer_norm(hidden_states.to(dtype), self.normalized_shape, weight, bias, self.eps)
+        return normed.to(self.weight.dtype)
+
+
+NORMS: dict[str, type[nn.Module]] = {"rms_norm": DecisionMambaRMSNorm, "layer_norm": DecisionMambaLayerNorm}
+
+
+# ---------------------------------------------------------------------------------------------------- local mixers
+
+
+def depthwise_conv(window: Tensor, conv: Any, stride: int = 1) -> Tensor:
+    """A causal depthwise convolution of window (b, k - 1 + l, c), every `stride`-th output: (b, ceil(l / stride), c).
+
+    As a two-dimensional convolution of height one, (b, l, c) is already in its channels-last layout: no copy.
+    """
+    weight, groups = conv.weight.unsqueeze(2), window.shape[2]
+    return F.conv2d(window.mT.unsqueeze(2), weight, conv.bias, stride=(1, stride), groups=groups).squeeze(2).mT
+
+
+class DecisionMambaLinearLocalMixer(nn.Module):
+    """DMM's dense sequence mixer: the last W tokens, oldest first, through one linear map without bias."""
+
+    def __init__(self, width: int, config: DecisionMambaConfig):
+        super().__init__()
+        self.proj = nn.Linear(config.local_mixer_window * width, width, bias=False)
+
+    def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
+        """(b, W - 1 + l, width) to (b, l, width)."""
+        width = window.shape[2]
+        return self.proj(window.unfold(1, self.proj.in_features // width, 1).mT.flatten(2))
+
+
+class DecisionMambaConvLocalMixer(nn.Module):
+    """DMM's convolutional mixer: a depthwise filter of W tokens with bias for every kind of token."""
+
+    def __init__(self, width: int, config: DecisionMambaConfig):
+        super().__init__()
+        conv = {kind: nn.Conv1d(width, width, config.local_mixer_window, groups=width) for kind in config.token_kinds}
+        self.conv = nn.ModuleDict(conv)
+
+    def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
+        """(b, W - 1 + l, width) to (b, l, width); each token passes the filter of its own kind only."""
+        outputs = [depthwise_conv(window[:, i:], self.conv[kind], len(kinds)) for i, kind in enumerate(kinds)]
+        return torch.stack(outputs, dim=2).flatten(1, 2)
+
+
+def make_local_mixer(width: int, config: DecisionMambaConfig) -> nn.Module:
+    """The config's local mixer, for tokens of some width."""
+    mixers = {"linear": DecisionMambaLinearLocalMixer, "conv": DecisionMambaConvLocalMixer}
+    return mixers[str(config.local_mixer)](width, config)
+
+
+# ---------------------------------------------------------------------------------------------------- global mixers
+
+
+class DecisionMambaMixer(nn.Module):
+    """The Mamba mixer: project, convolve, scan, gate, project back.
+
+    [x | z] = W_in u;  x = SiLU(conv(x));  [Δ | B | C] = W_x x;  y = SSM(x) · SiLU(z);  out = W_out y.
+    In a "transformer" block (DeMa's post up-projection) W_in, z and W_out are absent: x = SiLU(conv(u)), out = SSM(x).
+    """
+
+    def __init__(self, config: DecisionMambaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        channels = config.intermediate_size
+        self.rank = int(config.time_step_rank or 0)  # the config has filled it in
+        self.gated = config.block_type != "transformer"
+        if self.gated:
+            self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=config.use_bias)
+            self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
+        if config.local_mixer_inside:
+            self.local_mixer = make_local_mixer(channels, config)
+        elif config.conv_kernel:
+            self.conv1d = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels, bias=config.use_conv_bias)
+        self.x_proj = nn.Linear(channels, self.rank + 2 * config.state_size, bias=False)
+        self.dt_proj = nn.Linear(self.rank, channels, bias=True)
+        self.A_log = nn.Parameter(torch.empty(channels, config.state_size))
+        self.D = nn.Parameter(torch.empty(channels))
+
+    def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
+        """Mix (b, l, d) along the tokens."""
+        x, z = self.in_proj(hidden_states).chunk(2, dim=-1) if self.gated else (hidden_states, None)
+        x = F.silu(self._mix_locally(x, tokens))
+        step, B, C = self.x_proj(x).split([self.rank, *[self.config.state_size] * 2], dim=-1)
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        y = _scan(
+            tokens,
+            self.layer_idx,
+            u=x,
+            delta=F.linear(step, self.dt_proj.weight),
+            A=A,
+            B=B,
+            C=C,
+            D=self.D,
+            z=z,
+            delta_bias=self.dt_proj.bias,
+            backend=self.config.scan_backend,
+        )
+        return self.out_proj(y) if self.gated else y
+
+    def _mix_locally(self, x: Tensor, tokens: TokenStream) -> Tensor:
+        history = self.config.conv_history
+        if self.config.local_mixer_inside:
+            return self.local_mixer(tokens.with_history(x, "conv_states", self.layer_idx, history), tokens.kinds)
+        if self.config.conv_kernel:
+            return depthwise_conv(tokens.with_history(x, "conv_states", self.layer_idx, history), self.conv1d)
+        return x
+
+    def init_weights(self) -> None:
+        """Mamba's own initialisation of the parameters that a plain draw would break."""
+        decay_rates = torch.arange(1, self.config.state_size + 1, dtype=torch.float32).expand(self.A_log.shape)
+        init.copy_(self.A_log, torch.log(decay_rates))
+        init.ones_(self.D)
+        init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        init.copy_(self.dt_proj.bias, _draw_step_biases(self.config, self.config.intermediate_size))
+        if self.gated:
+            _init_out_proj(self.out_proj, self.config)
+
+
+class DecisionMamba2Mixer(nn.Module):
+    """The Mamba-2 mixer: one decay rate and one step size per head, the gate inside the final norm.
+
+    [z | x | B | C | Δ] = W_in u;  (x, B, C) = SiLU(conv(x, B, C));  out = W_out RMSNorm(SSM(x) · SiLU(z)).
+    """
+
+    def __init__(self, config: DecisionMambaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        channels, heads, convolved = config.intermediate_size, config.num_heads, config.conv_channels
+        self.in_proj = nn.Linear(config.hidden_size, channels + convolved + heads, bias=config.use_bias)
+        if config.conv_kernel:
+            bias = config.use_conv_bias
+            self.conv1d = nn.Conv1d(convolved, convolved, config.conv_kernel, groups=convolved, bias=bias)
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.norm = DecisionMambaRMSNorm(channels, eps=config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
+
+    def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
+        """Mix (b, l, d) along the tokens."""
+        config = self.config
+        channels, state_size, head_dim = config.intermediate_size, config.state_size, config.head_dim
+        z, xBC, step = self.in_proj(hidden_states).split([channels, config.conv_channels, config.num_heads], dim=-1)
+        if config.conv_kernel:
+            xBC = tokens.with_history(xBC, "conv_states", self.layer_idx, config.conv_history)
+            xBC = depthwise_conv(xBC, self.conv1d)
+        x, B, C = F.silu(xBC).split([channels, state_size, state_size], dim=-1)
+        # The scan knows channels: a head is `head_dim` channels with equal step size, decay and skip.
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        y = _scan(
+            tokens,
+            self.layer_idx,
+            u=x,
+            delta=step.repeat_interleave(head_dim, dim=-1),
+            A=A.repeat_interleave(head_dim)[:, None].expand(-1, state_size),
+            B=B,
+            C=C,
+            D=self.D.repeat_interleave(head_dim),
+            delta_bias=self.dt_bias.repeat_interleave(head_dim),
+            backend=config.scan_backend,
+        )
+        return self.out_proj(self.norm(y, gate=z))
+
+    def init_weights(self) -> None:
+        """Mamba-2's own initialisation: decay rates uniform in [1, 16], step sizes as in Mamba."""
+        init.copy_(self.A_log, torch.log(torch.empty(self.config.num_heads).uniform_(1, 16)))
+        init.ones_(self.D)
+        init.copy_(self.dt_bias, _draw_step_biases(self.config, self.config.num_heads))
+        _init_out_proj(self.out_proj, self.config)
+
+
+MIXERS: dict[str, type[nn.Module]] = {"mamba": DecisionMambaMixer, "mamba2": DecisionMamba2Mixer}
+
+
+def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:
+    """`selective_scan` from the cache's state, leaving the final state there."""
+    initial = None if tokens.cache is None else tokens.cache.ssm_states[layer_idx]
+    y, final_state = selective_scan(**inputs, mask=tokens.mask, initial_state=initial)
+    if tokens.cache is not None:
+        tokens.cache.ssm_states[layer_idx] = final_state
+    return y
+
+
+def _draw_step_biases(config: DecisionMambaConfig, count: int) -> Tensor:
+    """Biases (count,) from which softplus makes step sizes log-uniform in [time_step_min, time_step_max]."""
+    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+    steps = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=config.time_step_floor)
+    return steps + torch.log(-torch.expm1(-steps))  # inverse of softplus
+
+
+def _init_out_proj(linear: nn.Linear, config: DecisionMambaConfig) -> None:
+    """PyTorch's own draw, smaller the more residual branches are added up."""
+    bound = 1 / math.sqrt(linear.in_features * config.n_layer)
+    init.uniform_(linear.weight, -bound, bound)
+
+
+class DecisionMambaMLP(nn.Module):
+    """W_2 act(W_1 h), position by position."""
+
+    def __init__(self, config: DecisionMambaConfig):
+        super().__init__()
+        self.fc_in = nn.Linear(config.hidden_size, config.mlp_size)
+        self.activation = ACT2FN[config.activation_function]
+        self.fc_out = nn.Linear(config.mlp_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc_out(self.activation(self.fc_in(hidden_states)))

@@ -1,0 +1,465 @@
+# Copyright 2026
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""PyTorch Decision Mamba: return-conditioned decision models on a Mamba backbone.
+
+Read top to bottom: embeddings, block, model; the mixers are in `mixers_decision_mamba`. The caller's view is that of
+`DecisionTransformerModel`: index t holds (R_t, s_t, a_t) and `action_preds[:, t]` predicts a_t without seeing it.
+
+Shapes: b batch, k environment steps, l tokens (k times the tokens of one step), e `embedding_size`, d `hidden_size`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, logging
+
+from .cache_decision_mamba import NO_ACTION, DecisionMambaCache
+from .configuration_decision_mamba import DecisionMambaConfig
+from .mixers_decision_mamba import (
+    MIXERS,
+    NORMS,
+    DecisionMamba2Mixer,
+    DecisionMambaMixer,
+    DecisionMambaMLP,
+    DecisionMambaRMSNorm,
+    TokenStream,
+    make_local_mixer,
+    take_steps,
+)
+
+logger = logging.get_logger(__name__)
+
+
+class DecisionMambaImageEncoder(nn.Module):
+    """The convolutions of DQN (Mnih et al. 2015) and a linear map to the embedding width."""
+
+    def __init__(self, config: DecisionMambaConfig, embedding_size: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(config.num_channels, 32, 8, stride=4)
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, stride=1)
+        side = ((config.image_size - 8) // 4 + 1 - 4) // 2 + 1 - 2
+        self.proj = nn.Linear(64 * side * side, embedding_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, k, frames, height, width), uint8 from 0 to 255 or floating from 0 to 1, to (b, k, e)."""
+        dtype = self.proj.weight.dtype
+        pixels = images.to(dtype) if images.is_floating_point() else images.to(dtype) / 255
+        features = F.relu(self.conv1(pixels.flatten(0, 1)))
+        features = F.relu(self.conv3(F.relu(self.conv2(features))))
+        return self.proj(features.flatten(1)).unflatten(0, images.shape[:2])
+
+
+class DecisionMambaActionEmbedding(nn.Embedding):
+    """An embedding of discrete actions in which "no action yet" (-1) is zero."""
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(b, k) integers to (b, k, e)."""
+        return super().forward(actions.clamp(min=0)) * (actions != NO_ACTION)[..., None]
+
+
+class DecisionMambaBlock(GradientCheckpointingLayer):
+    """h + Local(Norm(h)), h + Mixer(Norm(h)), h + MLP(Norm(h)); the first and the last only in some variants."""
+
+    def __init__(self, config: DecisionMambaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        if not config.share_norms:
+            self.norms = make_norms(config)
+        if config.local_mixer is not None and not config.share_local_mixer:
+            self.local_mixer = make_local_mixer(config.hidden_size, config)
+        self.mixer = MIXERS[config.ssm](config, layer_idx)
+        if config.block_type != "mamba":
+            self.mlp = DecisionMambaMLP(config)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states: Tensor, tokens: TokenStream, shared: nn.ModuleDict) -> Tensor:
+        """One block over (b, l, d); `shared` holds the modules that all blocks have in common."""
+        norms: Any = shared["norms"] if self.config.share_norms else self.norms
+        if self.config.local_mixer is not None:
+            local_mixer = shared["local_mixer"] if self.config.share_local_mixer else self.local_mixer
+            history = self.config.local_mixer_window - 1
+            window = tokens.with_history(norms["local"](hidden_states), "local_states", self.layer_idx, history)
+            hidden_states = hidden_states + self.dropout(local_mixer(window, tokens.kinds))
+        mixed = self.dropout(self.mixer(norms["mixer"](hidden_states), tokens))
+        hidden_states = hidden_states + mixed if self.config.mixer_residual else mixed.to(hidden_states.dtype)
+        if self.config.block_type != "mamba":
+            hidden_states = hidden_states + self.dropout(self.mlp(norms["mlp"](hidden_states)))
+        return hidden_states
+
+
+def make_norms(config: DecisionMambaConfig) -> nn.ModuleDict:
+    """The norms of one block, one in front of each of its parts."""
+    kinds = {
+        "local": config.norm_type if config.local_mixer is not None else None,
+        "mixer": config.mixer_norm_type or config.norm_type,
+        "mlp": config.norm_type if config.block_type != "mamba" else None,
+    }
+    size, eps = config.hidden_size, config.layer_norm_epsilon
+    return nn.ModuleDict({part: NORMS[kind](size, eps=eps) for part, kind in kinds.items() if kind is not None})
+
+
+@dataclass
+class DecisionMambaOutput(ModelOutput):
+    """
+    Output of [`DecisionMambaModel`]; the fields of `DecisionTransformerOutput`, `loss` and `cache_params`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): Mean squared error, or cross-entropy of discrete actions, over the labels.
+        state_preds (`torch.Tensor` of shape `(batch_size, episode_length, state_dim)`): The next states, where
+            `predict_state_and_return` is set.
+        action_preds (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The predicted actions, or the
+            logits of discrete ones.
+        return_preds (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): The returns, where
+            `predict_state_and_return` is set.
+        hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): The tokens and every
+            block's output, the last one normalised.
+        attentions: None until a model records its hidden attention.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): The normalised output of the
+            last block.
+        cache_params ([`DecisionMambaCache`]): The recurrent states after the last real step.
+    """
+
+    loss: Tensor | None = None
+    state_preds: Tensor | None = None
+    action_preds: Tensor | None = None
+    return_preds: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    cache_params: DecisionMambaCache | None = None
+
+
+class DecisionMambaPreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by Decision Mamba models."""
+
+    config: DecisionMambaConfig
+    config_class = DecisionMambaConfig
+    base_model_prefix = "model"
+    main_input_name = "states"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the loss divides by `num_items_in_batch`, exact under gradient accumulation
+    _no_split_modules = ["DecisionMambaBlock"]
+    _skip_keys_device_placement = ["cache_params"]
+    _is_stateful = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (DecisionMambaMixer, DecisionMamba2Mixer)):
+            module.init_weights()
+        elif isinstance(module, DecisionMambaRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            bound = 1 / math.sqrt(module.weight[0].numel())  # PyTorch's own, as the official code leaves it
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+
+
+class DecisionMambaModel(DecisionMambaPreTrainedModel):
+    """Return-conditioned policy on a Mamba backbone with DecisionTransformer's interface; the config is the variant."""
+
+    def __init__(self, config: DecisionMambaConfig):
+        super().__init__(config)
+        size = config.embedding_size or config.hidden_size
+        discrete, image = config.action_type == "discrete", config.state_type == "image"
+        self.embed_return = nn.Linear(1, size)
+        self.embed_state = DecisionMambaImageEncoder(config, size) if image else nn.Linear(config.state_dim, size)
+        self.embed_action = (
+            DecisionMambaActionEmbedding(config.act_dim, size) if discrete else nn.Linear(config.act_dim, size)
+        )
+        if config.use_timestep_embedding:
+            self.embed_timestep = nn.Embedding(config.max_ep_len, size)
+        self.activation = ACT2FN[config.embedding_activation or "linear"]
+        concatenated = config.sequence_layout == "concatenated"
+        if concatenated or config.embedding_size is not None:
+            self.token_proj = nn.Linear(size * (len(config.token_order) if concatenated else 1), config.hidden_size)
+        if config.embed_layer_norm:
+            self.embed_norm = NORMS["layer_norm"](config.hidden_size, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+
+        self.shared = nn.ModuleDict()
+        if config.share_norms:
+            self.shared["norms"] = make_norms(config)
+        if config.share_local_mixer:
+            self.shared["local_mixer"] = make_local_mixer(config.hidden_size, config)
+        self.layers = nn.ModuleList([DecisionMambaBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
+        self.norm_f = NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_epsilon)
+
+        self.predict_action = nn.Linear(config.hidden_size, config.act_dim, bias=config.head_bias)
+        if config.predict_state_and_return:
+            self.predict_state = nn.Linear(config.hidden_size, config.state_dim)
+            self.predict_return = nn.Linear(config.hidden_size, 1)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of states, the main input."""
+        return self.embed_state
+
+    def forward(
+        self,
+        states: Tensor | None = None,
+        actions: Tensor | None = None,
+        rewards: Tensor | None = None,
+        returns_to_go: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        previous_actions: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache_params: DecisionMambaCache | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> tuple | DecisionMambaOutput:
+        r"""
+        Predict the action of every step from what a policy knows when it takes it.
+
+        Args:
+            states (`torch.Tensor` of shape `(batch_size, episode_length, state_dim)`): Normalised states; with image
+                states, frame stacks of shape `(batch_size, episode_length, num_channels, image_size, image_size)`.
+            actions (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The action of each step; a step's
+                own action never reaches its prediction. Discrete actions are integers `(batch_size, episode_length)`.
+            rewards: Accepted for DecisionTransformer's interface; not used.
+            returns_to_go (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): Scaled returns-to-go.
+            timesteps (`torch.LongTensor` of shape `(batch_size, episode_length)`): Steps since the episode's start,
+                below `max_ep_len`; needed only with `use_timestep_embedding`.
+            attention_mask (`torch.Tensor` of shape `(batch_size, episode_length)`): 1 for real steps, 0 for padding,
+                anywhere. Padding contributes nothing to any real step; its own predictions have no meaning.
+            output_hidden_states (`bool`): Return the tokens and every block's output.
+            output_attentions (`bool`): Not available; these models have no attention weights to return.
+            return_dict (`bool`): Whether to return a [`DecisionMambaOutput`] or a tuple of its non-empty fields.
+            previous_actions (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The action before each
+                step, zero at an episode's start. Without it `actions` are shifted by one real step, and the first is
+                the cache's last action or zero. A window that begins inside an episode should give it. Discrete ones
+                are integers, -1 at an episode's start. Where a step's own action is a token, only a call with a cache
+                needs them: the stream of tokens is then cut in front of each action instead of behind it.
+            labels (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): Target actions; entries of
+                -100 and masked steps do not count.
+            cache_params ([`DecisionMambaCache`]): States to continue from; updated in place.
+            use_cache (`bool`): Return the states after the last real step.
+            num_items_in_batch (`int`): Divisor of the summed loss; the number of counted entries when not given.
+
+        Raises:
+            ValueError: an input that is missing, of the wrong shape, or a time step at or beyond `max_ep_len`.
+        """
+        config = self.config
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
+        if output_attentions:
+            raise ValueError("output_attentions=True: a Decision Mamba model does not record hidden attention.")
+        self._check_inputs(states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params)
+        assert states is not None
+        if use_cache and self.gradient_checkpointing and self.training:
+            logger.warning_once("Activation checkpointing would advance the cache twice, so no cache is used.")
+            use_cache, cache_params = False, None
+        if use_cache and cache_params is None:
+            cache_params = DecisionMambaCache(config, states.shape[0], device=states.device, dtype=self.dtype)
+
+        # Padding moves to the end of its row, where no real step of a causal model can see it; `inverse` undoes it.
+        mask = order = inverse = None
+        if attention_mask is not None:
+            mask = attention_mask.bool()
+            order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
+            inverse, mask = torch.argsort(order, dim=1), take_steps(mask, order)
+        states, actions, returns_to_go, timesteps, previous_actions = (
+            take_steps(x, order) for x in (states, actions, returns_to_go, timesteps, previous_actions)
+        )
+        if previous_actions is None:
+            previous_actions = self._shift(actions, cache_params)
+        tokens = self._token_stream(mask, states, cache_params)
+        hidden_states = self._embed(tokens.kinds, states, actions, previous_actions, returns_to_go, timesteps)
+        if cache_params is not None:
+            cache_params.advance(actions, mask)
+
+        all_hidden_states = [hidden_states]
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, tokens, self.shared)
+            all_hidden_states.append(hidden_states)
+        all_hidden_states[-1] = self.norm_f(hidden_states)
+        if not output_hidden_states:
+            all_hidden_states = all_hidden_states[-1:]
+        if inverse is not None:
+            steps = (-1, len(tokens.kinds))
+            all_hidden_states = [take_steps(h.unflatten(1, steps), inverse).flatten(1, 2) for h in all_hidden_states]
+
+        by_step = all_hidden_states[-1].unflatten(1, (-1, len(tokens.kinds)))
+        action_preds = self._predict_actions(by_step, tokens.kinds)
+        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.kinds)
+        output = DecisionMambaOutput(
+            loss=None if labels is None else self._loss(action_preds, labels, attention_mask, num_items_in_batch),
+            state_preds=state_preds,
+            action_preds=action_preds,
+            return_preds=return_preds,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            last_hidden_state=all_hidden_states[-1],
+            cache_params=cache_params,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _shift(self, actions: Tensor, cache_params: DecisionMambaCache | None) -> Tensor:
+        """The action before each step: actions one step later, behind the last one known or none."""
+        if cache_params is not None:
+            last = cache_params.last_actions.to(actions.dtype)
+        elif self.config.action_type == "discrete":
+            last = torch.full_like(actions[:, 0], NO_ACTION)
+        else:
+            last = torch.zeros_like(actions[:, 0])
+        return torch.cat([last[:, None], actions[:, :-1]], dim=1)
+
+    def _token_stream(
+        self, mask: Tensor | None, states: Tensor, cache_params: DecisionMambaCache | None
+    ) -> TokenStream:
+        """How the sequence is cut into tokens, and which of them are absent."""
+        kinds = self.config.token_kinds
+        if cache_params is None:
+            return TokenStream(kinds)
+        token_mask = None if mask is None else mask.repeat_interleave(len(kinds), dim=1)
+        if "action" in kinds:
+            # A decision is due before its own action is known. So the stream R s a R s a ... is cut into
+            # (R s)(a R s)...: an episode's first action token, in front of its first return, is absent.
+            kinds = ("action", *kinds[:-1])
+            if token_mask is None:
+                shape = (states.shape[0], states.shape[1] * len(kinds))
+                token_mask = torch.ones(shape, dtype=torch.bool, device=states.device)
+            token_mask = torch.cat([token_mask[:, :1] & cache_params.started[:, None], token_mask[:, 1:]], dim=1)
+        return TokenStream(kinds, cache_params, token_mask)
+
+    def _embed(
+        self,
+        kinds: tuple[str, ...],
+        states: Tensor,
+        actions: Any,
+        previous_actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Any,
+    ) -> Tensor:
+        """Tokens (b, l, d): the embeddings of one step side by side, step after step."""
+        dtype = self.dtype
+        discrete = self.config.action_type == "discrete"
+        cut_before_action = kinds[0] == "action"
+        parts = []
+        for kind in kinds if len(kinds) > 1 else self.config.token_order:
+            if kind == "return":
+                part = self.embed_return(returns_to_go.to(dtype))
+            elif kind == "state":
+                part = self.embed_state(states if self.config.state_type == "image" else states.to(dtype))
+            else:
+                shown = actions if kind == "action" and not cut_before_action else previous_actions
+                part = self.embed_action(shown if discrete else shown.to(dtype))
+            part = self.activation(part)
+            if self.config.use_timestep_embedding:
+                shown_steps = timesteps - 1 if kind == "action" and cut_before_action else timesteps
+                part = part + self.embed_timestep(shown_steps.clamp(min=0))
+            parts.append(part)
+        if self.config.sequence_layout == "concatenated":
+            tokens = torch.cat(parts, dim=-1)
+        else:
+            tokens = torch.stack(parts, dim=2).flatten(1, 2)
+        if hasattr(self, "token_proj"):
+            tokens = self.token_proj(tokens)
+        if self.config.embed_layer_norm:
+            tokens = self.embed_norm(tokens)
+        tokens = self.dropout(tokens)
+        return tokens.to(torch.promote_types(dtype, torch.float32)) if self.config.residual_in_fp32 else tokens
+
+    def _predict_actions(self, hidden_states: Tensor, kinds: tuple[str, ...]) -> Tensor:
+        """Actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, tokens of a step, d)."""
+        actions = self.predict_action(hidden_states[:, :, kinds.index("state") if "state" in kinds else 0])
+        return torch.tanh(actions) if self.config.action_tanh and self.config.action_type == "continuous" else actions
+
+    def _predict_state_and_return(
+        self, hidden_states: Tensor, kinds: tuple[str, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Next states (b, k, state_dim) and returns (b, k, 1) at the action's token, where the step ends with it."""
+        if not self.config.predict_state_and_return or kinds[-1] != "action":
+            return None, None
+        return self.predict_state(hidden_states[:, :, -1]), self.predict_return(hidden_states[:, :, -1])
+
+    def _loss(
+        self, predictions: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items: Tensor | int | None
+    ) -> Tensor:
+        """Mean over real, labelled entries (action dimensions, or discrete actions); 0 when there is none."""
+        counted = labels != -100
+        if attention_mask is not None:
+            real = attention_mask.bool()
+            counted = counted & (real if counted.dim() == 2 else real[..., None])
+        predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
+        if self.config.action_type == "discrete":
+            targets = torch.where(counted, labels, -100)
+            total = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="sum")
+        else:
+            total = torch.where(counted, predictions - labels.to(predictions.dtype), 0.0).square().sum()
+        return total / (counted.sum().clamp(min=1) if num_items is None else num_items)
+
+    def _check_inputs(
+        self, states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params
+    ) -> None:
+        """One clear error for inputs that cannot be right; everything here is shape and presence, but for timesteps."""
+        config = self.config
+        if actions is None and cache_params is None and "action" in config.token_order:
+            raise ValueError("actions are required: they are tokens of this model.")
+        if states is None or returns_to_go is None or (actions is None and previous_actions is None):
+            raise ValueError("states, returns_to_go and one of actions or previous_actions are required.")
+        state_shape: tuple[int, ...] = (config.state_dim,)
+        if config.state_type == "image":
+            state_shape = (config.num_channels, config.image_size, config.image_size)
+        if states.dim() != 2 + len(state_shape) or states.shape[1] == 0:
+            expected_shape = f"(batch, steps, {', '.join(map(str, state_shape))}) with at least one step"
+            raise ValueError(f"states has shape {tuple(states.shape)}; expected {expected_shape}.")
+        steps = tuple(states.shape[:2])
+        action_shape = steps if config.action_type == "discrete" else (*steps, config.act_dim)
+        expected = {
+            "states": (states, (*steps, *state_shape)),
+            "actions": (actions, action_shape),
+            "previous_actions": (previous_actions, action_shape),
+            "returns_to_go": (returns_to_go, (*steps, 1)),
+            "timesteps": (timesteps, steps),
+            "attention_mask": (attention_mask, steps),
+        }
+        for name, (tensor, shape) in expected.items():
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} for this model and batch.")
+        if cache_params is not None and cache_params.batch_size != steps[0]:
+            raise ValueError(f"cache_params holds {cache_params.batch_size} rows, but the batch has {steps[0]}.")
+        if timesteps is None and config.use_timestep_embedding:
+            raise ValueError("timesteps are required: this model embeds the time step (use_timestep_embedding=True).")
+        if timesteps is not None and not torch.compiler.is_compiling() and timesteps.device.type != "meta":
+            low, high = timesteps.min().item(), timesteps.max().item()
+            if low < 0 or high >= config.max_ep_len:
+                raise ValueError(
+                    f"timesteps range from {low} to {high}, but this model knows 0 to {config.max_ep_len - 1} "
+                    "(max_ep_len): train with a larger max_ep_len or end the episode earlier."
+                )
+
+
+__all__ = ["DecisionMambaModel", "DecisionMambaOutput", "DecisionMambaPreTrainedModel"]

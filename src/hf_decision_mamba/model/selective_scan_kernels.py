@@ -1,0 +1,717 @@
+# Copyright 2026
+"""The numba kernels of the selective scan on a CPU, one forward and one backward; `selective_scan_cpu` calls them.
+
+Equations: Gu & Dao, "Mamba" (arXiv 2312.00752), algorithm 2. The backward recomputes the states of a chunk of tokens
+from the state saved at its start. Importing this module imports numba.
+
+numba compiles loops over scalars and leaves it to LLVM to vectorise them, which LLVM gives up on loops as long as
+these. So the kernels are written over a small vector type: `load` takes LANES neighbouring channels, arithmetic acts on
+all of them, `store` puts them back, and LLVM maps that to whatever registers the machine has.
+"""
+
+import functools
+import operator
+from typing import Any
+
+import numpy as np
+
+try:
+    from llvmlite import ir
+    from numba import carray, cfunc, njit, types
+    from numba.extending import intrinsic, models, overload, register_model
+except ImportError as error:
+    raise ImportError("the CPU kernels of the selective scan need numba: pip install numba") from error
+
+LANES = 32  # of a vector; in float32 two of the widest registers, so that a sum over lanes is paid for every second one
+BLOCK = 256  # channels of a work item, a multiple of LANES; long rows are what memory is fast at
+CHUNK = 16  # tokens between two saved states
+LN2 = float(np.log(2.0))
+INT32 = ir.IntType(32)
+
+# ------------------------------------------------------------------------------------------------------ the vector type
+
+
+class Vector(types.Type):
+    """LANES floats of one precision."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype})")
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        element = dmm.lookup(fe_type.dtype).get_value_type()
+        super().__init__(dmm, fe_type, ir.VectorType(element, LANES))
+
+
+def broadcast(context, builder, vector, kind, value):
+    """`value` of numba type `kind` as an LLVM vector; numbers are rounded to the precision of `vector`."""
+    if isinstance(kind, Vector):
+        return value
+    number = context.cast(builder, value, kind, vector.dtype)
+    first = builder.insert_element(ir.Constant(context.get_value_type(vector), ir.Undefined), number, INT32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
+
+
+def define_operator(function, instruction):
+    """Let `function` (+, -, *, /) act on vectors, or on a vector and a number; FMA contraction is allowed, no more."""
+
+    @intrinsic
+    def apply(typingctx, a, b):
+        vector = a if isinstance(a, Vector) else b
+
+        def codegen(context, builder, signature, args):
+            operands = [broadcast(context, builder, vector, *pair) for pair in zip(signature.args, args, strict=True)]
+            return getattr(builder, instruction)(*operands, flags=("contract",))
+
+        return vector(a, b), codegen
+
+    @overload(function)
+    def operate(a, b):
+        if isinstance(a, Vector) or isinstance(b, Vector):
+            return lambda a, b: apply(a, b)
+        return None
+
+
+define_operator(operator.add, "fadd")
+define_operator(operator.sub, "fsub")
+define_operator(operator.mul, "fmul")
+define_operator(operator.truediv, "fdiv")
+
+
+@intrinsic
+def if_less(typingctx, a, b, yes, no):
+    """Lane by lane, `yes` where a < b and else `no` (so also where a or b is NaN)."""
+    vector = next(t for t in (a, b, yes, no) if isinstance(t, Vector))
+
+    def codegen(context, builder, signature, args):
+        pairs = zip(signature.args, args, strict=True)
+        a, b, yes, no = (broadcast(context, builder, vector, *pair) for pair in pairs)
+        return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
+
+    return vector(a, b, yes, no), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, shifted):
+    """2**n, where the lowest bits of the floats `shifted` hold the integer n; -bias gives 0, bias + 1 infinity."""
+    bias, bits = (127, 23) if shifted.dtype == types.float32 else (1023, 52)
+
+    def codegen(context, builder, signature, args):
+        floats = context.get_value_type(shifted)
+        integers = ir.VectorType(ir.IntType(shifted.dtype.bitwidth), LANES)
+        n = builder.bitcast(args[0], integers)
+        n = builder.add(n, ir.Constant(integers, [bias] * LANES))
+        n = builder.shl(n, ir.Constant(integers, [bits] * LANES))
+        return builder.bitcast(n, floats)
+
+    return shifted(shifted), codegen
+
+
+def pointer(context, builder, array, value, index, kind):
+    data = context.make_array(array)(context, builder, value).data
+    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """The vector array[index : index + LANES]; nothing is checked."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        at = pointer(context, builder, array, *args, context.get_value_type(vector))
+        return builder.load(at, align=array.dtype.bitwidth // 8)
+
+    return vector(array, types.intp), codegen
+
+
+@intrinsic
+def fill(typingctx, array, index):
+    """A vector whose lanes all are array[index]; nothing is checked."""
+    vector = Vector(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        at = pointer(context, builder, array, *args, context.get_value_type(array.dtype))
+        return broadcast(context, builder, vector, array.dtype, builder.load(at))
+
+    return vector(array, types.intp), codegen
+
+
+@intrinsic
+def constant(typingctx, like, number):
+    """A vector of the precision of the array `like` whose lanes all are `number`."""
+    vector = Vector(like.dtype)
+
+    def codegen(context, builder, signature, args):
+        return broadcast(context, builder, vector, number, args[1])
+
+    return vector(like, number), codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """array[index : index + LANES] = value; nothing is checked."""
+
+    def codegen(context, builder, signature, args):
+        at = pointer(context, builder, array, args[0], args[1], context.get_value_type(value))
+        builder.store(args[2], at, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, value), codegen
+
+
+@intrinsic
+def total(typingctx, value):
+    """The sum of the lanes, halves first."""
+
+    def codegen(context, builder, signature, args):
+        (v,), lanes = args, LANES
+        while lanes > 1:
+            lanes //= 2
+            low, high = (ir.Constant(ir.VectorType(INT32, lanes), list(range(i, i + lanes))) for i in (0, lanes))
+            v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+        return builder.extract_element(v, INT32(0))
+
+    return value.dtype(value), codegen
+
+
+# ------------------------------------------------------------------------------------------------ elementary functions
+# Polynomials: there is no vector libm to count on. Minimax fits; the comments give their relative error.
+
+
+def exp2(x):
+    """2**x; zero below 2**-126.5 (float64: 2**-1022.5), infinity where the result is out of range."""
+
+
+@overload(exp2)
+def _exp2(x):
+    if x.dtype == types.float32:
+
+        def run(x):
+            x = if_less(x, -127.0, -127.0, x)
+            x = if_less(128.0, x, 128.0, x)
+            shifted = x + 12582912.0  # 1.5 * 2**23: rounds x to an integer, which then stands in the lowest bits
+            f = x - (shifted - 12582912.0)
+            p = 0.0013390863364671234 + f * 0.0001545316294512069  # (2**f - 1) / f on [-1/2, 1/2], 8e-9
+            p = 0.05550357114219078 + f * (0.009618082557277852 + f * p)
+            p = 1.0 + f * (0.6931471880262288 + f * (0.24022650760568126 + f * p))
+            return p * power_of_two(shifted)
+
+    else:
+
+        def run(x):
+            x = if_less(x, -1023.0, -1023.0, x)
+            x = if_less(1024.0, x, 1024.0, x)
+            shifted = x + 6755399441055744.0  # 1.5 * 2**52
+            f = x - (shifted - 6755399441055744.0)
+            p = 7.072585949269223e-09 + f * 4.4549605981865186e-10  # as above, 2e-17
+            p = 1.525273382983612e-05 + f * (1.321544258792169e-06 + f * (1.0178062445845774e-07 + f * p))
+            p = 0.009618129107606888 + f * (0.0013333558146416936 + f * (0.0001540353044173605 + f * p))
+            p = 0.6931471805599453 + f * (0.24022650695910097 + f * (0.0555041086648216 + f * p))
+            return (1.0 + f * p) * power_of_two(shifted)
+
+    return run
+
+
+def twice_atanh(s):
+    """2 atanh(s) for 0 <= s <= 1/3."""
+
+
+@overload(twice_atanh)
+def _twice_atanh(s):
+    if s.dtype == types.float32:
+
+        def run(s):
+            q = s * s
+            p = 0.40024595230703747 + q * (0.27965157745197267 + q * 0.2815777836310908)  # 4e-9
+            return s * (2.000000007681759 + q * (0.6666632164137777 + q * p))
+
+    else:
+
+        def run(s):
+            q = s * s
+            p = 0.12110168728069218 + q * (0.0832450651186082 + q * 0.17044163562781398)  # 2e-18
+            p = 0.18181740832504806 + q * (0.1538661404230401 + q * (0.13300374032674625 + q * p))
+            p = 0.4000000000018575 + q * (0.28571428545454114 + q * (0.22222224080747674 + q * p))
+            return s * (2.0 + q * (0.6666666666666615 + q * p))
+
+    return run
+
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def compiled(function):
+    """`numba.njit`, keeping the machine code on disk wherever numba finds a folder that it may write to."""
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # "no locator available": compile again in every process
+        return njit(**OPTIONS)(function)
+
+
+inlined = njit(forceinline=True, **OPTIONS)  # a call costs more than these do
+
+
+@inlined
+def exp_of_minus_abs(x):
+    return exp2(if_less(x, 0.0, x, 0.0 - x) * (1.0 / LN2))
+
+
+@inlined
+def sigmoid(x):
+    e = exp_of_minus_abs(x)
+    return if_less(x, 0.0, e, 1.0) / (1.0 + e)
+
+
+@inlined
+def softplus(x):
+    """log(1 + exp(x)), the identity above 20 as in torch."""
+    e = exp_of_minus_abs(x)
+    return if_less(20.0, x, x, if_less(x, 0.0, 0.0, x) + twice_atanh(e / (2.0 + e)))
+
+
+@inlined
+def softplus_slope(x):
+    return if_less(20.0, x, 1.0, sigmoid(x))
+
+
+# ---------------------------------------------------------------------------------------------- a work item's workspace
+# One flat array `w`, whose parts start at the offsets below: quicker to compile and to pass on than twenty arrays.
+# A `row` holds one number for each channel of the block, for each token of a chunk: [CHUNK, BLOCK]. A `tile` holds
+# LANES channels for each n: [BLOCK / LANES, n, LANES]. A `map` holds one number for each n and token: [CHUNK, n].
+# `left` counts the channels from a vector's first to the block's end, which the last vector of a row may reach beyond.
+
+ROW = CHUNK * BLOCK
+SCRATCH = 0  # (LANES,)
+ABSENT = LANES  # (CHUNK,) 1 where the token is absent
+SKIP = ABSENT + LANES * -(-CHUNK // LANES)  # (BLOCK,) D
+BIAS = SKIP + BLOCK  # (BLOCK,) the bias of Δ
+STEP = BIAS + BLOCK  # row: Δ
+PUSH = STEP + ROW  # row: Δ u, what the input pushes into the state
+READOUT = PUSH + ROW  # row: C · h
+SLOPE = READOUT + ROW  # row: dΔ / d delta; from here on for the backward only
+DSTEP = SLOPE + ROW  # row: gradient of Δ, the part through exp(Δ A), divided by ln 2
+DPUSH = DSTEP + ROW
+DREADOUT = DPUSH + ROW
+DGATE = DREADOUT + ROW  # row: gradient of z / (C · h + D u)
+DSKIP = DGATE + ROW  # (BLOCK,)
+DBIAS = DSKIP + BLOCK  # (BLOCK,)
+FIXED = DBIAS + BLOCK
+# The size of these grows with n: they start at FIXED + n times the following.
+RATE = 0  # tile: A log2(e)
+STATE = RATE + BLOCK  # tile: h of the last token, or in the backward its gradient
+MAP_B = STATE + BLOCK  # map
+MAP_C = MAP_B + CHUNK  # map
+DRATE = MAP_C + CHUNK  # tile: gradient of A; from here on for the backward only
+DMAP_B = DRATE + BLOCK
+DMAP_C = DMAP_B + CHUNK
+DECAY = DMAP_C + CHUNK  # [CHUNK, n, LANES] exp(Δ A) of one tile
+PAST = DECAY + CHUNK * LANES  # [CHUNK + 1, n, LANES] h of one tile, the one before the chunk first
+GROWING = PAST + (CHUNK + 1) * LANES
+
+
+@compiled
+def allocate(states, like):
+    """A workspace from a cache line's start on; what is in it is undefined."""
+    size = FIXED + GROWING * states
+    spare = np.empty(size + 64 // like.itemsize, like.dtype)
+    skip = (-spare.ctypes.data) % 64 // like.itemsize
+    return spare[skip : skip + size]
+
+
+@inlined
+def read(array, at, left, w):
+    """The vector array[at:], with zeros beyond the block's end."""
+    if left >= LANES:
+        return load(array, at)
+    for j in range(LANES):
+        w[SCRATCH + j] = array[at + j] if j < left else 0
+    return load(w, SCRATCH)
+
+
+@inlined
+def write(array, at, left, w, value):
+    """array[at:] = value, up to the block's end."""
+    if left >= LANES:
+        store(array, at, value)
+    else:
+        store(w, SCRATCH, value)
+        for j in range(left):
+            array[at + j] = w[SCRATCH + j]
+
+
+@compiled
+def clear(w, at, size):
+    for j in range(size):
+        w[at + j] = 0
+
+
+@compiled
+def read_tiles(w, tiles, states, count, array, at):
+    """Fill the tiles that start at w[tiles] from array[at:] of layout (channel, n); zeros beyond `count` channels."""
+    clear(w, tiles, BLOCK * states)
+    for c in range(count):
+        to = tiles + c // LANES * states * LANES + c % LANES
+        for n in range(states):
+            w[to + n * LANES] = array[at + c * states + n]
+
+
+@compiled
+def write_tiles(w, tiles, states, count, array, at):
+    """The reverse of `read_tiles`."""
+    for c in range(count):
+        start = tiles + c // LANES * states * LANES + c % LANES
+        for n in range(states):
+            array[at + c * states + n] = w[start + n * LANES]
+
+
+@compiled
+def read_channels(w, states, count, c0, rate, D, bias):
+    """What the block's channels have in common for all rows of the batch."""
+    read_tiles(w, FIXED + RATE * states, states, count, rate, c0 * states)
+    clear(w, SKIP, BLOCK)
+    clear(w, BIAS, BLOCK)
+    for j in range(count):
+        w[SKIP + j], w[BIAS + j] = D[c0 + j], bias[c0 + j]
+
+
+@compiled
+def read_maps(w, tokens, states, has_mask, mask, at, B, at_B, B_t, C, at_C, C_t):
+    """B, C and the mask of a chunk; B is zero where the token is absent, whatever stands there."""
+    map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
+    for k in range(tokens):
+        absent = has_mask and not mask[at + k]
+        w[ABSENT + k] = absent
+        for n in range(states):
+            w[map_B + k * states + n] = 0 if absent else B[at_B + k * B_t + n]
+            w[map_C + k * states + n] = C[at_C + k * C_t + n]
+
+
+@compiled
+def read_steps(w, tokens, count, use_softplus, backward, delta, at_delta, delta_t, u, at_u, u_t):
+    """The rows Δ, Δ u and, for the backward, dΔ / d delta of a chunk; all zero where the token is absent."""
+    for k in range(tokens):
+        for j in range(0, count, LANES):
+            row, left = k * BLOCK + j, count - j
+            step = push = slope = constant(w, 0)
+            if w[ABSENT + k] == 0:
+                step = read(delta, at_delta + k * delta_t + j, left, w) + load(w, BIAS + j)
+                slope = constant(w, 1)
+                if use_softplus:
+                    slope = softplus_slope(step)
+                    step = softplus(step)
+                push = step * read(u, at_u + k * u_t + j, left, w)
+            store(w, STEP + row, step)
+            store(w, PUSH + row, push)
+            if backward:
+                store(w, SLOPE + row, slope)
+
+
+# -------------------------------------------------------------------------------------------------------------- forward
+
+
+@compiled
+def scan_tile(w, j, tokens, states):
+    """Carry the states of the vector of channels at `j` through a chunk; fills its row READOUT."""
+    tile = j * states
+    rate, state = FIXED + RATE * states + tile, FIXED + STATE * states + tile
+    map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
+    for k in range(tokens):
+        row = k * BLOCK + j
+        step, push, readout = load(w, STEP + row), load(w, PUSH + row), constant(w, 0)
+        for n in range(states):
+            decay = exp2(step * load(w, rate + n * LANES))
+            h = decay * load(w, state + n * LANES) + push * fill(w, map_B + k * states + n)
+            store(w, state + n * LANES, h)
+            readout = readout + h * fill(w, map_C + k * states + n)
+        store(w, READOUT + row, readout)
+
+
+@compiled
+def write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y, to, channels):
+    """y = (C · h + D u) · SiLU(z) of a chunk."""
+    for k in range(tokens):
+        for j in range(0, count, LANES):
+            left = count - j
+            out = load(w, READOUT + k * BLOCK + j)
+            if has_D:
+                out = out + load(w, SKIP + j) * read(u, at_u + k * u_t + j, left, w)
+            if has_z:
+                gate = read(z, at_z + k * z_t + j, left, w)
+                out = out * (gate * sigmoid(gate))
+            write(y, to + k * channels + j, left, w, out)
+
+
+@compiled
+def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, mask, initial, y, final, saved):
+    """Work items [first, last) of the forward pass.
+
+    Arrays are flat. `sizes`: b, l, c, n, groups of batch rows. `flags`: D, z, softplus, mask, initial, saved.
+    `strides`: of batch and token in u, delta, B, C, z. `rate` is A log2(e); `saved` [b, chunk, tiles] is the state
+    before each chunk.
+    """
+    batch, length, channels, states, groups = sizes
+    has_D, has_z, use_softplus, has_mask, has_initial, save = flags
+    u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t = strides
+    chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
+    w = allocate(states, u)
+    state = FIXED + STATE * states
+    for item in range(first, last):
+        c0, group = item // groups * BLOCK, item % groups
+        count = min(BLOCK, channels - c0)
+        read_channels(w, states, count, c0, rate, D, bias)
+        for i in range(group * batch // groups, (group + 1) * batch // groups):
+            if has_initial:
+                read_tiles(w, state, states, count, initial, (i * channels + c0) * states)
+            else:
+                clear(w, state, BLOCK * states)
+            for start in range(0, length, CHUNK):
+                tokens = min(CHUNK, length - start)
+                at_u, at_delta = i * u_b + start * u_t + c0, i * delta_b + start * delta_t + c0
+                at_B, at_C = i * B_b + start * B_t, i * C_b + start * C_t
+                read_maps(w, tokens, states, has_mask, mask, i * length + start, B, at_B, B_t, C, at_C, C_t)
+                read_steps(w, tokens, count, use_softplus, False, delta, at_delta, delta_t, u, at_u, u_t)
+                to_saved = ((i * chunks + start // CHUNK) * padded + c0) * states
+                for j in range(0, count, LANES):
+                    if save:
+                        for at in range(j * states, (j + LANES) * states, LANES):
+                            store(saved, to_saved + at, load(w, state + at))
+                    scan_tile(w, j, tokens, states)
+                at_z, to = i * z_b + start * z_t + c0, (i * length + start) * channels + c0
+                write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y, to, channels)
+            write_tiles(w, state, states, count, final, (i * channels + c0) * states)
+
+
+# ------------------------------------------------------------------------------------------------------------- backward
+
+
+@compiled
+def rescan_tile(w, j, tokens, states):
+    """As `scan_tile`, from PAST[0] on and keeping every decay and state of the chunk."""
+    size = states * LANES
+    rate = FIXED + RATE * states + j * states
+    decays, past = FIXED + DECAY * states, FIXED + PAST * states
+    map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
+    for k in range(tokens):
+        row = k * BLOCK + j
+        step, push, readout = load(w, STEP + row), load(w, PUSH + row), constant(w, 0)
+        for n in range(states):
+            at = k * size + n * LANES
+            decay = exp2(step * load(w, rate + n * LANES))
+            h = decay * load(w, past + at) + push * fill(w, map_B + k * states + n)
+            store(w, decays + at, decay)
+            store(w, past + at + size, h)
+            readout = readout + h * fill(w, map_C + k * states + n)
+        store(w, READOUT + row, readout)
+
+
+@compiled
+def unscan_tile(w, j, tokens, states):
+    """Carry the gradient of the states backwards through the chunk that `rescan_tile` has just filled in."""
+    size, tile = states * LANES, j * states
+    rate, drate = FIXED + RATE * states + tile, FIXED + DRATE * states + tile
+    dstate = FIXED + STATE * states + tile
+    decays, past = FIXED + DECAY * states, FIXED + PAST * states
+    for k in range(tokens - 1, -1, -1):
+        row = k * BLOCK + j
+        map_B, map_C = FIXED + MAP_B * states + k * states, FIXED + MAP_C * states + k * states
+        dmap_B, dmap_C = FIXED + DMAP_B * states + k * states, FIXED + DMAP_C * states + k * states
+        step, push, dreadout = load(w, STEP + row), load(w, PUSH + row), load(w, DREADOUT + row)
+        dstep = dpush = constant(w, 0)
+        for n in range(states):
+            lane, at = n * LANES, k * size + n * LANES
+            dh = load(w, dstate + lane) + dreadout * fill(w, map_C + n)
+            w[dmap_C + n] += total(dreadout * load(w, past + at + size))
+            w[dmap_B + n] += total(dh * push)
+            dpush = dpush + dh * fill(w, map_B + n)
+            dh = dh * load(w, decays + at)
+            store(w, dstate + lane, dh)
+            dexponent = dh * load(w, past + at)
+            store(w, drate + lane, load(w, drate + lane) + dexponent * step)
+            dstep = dstep + dexponent * load(w, rate + lane)
+        store(w, DSTEP + row, dstep)
+        store(w, DPUSH + row, dpush)
+
+
+@compiled
+def read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t):
+    """The rows DREADOUT and, with a gate, DGATE of a chunk."""
+    for k in range(tokens):
+        for j in range(0, count, LANES):
+            row, left = k * BLOCK + j, count - j
+            g = read(dy, at_dy + k * dy_t + j, left, w)
+            if has_z:
+                gate = read(z, at_z + k * z_t + j, left, w)
+                s = sigmoid(gate)
+                store(w, DGATE + row, g * (s * (1.0 + gate * (1.0 - s))))
+                g = g * (gate * s)
+            store(w, DREADOUT + row, g)
+
+
+@compiled
+def write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, channels):
+    """The gradients of u, delta and z of a chunk, from its rows; and its shares of those of D and the bias."""
+    for k in range(tokens):
+        for j in range(0, count, LANES):
+            row, left, at = k * BLOCK + j, count - j, to + k * channels + j
+            input_, g, dpush = read(u, at_u + k * u_t + j, left, w), load(w, DREADOUT + row), load(w, DPUSH + row)
+            write(du, at, left, w, dpush * load(w, STEP + row) + load(w, SKIP + j) * g)
+            if has_z:
+                ungated = load(w, READOUT + row) + load(w, SKIP + j) * input_
+                write(dz, at, left, w, ungated * load(w, DGATE + row))
+            dx = constant(w, 0)
+            if w[ABSENT + k] == 0:
+                dx = (dpush * input_ + load(w, DSTEP + row) * LN2) * load(w, SLOPE + row)
+            write(ddelta, at, left, w, dx)
+            store(w, DBIAS + j, load(w, DBIAS + j) + dx)
+            store(w, DSKIP + j, load(w, DSKIP + j) + g * input_)
+
+
+@compiled
+def backward(
+    first, last, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, mask, saved,
+    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
+):  # fmt: skip
+    """Work items [first, last) of the backward pass; arguments as `forward`'s.
+
+    `flags`: z, softplus, mask, dfinal, dinitial. `strides`: also of dy, last. dA, dD, dbias are sums over one group
+    of batch rows each, [group, ...]; dB and dC over one block of channels each, [block, ...].
+    """
+    batch, length, channels, states, groups = sizes
+    has_z, use_softplus, has_mask, has_dfinal, has_initial = flags
+    u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t = strides
+    chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
+    w = allocate(states, u)
+    dstate, drate, past = FIXED + STATE * states, FIXED + DRATE * states, FIXED + PAST * states
+    dmap_B, dmap_C = FIXED + DMAP_B * states, FIXED + DMAP_C * states
+    for item in range(first, last):
+        block, group = item // groups, item % groups
+        c0 = block * BLOCK
+        count = min(BLOCK, channels - c0)
+        read_channels(w, states, count, c0, rate, D, bias)
+        clear(w, drate, BLOCK * states)
+        clear(w, DSKIP, BLOCK)
+        clear(w, DBIAS, BLOCK)
+        for i in range(group * batch // groups, (group + 1) * batch // groups):
+            if has_dfinal:
+                read_tiles(w, dstate, states, count, dfinal, (i * channels + c0) * states)
+            else:
+                clear(w, dstate, BLOCK * states)
+            for chunk in range(chunks - 1, -1, -1):
+                start = chunk * CHUNK
+                tokens = min(CHUNK, length - start)
+                at_u, at_delta = i * u_b + start * u_t + c0, i * delta_b + start * delta_t + c0
+                at_dy, at_z = i * dy_b + start * dy_t + c0, i * z_b + start * z_t + c0
+                at_B, at_C = i * B_b + start * B_t, i * C_b + start * C_t
+                read_maps(w, tokens, states, has_mask, mask, i * length + start, B, at_B, B_t, C, at_C, C_t)
+                read_steps(w, tokens, count, use_softplus, True, delta, at_delta, delta_t, u, at_u, u_t)
+                read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t)
+                clear(w, dmap_B, CHUNK * states)
+                clear(w, dmap_C, CHUNK * states)
+                at_saved = ((i * chunks + chunk) * padded + c0) * states
+                for j in range(0, count, LANES):
+                    for at in range(0, LANES * states, LANES):
+                        store(w, past + at, load(saved, at_saved + j * states + at))
+                    rescan_tile(w, j, tokens, states)
+                    unscan_tile(w, j, tokens, states)
+                to = ((block * batch + i) * length + start) * states
+                for at in range(tokens * states):
+                    dB[to + at], dC[to + at] = w[dmap_B + at], w[dmap_C + at]
+                to = (i * length + start) * channels + c0
+                write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, channels)
+            if has_initial:
+                write_tiles(w, dstate, states, count, dinitial, (i * channels + c0) * states)
+        write_tiles(w, drate, states, count, dA, (group * channels + c0) * states)
+        for j in range(count):
+            dD[group * channels + c0 + j], dbias[group * channels + c0 + j] = w[DSKIP + j], w[DBIAS + j]
+
+
+# ---------------------------------------------------------------------------------------------------- a team of threads
+# What every thread of a team runs: take the next work item until none is left. OpenMP hands a team nothing but an
+# address, so a call is one int64 array: next item, number of items, then address and size of each array in turn.
+
+
+@intrinsic
+def take_item(typingctx, call):
+    """Return call[0] and raise it by one, as one step that no other thread can divide."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(call), codegen
+
+
+@intrinsic
+def as_pointer(typingctx, address):
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), codegen
+
+
+@inlined
+def part(call, k, dtype):
+    """Array k of a call."""
+    return carray(as_pointer(call[2 + 2 * k]), (call[3 + 2 * k],), dtype)
+
+
+def forward_team(dtype):
+    """`forward` for a team, in one precision."""
+
+    def team(address):
+        call = carray(address, (2 + 2 * 16,), np.int64)
+        sizes, flags, strides = part(call, 0, np.int64), part(call, 1, np.bool_), part(call, 2, np.int64)
+        u, delta, rate, B = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype), part(call, 6, dtype)
+        C, D, z, bias = part(call, 7, dtype), part(call, 8, dtype), part(call, 9, dtype), part(call, 10, dtype)
+        mask, initial, y = part(call, 11, np.bool_), part(call, 12, dtype), part(call, 13, dtype)
+        final, saved = part(call, 14, dtype), part(call, 15, dtype)
+        item = take_item(call)
+        while item < call[1]:
+            forward(
+                item, item + 1, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, mask, initial, y, final, saved
+            )  # fmt: skip
+            item = take_item(call)
+
+    return team
+
+
+def backward_team(dtype):
+    """`backward` for a team, in one precision."""
+
+    def team(address):
+        call = carray(address, (2 + 2 * 24,), np.int64)
+        sizes, flags, strides = part(call, 0, np.int64), part(call, 1, np.bool_), part(call, 2, np.int64)
+        dy, dfinal, u, delta = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype), part(call, 6, dtype)
+        rate, B, C, D = part(call, 7, dtype), part(call, 8, dtype), part(call, 9, dtype), part(call, 10, dtype)
+        z, bias, mask = part(call, 11, dtype), part(call, 12, dtype), part(call, 13, np.bool_)
+        saved, du, ddelta = part(call, 14, dtype), part(call, 15, dtype), part(call, 16, dtype)
+        dA, dB, dC, dD = part(call, 17, dtype), part(call, 18, dtype), part(call, 19, dtype), part(call, 20, dtype)
+        dz, dbias, dinitial = part(call, 21, dtype), part(call, 22, dtype), part(call, 23, dtype)
+        item = take_item(call)
+        while item < call[1]:
+            backward(
+                item, item + 1, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, mask, saved,
+                du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
+            )  # fmt: skip
+            item = take_item(call)
+
+    return team
+
+
+@functools.cache
+def team_address(kernel, precision):
+    """Address of a kernel's team function, compiled or from the disk, for `"float32"` or `"float64"`."""
+    factory = {forward: forward_team, backward: backward_team}[kernel]
+    signature, function = types.void(types.voidptr), factory(getattr(np, precision))
+    try:
+        team = cfunc(signature, cache=True)(function)
+    except RuntimeError:  # "no locator available", as in `compiled`
+        team = cfunc(signature)(function)
+    teams.append(team)  # its machine code lives as long as it does
+    return team.address
+
+
+teams: list[object] = []

@@ -1,0 +1,24 @@
+"""Shared by all tests: quiet libraries, one way to compare, one way to read a numeric parity file."""
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # rendering without a display
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture
+def assert_close():
+    """Compare like the parity data asks: max |difference| / max(1, max |expected|), with the name of what differs."""
+
+    def check(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+        assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+        assert torch.isfinite(actual).all(), f"{name}: not finite"
+        difference = (actual.double() - expected.double()).abs().max() if actual.numel() else torch.zeros(())
+        scale = max(1.0, expected.double().abs().max().item()) if expected.numel() else 1.0
+        assert difference / scale <= tolerance, f"{name}: relative error {difference / scale:.2e} > {tolerance:.0e}"
+
+    return check

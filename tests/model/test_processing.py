@@ -1,0 +1,63 @@
+"""DecisionMambaProcessor: what it does to numbers, that it travels, what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoFeatureExtractor, AutoProcessor
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaProcessor
+
+SETTINGS = {
+    "state_mean": [1.0, -2.0],
+    "state_std": [2.0, 4.0],
+    "return_scale": 100.0,
+    "target_return": 3600.0,
+    "context_length": 8,
+    "env_id": "Hopper-v5",
+    "action_low": [-1.0],
+    "action_high": [0.5],
+}
+
+
+def test_numbers():
+    processor = DecisionMambaProcessor(**SETTINGS)
+    np.testing.assert_allclose(processor.normalize_states([[3.0, 2.0]]), [[1.0, 1.0]])
+    np.testing.assert_allclose(processor.scale_returns([50.0]), [0.5])
+    np.testing.assert_allclose(processor.clip_actions([[-3.0], [0.1], [2.0]]), [[-1.0], [0.1], [0.5]])
+    assert processor.normalize_states(np.zeros((2, 3, 2))).dtype == np.float32
+    features = processor(states=[[3.0, 2.0]], returns_to_go=[[50.0]], timesteps=[0], return_tensors="pt")
+    torch.testing.assert_close(features["states"], torch.tensor([[1.0, 1.0]]))
+    assert set(features) == {"states", "returns_to_go", "timesteps"}
+
+
+@pytest.mark.parametrize("auto_class", [AutoProcessor, AutoFeatureExtractor])
+def test_travels_with_the_weights(auto_class, tmp_path):
+    DecisionMambaConfig().save_pretrained(tmp_path)
+    DecisionMambaProcessor(**SETTINGS).save_pretrained(tmp_path)
+    loaded = auto_class.from_pretrained(tmp_path)
+    assert isinstance(loaded, DecisionMambaProcessor)
+    assert {name: getattr(loaded, name) for name in SETTINGS} == SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state_std": [1.0, 0.0]}, "state_std must be positive"),
+        ({"state_std": [1.0]}, "state_std has 1 entries; expected 2"),
+        ({"state_mean": [float("nan"), 0.0]}, "state_mean is not finite at index 0"),
+        ({"state_mean": []}, "state_mean must be a non-empty list"),
+        ({"return_scale": 0.0}, "return_scale=0.0"),
+        ({"target_return": float("inf")}, "target_return=inf"),
+        ({"context_length": 0}, "context_length=0"),
+        ({"action_high": None}, "given together"),
+        ({"action_low": [1.0]}, "exceeds action_high"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        DecisionMambaProcessor(**{**SETTINGS, **change})
+
+
+def test_states_of_another_environment_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\); the last dimension must be 2"):
+        DecisionMambaProcessor(**SETTINGS).normalize_states(np.zeros(3))
