@@ -20,9 +20,9 @@ SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what `datasets` caches in the test's folder, and every test off the network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `datasets` caches in a folder of the test, not among its data, and every test off the network."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
@@ -175,6 +175,14 @@ def test_any_numbers_become_float32_and_flags_may_be_numbers() -> None:
     assert trajectories.truncations.tolist() == [False, False, True]
 
 
+def test_one_integer_a_step_is_a_discrete_action() -> None:
+    trajectories = load(actions=[[1, 0], [2]])
+    assert trajectories.action_type == "discrete"
+    assert trajectories.actions.tolist() == [1, 0, 2]
+    assert trajectories.act_dim == 3
+    assert load(actions=[[[1], [0]], [[2]]]).action_type == "continuous"
+
+
 NONE = {"terminations": None, "truncations": None}
 
 
@@ -222,6 +230,37 @@ def test_environment_id_comes_from_the_card(front_matter: str, env_id: str | Non
     assert load_trajectories(folder).env_id == env_id
 
 
+def test_facts_of_a_single_file_are_in_the_json_beside_it(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(two_episodes(actions=[[1, 0], [2]])).to_parquet(tmp_path / "cart.parquet")
+    assert load_trajectories(tmp_path / "cart.parquet").env_id is None
+    (tmp_path / "cart.json").write_text('{"env_id": "CartPole-v1", "num_actions": 5}', encoding="utf-8")
+    trajectories = load_trajectories(tmp_path / "cart.parquet")
+    assert (trajectories.env_id, trajectories.act_dim) == ("CartPole-v1", 5)
+
+
+@pytest.mark.parametrize("beside", ['{"env_id": 7}', "[1, 2]", '{"observations": []}\n{"observations": []}\n', "null"])
+def test_json_beside_a_file_may_hold_something_else(beside: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(two_episodes()).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(beside, encoding="utf-8")
+    assert load_trajectories(tmp_path / "a.parquet").env_id is None
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ('{"num_actions": 2}', "episode 1, step 0, column 'actions': the action is 2, but there are num_actions=2"),
+        ('{"num_actions": 2.5}', r"a\.json: num_actions must be a positive whole number, found 2\.5"),
+        ('{"num_actions": true}', r"a\.json: num_actions must be a positive whole number, found True"),
+        ('{"env_id": "Cart', r"a\.json, which describes a\.parquet, is not JSON .*correct or remove it"),
+    ],
+)
+def test_refuses_facts_that_cannot_be(beside: str, message: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(two_episodes(actions=[[1, 0], [2]])).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(beside, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(tmp_path / "a.parquet")
+
+
 # What is refused: the form of the episodes
 
 
@@ -251,6 +290,10 @@ def test_environment_id_comes_from_the_card(front_matter: str, env_id: str | Non
             {"observations": [[0.0, 1.0], [2.0]]},
             r"'observations': expected one row per episode with a list.*found list",
         ),
+        ({"actions": [[0.0, 1.0], [2.0]]}, "'actions': expected one row per episode with a list of numbers, or one in"),
+        ({"actions": [[0, 1], [-1]]}, "episode 1, step 0, column 'actions': the action is -1, but discrete actions co"),
+        ({"actions": [[0, None], [1]]}, "episode 0, step 1, column 'actions': a value is missing"),
+        ({"actions": [[0, 1], [1, 2]]}, "episode 1: .*, 1 in column 'observations' and 2 in column 'actions'; every"),
         (
             {"observations": [[[[0.0]]] * 2, [[[1.0]]]]},
             "'observations': expected one row per episode with a list of num",
@@ -343,7 +386,7 @@ def test_says_that_the_hub_has_no_such_data_set(monkeypatch: pytest.MonkeyPatch)
     def not_found(*args: object, **kwargs: object) -> None:
         raise DatasetNotFoundError("Dataset 'nobody/nothing' doesn't exist on the Hub or cannot be accessed.")
 
-    monkeypatch.setattr(datasets, "load_dataset", not_found)
+    monkeypatch.setattr(datasets, "load_dataset_builder", not_found)
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*nobody/nothing, and on the Hub: .*doesn't exist"):
         load_trajectories("nobody/nothing")
 
@@ -358,11 +401,13 @@ def test_a_script_is_not_run_but_its_parquet_copy_is_recommended(tmp_path: Path)
 
 def test_configurations_of_the_parquet_copy_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
+    builder = datasets.load_dataset_builder(source("folder", tmp_path))
 
     def load_dataset(path: str, **options: object) -> datasets.Dataset:
         asked.update(options, path=path)
         return datasets.Dataset.from_dict(two_episodes())
 
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, **options: builder)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -37,6 +37,59 @@ def test_dimensions() -> None:
     assert repr(trajectories) == "Trajectories('made': 3 episodes, 7 steps, state_dim=3, act_dim=2, env_id=None)"
 
 
+def make_atari(lengths: Sequence[int], seed: int = 0, **changes: object) -> Trajectories:
+    """Random episodes of these lengths with frames of 3 by 2 pixels and 4 actions."""
+    random, steps = np.random.default_rng(seed), sum(lengths)
+    columns: dict[str, object] = {
+        "observations": random.integers(0, 256, (steps, 3, 2), np.uint8),
+        "actions": random.integers(0, 4, steps),
+        "num_actions": 4,
+    }
+    return make(lengths, seed, **{**columns, **changes})
+
+
+def test_images_and_discrete_actions() -> None:
+    trajectories = make_atari([4, 1, 2], actions=np.array([0, 1, 1, 1, 0, 2, 2]))
+    assert (trajectories.state_type, trajectories.action_type) == ("image", "discrete")
+    assert (trajectories.frame_shape, trajectories.act_dim) == ((3, 2), 4)
+    assert repr(trajectories) == (
+        "Trajectories('made': 3 episodes, 7 steps, frame_shape=(3, 2), num_actions=4, env_id=None)"
+    )
+    statistics = trajectories.statistics()
+    assert [statistics.state_mean, statistics.state_std, statistics.action_low, statistics.action_high] == [None] * 4
+    assert json.loads(json.dumps(statistics.to_dict()))["action_counts"] == [2, 3, 2, 0]
+    assert statistics.return_max == trajectories.returns().max()
+
+
+def test_vectors_and_continuous_actions() -> None:
+    trajectories = make([4, 1, 2])
+    assert (trajectories.state_type, trajectories.action_type) == ("vector", "continuous")
+    assert trajectories.num_actions is None
+    assert trajectories.statistics().action_counts is None
+
+
+def test_without_a_number_of_actions_the_largest_one_taken_is_the_last() -> None:
+    assert make([3], actions=np.array([0, 2, 1])).act_dim == 3
+
+
+def test_parts_of_a_split_know_all_actions() -> None:
+    for part in make_atari([2, 1, 3], actions=np.zeros(6, np.int64)).split(0.4, seed=0):
+        assert (part.state_type, part.act_dim) == ("image", 4)
+
+
+def test_dimensions_of_the_other_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="'made' observes images, which have no state_dim; use frame_shape"):
+        make_atari([2]).state_dim  # noqa: B018
+    with pytest.raises(ValueError, match="'made' observes vectors, which have no frame_shape; use state_dim"):
+        make([2]).frame_shape  # noqa: B018
+
+
+def test_rewards_beside_images_are_checked() -> None:
+    trajectories = make_atari([2, 3], rewards=np.array([0, 1, 2, np.nan, 0], np.float32))
+    with pytest.raises(ValueError, match="episode 1, step 1, column 'rewards': the value is nan"):
+        trajectories.check_finite()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -45,10 +98,25 @@ def test_dimensions() -> None:
         ({"episode_offsets": np.array([1, 5])}, "must begin with 0"),
         ({"episode_offsets": np.array([0.0, 5.0])}, "one-dimensional int64"),
         ({"episode_offsets": np.array([0, 4])}, "column 'observations' has 5 rows, but the episode offsets end at 4"),
-        ({"observations": np.zeros((5, 3))}, "column 'observations': expected a float32 array, found float64"),
+        ({"observations": np.zeros((5, 3))}, "column 'observations': expected a float32 or uint8 array, found float64"),
         ({"observations": np.zeros(5, np.float32)}, r"expected shape \(steps, dimensions\).*found \(5,\)"),
+        (
+            {"observations": np.zeros((5, 84), np.uint8)},
+            r"shape \(steps, height, width\).*uint8 values, found \(5, 84\)",
+        ),
+        ({"observations": np.zeros((5, 4, 84, 84), np.uint8)}, r"found \(5, 4, 84, 84\)"),
         ({"observations": np.zeros((5, 0), np.float32)}, r"found \(5, 0\)"),
-        ({"actions": [[0.0]] * 5}, "column 'actions': expected a float32 array, found list"),
+        ({"actions": [[0.0]] * 5}, "column 'actions': expected a float32 or int64 array, found list"),
+        ({"actions": np.zeros((5, 1), np.int64)}, r"column 'actions': expected shape \(steps,\) of int64 values"),
+        (
+            {"actions": np.array([0, 1, 2, -1, 0])},
+            "episode 1, step 1, column 'actions': the action is -1, but discrete",
+        ),
+        (
+            {"actions": np.array([0, 1, 2, 1, 4]), "num_actions": 4},
+            "episode 1, step 2, column 'actions': the action is 4, but there are num_actions=4; correct it",
+        ),
+        ({"num_actions": 4}, "num_actions=4 was given, but its actions are continuous"),
         ({"rewards": np.zeros((5, 1), np.float32)}, r"column 'rewards': expected shape \(steps,\)"),
         ({"terminations": np.zeros(5, np.int64)}, "column 'terminations': expected a bool array"),
         ({"truncations": np.zeros(4, bool)}, "column 'truncations' has 4 rows"),

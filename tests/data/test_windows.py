@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -71,6 +72,89 @@ def test_gather_equals_a_loop_over_steps(lengths: list[int], context_length: int
         np.testing.assert_allclose(values.numpy(), np.stack(expected), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
+def make_atari(lengths: list[int], seed: int = 0) -> Trajectories:
+    """Random episodes of these lengths with frames of 3 by 2 pixels and 4 actions."""
+    random, steps = np.random.default_rng(seed), sum(lengths)
+    observations, actions = random.integers(1, 256, (steps, 3, 2), np.uint8), random.integers(0, 4, steps)
+    return replace(make(lengths, seed), observations=observations, actions=actions, num_actions=4)
+
+
+def naive_atari_window(trajectories: Trajectories, start: int, length: int, frame_stack: int) -> dict[str, np.ndarray]:
+    """The window of images and discrete actions that begins at a transition, written down step by step."""
+    offsets = trajectories.episode_offsets
+    first = max(offset for offset in offsets if offset <= start)
+    end = min(offset for offset in offsets if offset > start)
+    window = {
+        "states": np.zeros((length, frame_stack, 3, 2), np.uint8),
+        "actions": np.zeros(length, np.int64),
+        "previous_actions": np.full(length, -1),
+        "labels": np.full(length, -100),
+        "attention_mask": np.zeros(length, np.int64),
+    }
+    for step, row in enumerate(range(start, min(start + length, end))):
+        for frame in range(frame_stack):
+            age = frame_stack - 1 - frame
+            window["states"][step, frame] = trajectories.observations[max(row - age, first)]
+        window["actions"][step] = window["labels"][step] = trajectories.actions[row]
+        window["attention_mask"][step] = 1
+        if row > first:
+            window["previous_actions"][step] = trajectories.actions[row - 1]
+    return window
+
+
+@given(some_lengths, st.integers(1, 15), st.integers(1, 6), st.integers(0, 99))
+def test_gather_of_images_equals_a_loop_over_steps_and_frames(
+    lengths: list[int], context_length: int, frame_stack: int, seed: int
+) -> None:
+    trajectories = make_atari(lengths, seed)
+    windows = WindowDataset(trajectories, context_length, frame_stack=frame_stack)
+    indices = np.random.default_rng(seed).permutation(len(windows))
+    batch = windows.__getitems__(indices.tolist())
+    expected = [naive_atari_window(trajectories, start, context_length, frame_stack) for start in indices]
+    for name in expected[0]:
+        values, wanted = batch[name].numpy(), np.stack([window[name] for window in expected])
+        np.testing.assert_array_equal(values, wanted, err_msg=name)
+        assert values.dtype == wanted.dtype
+
+
+def test_four_frames_are_stacked_with_the_newest_last() -> None:
+    trajectories = make_atari([1, 6])
+    window = WindowDataset(trajectories, 6)[1]
+    frames = trajectories.observations[1:]
+    np.testing.assert_array_equal(window["states"][0].numpy(), frames[[0, 0, 0, 0]])
+    np.testing.assert_array_equal(window["states"][2].numpy(), frames[[0, 0, 1, 2]])
+    np.testing.assert_array_equal(window["states"][5].numpy(), frames[[2, 3, 4, 5]])
+
+
+def test_shapes_and_types_of_images_and_discrete_actions() -> None:
+    batch = WindowDataset(make_atari([4, 1, 7]), context_length=5).__getitems__([0, 4])
+    shapes = {name: (tuple(values.shape), values.dtype) for name, values in batch.items()}
+    assert shapes == {
+        "states": ((2, 5, 4, 3, 2), torch.uint8),
+        "actions": ((2, 5), torch.int64),
+        "rewards": ((2, 5, 1), torch.float32),
+        "returns_to_go": ((2, 5, 1), torch.float32),
+        "timesteps": ((2, 5), torch.int64),
+        "attention_mask": ((2, 5), torch.int64),
+        "previous_actions": ((2, 5), torch.int64),
+        "labels": ((2, 5), torch.int64),
+    }
+
+
+def test_vectors_with_discrete_actions_are_still_normalised() -> None:
+    trajectories = replace(make([3]), actions=np.array([1, 0, 2]))
+    window = WindowDataset(trajectories, 4, state_mean=np.ones(3))[0]
+    np.testing.assert_array_equal(window["states"][:3].numpy(), trajectories.observations - 1)
+    assert window["previous_actions"].tolist() == [-1, 1, 0, -1]
+    assert window["labels"].tolist() == [1, 0, 2, -100]
+
+
+@pytest.mark.parametrize("name", ["state_mean", "state_std"])
+def test_images_are_not_normalised(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has no meaning for 'trajectories', which observes images: the model"):
+        WindowDataset(make_atari([3]), 4, **{name: np.ones(3)})  # type: ignore[arg-type]
+
+
 @given(some_lengths, st.integers(1, 15))
 def test_covering_windows_hold_every_transition_once(lengths: list[int], context_length: int) -> None:
     trajectories = make(lengths)
@@ -126,6 +210,7 @@ def test_gathering_leaves_the_data_as_it_was() -> None:
         ({"state_std": np.zeros(3)}, "state_std must be positive"),
         ({"return_scale": 0.0}, "return_scale must be a positive number"),
         ({"return_scale": float("nan")}, "return_scale must be a positive number"),
+        ({"frame_stack": 0}, "frame_stack must be 1 or more frames, got 0"),
         ({"starts": np.array([5])}, r"starts must be .* each in 0 ... 4"),
         ({"starts": np.array([], np.int64)}, "one or more transitions"),
     ],

@@ -1,6 +1,7 @@
 """Data: a source of trajectories -> flat columns -> windows that a model trains on.
 
-`sources` knows the formats, `trajectories` the checked columns, `windows` the gather and the sampler.
+`sources` opens what there is, `rows` and `facts` read it, `episode_rows` flattens it; `trajectories` are the checked
+columns, `windows` the gather and the sampler.
 """
 
 from .sources import load_trajectories

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 CONSTANT_STD = 1e-6
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
-_ONE_NUMBER_PER_STEP = ("rewards", "terminations", "truncations")
-_COLUMNS: dict[str, type[np.generic]] = {
-    "observations": np.float32,
-    "actions": np.float32,
-    "rewards": np.float32,
-    "terminations": np.bool_,
-    "truncations": np.bool_,
+#: The types that a column may have, and the axes that it has then.
+_FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
+    "observations": {np.float32: ("steps", "dimensions"), np.uint8: ("steps", "height", "width")},
+    "actions": {np.float32: ("steps", "dimensions"), np.int64: ("steps",)},
+    "rewards": {np.float32: ("steps",)},
+    "terminations": {np.bool_: ("steps",)},
+    "truncations": {np.bool_: ("steps",)},
 }
 
 
@@ -31,16 +31,18 @@ _COLUMNS: dict[str, type[np.generic]] = {
 class TrajectoryStatistics:
     """What a model and its card need to know about a data set, computed in float64.
 
-    `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1.
-    `action_low`, `action_high` (A,) are the smallest and largest action taken. Returns are undiscounted sums of rewards
-    over whole episodes; lengths are in steps; standard deviations are those of the population. `terminated` episodes
-    ended by the task, all others count as `truncated`.
+    `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1. Images
+    have None: the model divides pixels by 255. `action_low`, `action_high` (A,) are the smallest and largest continuous
+    action taken; discrete actions have `action_counts` (A,) instead, how often each was taken. Returns are undiscounted
+    sums of rewards over whole episodes; lengths are in steps; standard deviations are those of the population.
+    `terminated` episodes ended by the task, all others count as `truncated`.
     """
 
-    state_mean: NDArray[np.float64]
-    state_std: NDArray[np.float64]
-    action_low: NDArray[np.float64]
-    action_high: NDArray[np.float64]
+    state_mean: NDArray[np.float64] | None
+    state_std: NDArray[np.float64] | None
+    action_low: NDArray[np.float64] | None
+    action_high: NDArray[np.float64] | None
+    action_counts: NDArray[np.int64] | None
     episodes: int
     transitions: int
     return_mean: float
@@ -68,37 +70,50 @@ class Trajectories:
     Episode e is the rows `episode_offsets[e]` up to `episode_offsets[e + 1]`.
 
     Args:
-        observations: (N, S) float32, in the units of the environment.
-        actions: (N, A) float32.
+        observations: (N, S) float32, in the units of the environment; or (N, H, W) uint8, one grey frame a step, which
+            `WindowDataset` stacks.
+        actions: (N, A) float32; or (N,) int64, one of `num_actions` discrete actions, counted from 0.
         rewards: (N,) float32.
         terminations: (N,) bool.
         truncations: (N,) bool.
         episode_offsets: (E + 1,) int64, from 0 to N, strictly increasing: an episode has at least one step.
         name: what messages and cards call this data set.
         env_id: the gymnasium id of the environment it was recorded in, when the source says so.
+        num_actions: discrete actions that there are, when the source says so; default the largest one taken + 1.
 
     Raises:
-        ValueError: a column has the wrong type or shape, or the offsets do not describe the rows.
+        ValueError: a column has the wrong type or shape, the offsets do not describe the rows, or a discrete action is
+            none of the `num_actions`.
     """
 
-    observations: NDArray[np.float32]
-    actions: NDArray[np.float32]
+    observations: NDArray[np.float32] | NDArray[np.uint8]
+    actions: NDArray[np.float32] | NDArray[np.int64]
     rewards: NDArray[np.float32]
     terminations: NDArray[np.bool_]
     truncations: NDArray[np.bool_]
     episode_offsets: NDArray[np.int64]
     name: str = field(default="trajectories")
     env_id: str | None = None
+    num_actions: int | None = None
 
     def __post_init__(self) -> None:
         _check_offsets(self.name, self.episode_offsets)
-        for column, dtype in _COLUMNS.items():
-            _check_column(self.name, column, getattr(self, column), dtype, self.num_steps)
+        for column in _FORMS:
+            _check_column(self.name, column, getattr(self, column), self.num_steps)
+        if self.action_type == "discrete":
+            object.__setattr__(self, "num_actions", self._checked_num_actions())
+        elif self.num_actions is not None:
+            raise ValueError(
+                f"data set {self.name!r}: num_actions={self.num_actions} was given, but its actions are continuous "
+                "(float32); leave it out, or make each action one int64"
+            )
 
     def __repr__(self) -> str:
+        observation = f"frame_shape={self.frame_shape}" if self.state_type == "image" else f"state_dim={self.state_dim}"
+        action = "num_actions" if self.action_type == "discrete" else "act_dim"
         return (
             f"Trajectories({self.name!r}: {self.num_episodes} episodes, {self.num_steps} steps, "
-            f"state_dim={self.state_dim}, act_dim={self.act_dim}, env_id={self.env_id!r})"
+            f"{observation}, {action}={self.act_dim}, env_id={self.env_id!r})"
         )
 
     @property
@@ -112,14 +127,42 @@ class Trajectories:
         return int(self.episode_offsets[-1])
 
     @property
+    def state_type(self) -> Literal["vector", "image"]:
+        """What an observation is: the `state_type` of a model's config."""
+        return "image" if self.observations.dtype == np.uint8 else "vector"
+
+    @property
+    def action_type(self) -> Literal["continuous", "discrete"]:
+        """What an action is: the `action_type` of a model's config."""
+        return "discrete" if self.actions.dtype == np.int64 else "continuous"
+
+    @property
     def state_dim(self) -> int:
-        """Numbers in one observation, S."""
+        """Numbers in one vector observation, S.
+
+        Raises:
+            ValueError: the observations are images: no size of a model follows from their number of pixels.
+        """
+        if self.state_type == "image":
+            raise ValueError(f"data set {self.name!r} observes images, which have no state_dim; use frame_shape")
         return int(self.observations.shape[1])
 
     @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Height and width of one frame, (H, W), in pixels.
+
+        Raises:
+            ValueError: the observations are vectors.
+        """
+        if self.state_type == "vector":
+            raise ValueError(f"data set {self.name!r} observes vectors, which have no frame_shape; use state_dim")
+        height, width = self.observations.shape[1:]
+        return int(height), int(width)
+
+    @property
     def act_dim(self) -> int:
-        """Numbers in one action, A."""
-        return int(self.actions.shape[1])
+        """Numbers in one continuous action, or number of discrete actions, A."""
+        return int(self.actions.shape[1]) if self.num_actions is None else self.num_actions
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the steps of each episode, (E,)."""
@@ -150,17 +193,22 @@ class Trajectories:
         lengths = self.lengths()
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
             returns = self.returns()
-            mean, std = _mean_and_std(self.observations)
-        low, high = self.actions.min(axis=0).astype(np.float64), self.actions.max(axis=0).astype(np.float64)
-        if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns)):
+            mean, std = _mean_and_std(self.observations) if self.state_type == "vector" else (None, None)
+        low = high = counts = None
+        if self.action_type == "discrete":
+            counts = np.bincount(self.actions, minlength=self.act_dim)
+        else:
+            low, high = self.actions.min(axis=0).astype(np.float64), self.actions.max(axis=0).astype(np.float64)
+        if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns) if values is not None):
             self.check_finite()
         last = self.episode_offsets[1:] - 1
         terminated = int(np.count_nonzero(self.terminations[last]))
         return TrajectoryStatistics(
             state_mean=mean,
-            state_std=np.where(std < CONSTANT_STD, 1.0, std),
+            state_std=None if std is None else np.where(std < CONSTANT_STD, 1.0, std),
             action_low=low,
             action_high=high,
+            action_counts=counts,
             episodes=self.num_episodes,
             transitions=self.num_steps,
             return_mean=float(returns.mean()),
@@ -203,7 +251,10 @@ class Trajectories:
             ValueError: one is NaN or infinite; names the data set, episode, step and column.
         """
         for column in ("observations", "actions", "rewards"):
-            for start, rows in _blocks(getattr(self, column)):
+            values = getattr(self, column)
+            if not np.issubdtype(values.dtype, np.floating):
+                continue  # every pixel and every discrete action is a number
+            for start, rows in _blocks(values):
                 finite = np.isfinite(rows)
                 if finite.all():
                     continue
@@ -220,8 +271,23 @@ class Trajectories:
         lengths = self.lengths()
         rows = np.repeat(chosen, lengths)
         offsets = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
-        columns = {column: getattr(self, column)[rows] for column in _COLUMNS}
-        return Trajectories(**columns, episode_offsets=offsets, name=self.name, env_id=self.env_id)
+        columns = {column: getattr(self, column)[rows] for column in _FORMS}
+        return Trajectories(
+            **columns, episode_offsets=offsets, name=self.name, env_id=self.env_id, num_actions=self.num_actions
+        )
+
+    def _checked_num_actions(self) -> int:
+        """Return the number of discrete actions, when every action is one of them."""
+        count = int(self.actions.max()) + 1 if self.num_actions is None else self.num_actions
+        if self.actions.min() >= 0 and self.actions.max() < count:
+            return count
+        row = int(np.flatnonzero((self.actions < 0) | (self.actions >= count))[0])
+        episode, step = locate(self.episode_offsets, row)
+        known = "discrete actions count from 0" if self.num_actions is None else f"there are num_actions={count}"
+        raise ValueError(
+            f"data set {self.name!r}, episode {episode}, step {step}, column 'actions': the action is "
+            f"{self.actions[row]}, but {known}; correct it, or num_actions where the data set says it"
+        )
 
 
 def locate(episode_offsets: NDArray[np.int64], row: int) -> tuple[int, int]:
@@ -245,16 +311,20 @@ def _check_offsets(name: str, offsets: NDArray[np.int64]) -> None:
         )
 
 
-def _check_column(name: str, column: str, values: np.ndarray, dtype: type[np.generic], num_steps: int) -> None:
+def _check_column(name: str, column: str, values: np.ndarray, num_steps: int) -> None:
     """Check one flat column's type and shape."""
-    if not isinstance(values, np.ndarray) or values.dtype != dtype:
+    forms = {np.dtype(dtype): axes for dtype, axes in _FORMS[column].items()}
+    if not isinstance(values, np.ndarray) or values.dtype not in forms:
         found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-        wanted = np.dtype(dtype)
+        wanted = " or ".join(map(str, forms))
         raise ValueError(f"data set {name!r}, column {column!r}: expected a {wanted} array, found {found}; convert it")
-    ndim = 1 if column in _ONE_NUMBER_PER_STEP else 2
-    if values.ndim != ndim or (ndim == 2 and values.shape[1] == 0):
-        shape = "(steps,)" if ndim == 1 else "(steps, dimensions) with one dimension or more"
-        raise ValueError(f"data set {name!r}, column {column!r}: expected shape {shape}, found {values.shape}")
+    axes = forms[values.dtype]
+    if values.ndim != len(axes) or 0 in values.shape[1:]:
+        shape = f"({', '.join(axes)}) with one or more of each" if len(axes) > 1 else "(steps,)"
+        raise ValueError(
+            f"data set {name!r}, column {column!r}: expected shape {shape} of {values.dtype} values, "
+            f"found {values.shape}"
+        )
     if len(values) != num_steps:
         raise ValueError(
             f"data set {name!r}, column {column!r} has {len(values)} rows, but the episode offsets end at {num_steps}"

@@ -20,6 +20,9 @@ from .trajectories import Trajectories
 #: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
 IGNORED_LABEL = -100.0
 
+#: The discrete action "before" an episode's first step: none has been taken.
+NO_ACTION = -1
+
 _DRAWS_AT_ONCE = 8192  # bounds the sampler's memory, whatever the length of an epoch
 
 
@@ -38,12 +41,19 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
       an episode; zero at the first step of the episode
     - `labels` (b, K, A), the actions, and -100 on padding. Everything else is 0 on padding.
 
+    Images: `states` (b, K, F, H, W) uint8, the last F = `frame_stack` frames at each step, the newest last; before its
+    episode begins, the first frame repeats. They are stacked here, so that memory holds each frame once.
+
+    Discrete actions: `actions`, `previous_actions` and `labels` are (b, K) int64; where there is no previous action, at
+    the episode's first step and on padding, it is -1.
+
     Args:
         trajectories: where the windows come from.
         context_length: K, steps in a window.
-        state_mean: (S,), subtracted from the states; default 0.
-        state_std: (S,), divides the centred states; default 1.
+        state_mean: (S,), subtracted from the states; default 0. Not for images, whose pixels the model scales.
+        state_std: (S,), divides the centred states; default 1. Not for images.
         return_scale: divides the returns-to-go; in reward units.
+        frame_stack: F, frames in the state of an image; a vector is one observation. Source: Mnih et al. 2015.
         starts: (n,) the transition at which each window begins; default every transition.
 
     Raises:
@@ -58,21 +68,25 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         state_mean: ArrayLike | None = None,
         state_std: ArrayLike | None = None,
         return_scale: float = 1.0,
+        frame_stack: int = 4,
         starts: NDArray[np.int64] | None = None,
     ) -> None:
         if context_length < 1:
             raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
         if not (np.isfinite(return_scale) and return_scale > 0):
             raise ValueError(f"return_scale must be a positive number, got {return_scale}")
+        if frame_stack < 1:
+            raise ValueError(f"frame_stack must be 1 or more frames, got {frame_stack}")
         self.trajectories = trajectories
         self.context_length = int(context_length)
         self.state_mean = _state_vector("state_mean", state_mean, 0.0, trajectories)
         self.state_std = _state_vector("state_std", state_std, 1.0, trajectories)
-        if not (self.state_std > 0).all():
+        if self.state_std is not None and not (self.state_std > 0).all():
             raise ValueError(
                 "state_std must be positive in every dimension; `Trajectories.statistics` gives constant ones as 1"
             )
         self.return_scale = float(return_scale)
+        self.frame_stack = int(frame_stack)
         self.starts = None if starts is None else _checked_starts(starts, trajectories)
         self._returns_to_go = trajectories.returns_to_go()
 
@@ -116,15 +130,13 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         # Padding reads the episode's last row: always a legal row, and cheaper than gathering the real rows alone.
         rows = np.minimum(rows, end - 1)
 
-        states = data.observations[rows]
-        states -= self.state_mean
-        states /= self.state_std
+        states = self._gather_states(rows, first)
         actions = data.actions[rows]
         previous_actions = data.actions[np.maximum(rows - 1, 0)]
         rewards = data.rewards[rows]
         returns_to_go = self._returns_to_go[rows] / np.float32(self.return_scale)
         timesteps = rows - first
-        previous_actions[padding | (timesteps == 0)] = 0.0
+        previous_actions[padding | (timesteps == 0)] = NO_ACTION if data.action_type == "discrete" else 0
         labels = actions.copy()
         labels[padding] = IGNORED_LABEL
         for values in (states, actions, rewards, returns_to_go, timesteps):
@@ -140,6 +152,17 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             "labels": labels,
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def _gather_states(self, rows: NDArray[np.int64], first: NDArray[np.int64]) -> np.ndarray:
+        """Gather the states at `rows` (b, K) of episodes that begin at the rows `first` (b, 1)."""
+        if self.state_mean is None or self.state_std is None:  # images
+            stacked = rows[..., None] - np.arange(self.frame_stack)[::-1]
+            # `take` copies whole frames, at the speed of memory; the whole batch is one allocation.
+            return self.trajectories.observations.take(np.maximum(stacked, first[..., None]), axis=0)
+        states: NDArray[Any] = self.trajectories.observations[rows]
+        states -= self.state_mean
+        states /= self.state_std
+        return states
 
 
 class WindowSampler(Sampler[int]):
@@ -203,8 +226,15 @@ def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Ten
 
 def _state_vector(
     name: str, values: ArrayLike | None, default: float, trajectories: Trajectories
-) -> NDArray[np.float32]:
-    """Return `values` as (S,) float32, or the default in every dimension."""
+) -> NDArray[np.float32] | None:
+    """Return `values` as (S,) float32, or the default in every dimension; None for images, which take no values."""
+    if trajectories.state_type == "image":
+        if values is None:
+            return None
+        raise ValueError(
+            f"{name} has no meaning for {trajectories.name!r}, which observes images: the model divides their pixels "
+            "by 255; leave it out"
+        )
     dimensions = trajectories.state_dim
     vector = np.full(dimensions, default, np.float32) if values is None else np.asarray(values, dtype=np.float32)
     if vector.shape != (dimensions,) or not np.isfinite(vector).all():

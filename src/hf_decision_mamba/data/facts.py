@@ -1,0 +1,95 @@
+"""What a source says about itself beside its columns: its environment, the shape of a frame, the number of actions.
+
+A data set says it in the front matter of its card, `environment: {id, obs_shape, num_actions}`; a single file in the
+JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions"}`. All of it is optional.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard
+
+#: A larger JSON file beside the data holds data itself.
+_LARGEST_JSON = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the file `where` says; values are checked where they are needed, so that others cannot stand in the way."""
+
+    where: str | None = None
+    env_id: str | None = None
+    obs_shape: Any = None
+    num_actions: Any = None
+
+    def frame_shape(self) -> tuple[int, int] | None:
+        """Return (height, width) of a frame, when it is said.
+
+        Raises:
+            ValueError: `obs_shape` is something else.
+        """
+        if self.obs_shape is None:
+            return None
+        if isinstance(self.obs_shape, list) and len(self.obs_shape) == 2 and all(map(_is_count, self.obs_shape)):
+            return self.obs_shape[0], self.obs_shape[1]
+        raise ValueError(
+            f"{self.where}: obs_shape must be [height, width] of one grey frame, found {self.obs_shape!r}; correct it"
+        )
+
+    def action_count(self) -> int | None:
+        """Return the number of discrete actions, when it is said.
+
+        Raises:
+            ValueError: `num_actions` is something else.
+        """
+        if self.num_actions is None or _is_count(self.num_actions):
+            return self.num_actions
+        raise ValueError(
+            f"{self.where}: num_actions must be a positive whole number, found {self.num_actions!r}; correct it"
+        )
+
+
+def facts_of_card(card: Path) -> SourceFacts:
+    """Read the front matter of a data set's card, if there is one."""
+    if not card.is_file():
+        return SourceFacts()
+    environment = DatasetCard.load(card, ignore_metadata_errors=True).data.get("environment")
+    return _facts(card, environment, env_id="id")
+
+
+def facts_beside(file: Path) -> SourceFacts:
+    """Read the JSON file beside a data file, if there is one.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    path = file.with_suffix(".json")
+    if path == file or not path.is_file() or path.stat().st_size > _LARGEST_JSON:
+        return SourceFacts()
+    try:
+        # Only the first value: episodes saved as lines of JSON beside those saved as parquet are no damaged file.
+        facts, _ = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").strip())
+    except ValueError as error:
+        raise ValueError(f"{path}, which describes {file.name}, is not JSON ({error}); correct or remove it") from error
+    return _facts(path, facts, env_id="env_id")
+
+
+def _facts(where: Path, facts: object, env_id: str) -> SourceFacts:
+    if not isinstance(facts, Mapping):
+        return SourceFacts()
+    name = facts.get(env_id)
+    return SourceFacts(
+        where=str(where),
+        env_id=name if isinstance(name, str) else None,
+        obs_shape=facts.get("obs_shape"),
+        num_actions=facts.get("num_actions"),
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

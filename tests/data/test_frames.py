@@ -1,0 +1,256 @@
+"""Images: bytes of frames become one array that holds each frame once, whatever the source, and faults are named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import LoopbackHub
+
+from hf_decision_mamba.data import Trajectories, load_trajectories
+
+BREAKOUT = Path(__file__).parent / "breakout-tiny.parquet"
+SMALL = {"obs_shape": [3, 2]}  # frames of the episodes made here
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what `datasets` caches in a folder of the test, not among its data, and every test off the network."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def frames(steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (steps, 3, 2), np.uint8)
+
+
+def episodes(lengths: tuple[int, ...] = (2, 1, 3), **changes: Any) -> pa.Table:
+    """Episodes of these lengths; `changes` replace columns."""
+    columns: dict[str, Any] = {
+        "observations": pa.array([frames(steps, seed).tobytes() for seed, steps in enumerate(lengths)], pa.binary()),
+        "actions": [[1] * steps for steps in lengths],
+        "rewards": [[0.5] * steps for steps in lengths],
+        "terminations": [[False] * (steps - 1) + [True] for steps in lengths],
+    }
+    return pa.table({**columns, **changes})
+
+
+def save(folder: Path, table: pa.Table, facts: object = SMALL) -> Path:
+    """Write a parquet file, with the JSON file of its facts beside it."""
+    path = folder / "game.parquet"
+    pq.write_table(table, path)
+    if facts is not None:
+        path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+    return path
+
+
+def made(trajectories: Trajectories, lengths: tuple[int, ...] = (2, 1, 3)) -> None:
+    """Check that these are the episodes that `episodes` makes."""
+    expected = np.concatenate([frames(steps, seed) for seed, steps in enumerate(lengths)])
+    np.testing.assert_array_equal(trajectories.observations, expected)
+    assert trajectories.observations.dtype == np.uint8
+    assert trajectories.lengths().tolist() == list(lengths)
+
+
+def test_frames_are_those_of_the_file(own_cache: Path) -> None:
+    trajectories = load_trajectories(BREAKOUT)
+    assert repr(trajectories) == (
+        "Trajectories('breakout-tiny': 5 episodes, 1356 steps, frame_shape=(84, 84), num_actions=4, "
+        "env_id='BreakoutNoFrameskip-v4')"
+    )
+    for episode, row in enumerate(pq.read_table(BREAKOUT).to_pylist()):
+        steps = slice(trajectories.episode_offsets[episode], trajectories.episode_offsets[episode + 1])
+        assert trajectories.observations[steps].tobytes() == row["observations"]
+        assert trajectories.actions[steps].tolist() == row["actions"]
+        assert trajectories.rewards[steps].tolist() == row["rewards"]
+        assert trajectories.terminations[steps].tolist() == row["terminations"]
+    assert not list(own_cache.rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("kind", ["file", "file of large bytes", "row groups", "folder", "several files"])
+def test_every_layout_gives_the_same_frames(kind: str, tmp_path: Path) -> None:
+    table, source = episodes(), tmp_path / "game"
+    source.mkdir()
+    (source / "README.md").write_text(f"---\nenvironment: {json.dumps({'id': 'Game-v0', **SMALL})}\n---\n")
+    if kind == "folder":
+        pq.write_table(table, source / "train.parquet")
+    elif kind == "several files":
+        for part in range(2):
+            pq.write_table(table.slice(2 * part, 2), source / f"train-0000{part}-of-00002.parquet")
+    else:
+        source = save(tmp_path, table, {"env_id": "Game-v0", **SMALL})
+    if kind == "file of large bytes":
+        pq.write_table(table.set_column(0, "observations", table["observations"].cast(pa.large_binary())), source)
+    if kind == "row groups":
+        pq.write_table(table, source, row_group_size=1)
+    trajectories = load_trajectories(source)
+    made(trajectories)
+    assert trajectories.env_id == "Game-v0"
+
+
+@pytest.mark.parametrize("kind", ["dataset", "dataset in chunks"])
+def test_frames_of_a_loaded_data_set_need_the_usual_shape(kind: str) -> None:
+    data = datasets.Dataset(episodes((1, 2), observations=[bytes(84 * 84), bytes(2 * 84 * 84)]))
+    if kind == "dataset in chunks":
+        data = datasets.concatenate_datasets([data.select([0]), data.select([1])])
+    assert load_trajectories(data).observations.shape == (3, 84, 84)
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    table = episodes().rename_columns(["pixels", "actions", "rewards", "dones"])
+    made(load_trajectories(save(tmp_path, table), columns={"observations": "pixels"}))
+
+
+def test_vectors_beside_a_column_of_bytes_are_read_as_ever(tmp_path: Path) -> None:
+    vectors = [[[0.5, 1.5]] * steps for steps in (2, 1, 3)]
+    table = (
+        episodes().rename_columns(["pixels", "actions", "rewards", "dones"]).append_column("observations", [vectors])
+    )
+    trajectories = load_trajectories(save(tmp_path, table))
+    assert trajectories.state_type == "vector"
+    assert trajectories.observations.tolist() == [[0.5, 1.5]] * 6
+
+
+@pytest.mark.parametrize(
+    ("split", "lengths"), [("train", [2, 1, 3]), ("train[1:]", [1, 3]), ("train[:34%]+test", [2, 4]), ("test", [4])]
+)
+def test_splits_and_their_slices(split: str, lengths: list[int], tmp_path: Path) -> None:
+    for name, table in {
+        "train-0": episodes().slice(0, 2),
+        "train-1": episodes().slice(2),
+        "test": episodes((4,)),
+    }.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    (tmp_path / "README.md").write_text("---\nenvironment: {obs_shape: [3, 2]}\n---\n")
+    trajectories = load_trajectories(tmp_path, split=split)
+    assert trajectories.lengths().tolist() == lengths
+    assert trajectories.observations.shape == (sum(lengths), 3, 2)
+    if split == "train[1:]":
+        np.testing.assert_array_equal(trajectories.observations[1:], frames(3, seed=2))
+
+
+def test_the_hub_is_asked_once_and_not_at_all_without_a_connection(tmp_path: Path) -> None:
+    upload = (
+        "import sys; from huggingface_hub import HfApi\n"
+        "HfApi().create_repo('alice/breakout', repo_type='dataset')\n"
+        "HfApi().upload_folder(folder_path=sys.argv[1], repo_id='alice/breakout', repo_type='dataset')\n"
+    )
+    load = "from hf_decision_mamba.data import load_trajectories; print(load_trajectories('alice/breakout'))"
+    folder = tmp_path / "breakout"
+    (folder / "data").mkdir(parents=True)
+    shutil.copy(BREAKOUT, folder / "data" / "train.parquet")
+    facts = "environment: {id: ALE/Breakout-v5, obs_shape: [84, 84], num_actions: 18}"
+    (folder / "README.md").write_text(f"---\n{facts}\n---\n")
+    with LoopbackHub({"hf_alice": "alice"}) as hub:
+        environment = hub.client_environment(tmp_path / "home", "hf_alice")
+        for code, more in ((upload, {}), (load, {}), (load, {"HF_HUB_OFFLINE": "1"})):
+            asked = len(hub.requests)
+            command = [sys.executable, "-c", code, str(folder)]
+            done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            assert (len(hub.requests) == asked) == bool(more)
+            if code == load:
+                assert done.stdout.strip() == (
+                    "Trajectories('alice/breakout': 5 episodes, 1356 steps, frame_shape=(84, 84), num_actions=18, "
+                    "env_id='ALE/Breakout-v5')"
+                )
+    assert not list((tmp_path / "home").rglob("*.arrow"))
+
+
+def bytes_of(*steps: int) -> pa.Array:
+    return pa.array([None if count is None else bytes(6 * count) for count in steps], pa.binary())
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "message"),
+    [
+        (
+            {"observations": pa.array([bytes(12), bytes(7), bytes(18)])},
+            SMALL,
+            r"episode 1, column 'observations': 7 bytes, but a grey frame of 3x2 bytes for each of 1 steps takes 6; "
+            r"correct the episode, or obs_shape in .*game\.json",
+        ),
+        (
+            {"observations": bytes_of(3, 2, 4)},
+            SMALL,
+            "episode 0.* 18 bytes.* takes 12; leave out the observation after",
+        ),
+        ({"observations": bytes_of(2, 0, 3)}, SMALL, "episode 1, column 'observations': 0 bytes, but a grey frame"),
+        ({"observations": bytes_of(2, None, 3)}, SMALL, "episode 1, column 'observations' is null; remove it"),
+        (
+            {},
+            None,
+            r"episode 0, column 'observations': 12 bytes for 2 steps are no frames of 84x84, and nothing says their "
+            r"shape; write obs_shape: \[height, width\]",
+        ),
+        ({}, {"obs_shape": [3, 2, 1]}, r"game\.json: obs_shape must be \[height, width\] of one grey frame, found \[3"),
+        ({}, {"obs_shape": [3, 0]}, r"game\.json: obs_shape must be"),
+        ({}, {"obs_shape": "3x2"}, r"game\.json: obs_shape must be"),
+        (
+            {},
+            {"obs_shape": [4, 2]},
+            "12 bytes, but a grey frame of 4x2 bytes for each of 2 steps takes 16; correct the",
+        ),
+        (
+            {"actions": [[0, 1], [3], [0, 1, 2]]},
+            {**SMALL, "num_actions": 3},
+            "episode 1, step 0, column 'actions': the action is 3, but there are num_actions=3",
+        ),
+        (
+            {"rewards": [[0.0] * 2, [0.0], [0.0] * 2]},
+            SMALL,
+            "episode 2: .* 3 in column 'actions' and 2 in column 'rewa",
+        ),
+        (
+            {"rewards": [[0.0], [], [0.0] * 2]},
+            SMALL,
+            "episode 0: .*, 2 in column 'actions' and 1 in column 'rewards'; every step needs a value",
+        ),
+        ({"rewards": [[0.0] * 2, [np.nan], [0.0] * 3]}, SMALL, "episode 1, step 0, column 'rewards': the value is nan"),
+    ],
+)
+def test_names_what_is_wrong(changes: dict[str, Any], facts: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        load_trajectories(save(tmp_path, episodes(**changes), facts))
+    assert "game" in str(raised.value)
+
+
+def test_refuses_a_split_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"game\.parquet' cannot be loaded with .*split='test': .*\['train'\]"):
+        load_trajectories(save(tmp_path, episodes()), split="test")
+    with pytest.raises(ValueError, match=r"has no episodes in split 'train\[:0\]'; choose another split"):
+        load_trajectories(save(tmp_path, episodes()), split="train[:0]")
+
+
+def test_refuses_files_of_different_columns(tmp_path: Path) -> None:
+    pq.write_table(episodes(), tmp_path / "train-0.parquet")
+    pq.write_table(episodes(actions=[[[0.5]] * steps for steps in (2, 1, 3)]), tmp_path / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"the columns of train-1\.parquet are not those of train-0\.parquet"):
+        load_trajectories(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bytes changed", "not parquet at all"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_names_the_file_that_cannot_be_read(damage: str, in_folder: bool, tmp_path: Path) -> None:
+    content = bytearray(BREAKOUT.read_bytes())
+    if damage == "truncated":
+        del content[20_000:]
+    elif damage == "bytes changed":
+        content[2_000:8_000] = bytes(6_000)
+    else:
+        content[:] = b"<html>404</html>" * 1000
+    if in_folder:
+        shutil.copy(BREAKOUT, tmp_path / "train-0.parquet")
+    file = tmp_path / "train-1.parquet"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"cannot be read: .*{file.name}.*corrupted, truncated or not what its ending"):
+        load_trajectories(tmp_path if in_folder else file)
