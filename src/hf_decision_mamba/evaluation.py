@@ -1,0 +1,507 @@
+"""How good a policy is: rollouts in gymnasium's vector environments, normalised scores and their uncertainty.
+
+The protocol is the caller's: every result states its target returns, episodes and seeds, and no episode is left out.
+Source of the normalised score: D4RL (Fu et al. 2020, arXiv 2004.07219, section 6 and its released reference table).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from .policy import DecisionMambaPolicy
+
+if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+#: Returns of a random (score 0) and of an expert (score 100) policy, by environment family. Source: D4RL's released
+#: `REF_MIN_SCORE` and `REF_MAX_SCORE` (arXiv 2004.07219).
+SCORE_REFERENCES: dict[str, tuple[float, float]] = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+    "maze2d-umaze": (23.85, 161.86),
+    "antmaze": (0.0, 1.0),
+    "kitchen": (0.0, 4.0),
+    "pen": (96.262799, 3076.8331),
+    "door": (-56.512833, 2880.5693),
+}
+#: gymnasium's names where they are not the family's.
+_FAMILIES = {"adroithandpen": "pen", "adroithanddoor": "door", "frankakitchen": "kitchen"}
+
+_ROWS = 20  # environments at once: enough to make a batch worth its while, few enough to waste little at the end
+_RESAMPLES = 10_000
+_INSTALL = 'pip install "hf_decision_mamba[mujoco]"'
+
+
+def score_reference(env_id: str | None) -> tuple[float, float] | None:
+    """Return (random, expert) returns of an environment's family, None where D4RL has none.
+
+    Versions and namespaces do not matter: `"Hopper-v5"`, `"Hopper-v4"` and `"hopper"` are one family.
+    """
+    name = re.sub(r"-v\d+$", "", (env_id or "").rsplit("/")[-1].rsplit(":")[-1]).lower()
+    return SCORE_REFERENCES.get(_FAMILIES.get(name, name))
+
+
+@overload
+def normalized_score(env_id: str | None, returns: float) -> float | None: ...
+@overload
+def normalized_score(env_id: str | None, returns: NDArray[np.float64]) -> NDArray[np.float64] | None: ...
+def normalized_score(env_id: str | None, returns: float | NDArray[np.float64]) -> float | NDArray[np.float64] | None:
+    """Return 100 · (return - random) / (expert - random) with D4RL's references, None where there are none."""
+    reference = score_reference(env_id)
+    if reference is None:
+        return None
+    low, high = reference
+    return 100.0 * (returns - low) / (high - low)
+
+
+@dataclass
+class EvaluationResult:
+    """What was measured, episode by episode, and under which protocol.
+
+    Args:
+        env_id: gymnasium id of the environment.
+        mode: the policy's mode, `"window"` or `"recurrent"`.
+        context_length: steps of the window; None in recurrent mode.
+        seed: episode i of every target return was reset with seed `seed + i`.
+        episodes: one row per episode: target_return, episode, seed, return, length (steps), terminated (by the task, as
+            opposed to truncated by the time limit), normalized_score (None without reference).
+        versions: of the packages that a result depends on.
+        checkpoint: which checkpoint of its run the policy is.
+    """
+
+    env_id: str
+    mode: str
+    context_length: int | None
+    seed: int
+    episodes: list[dict[str, Any]]
+    versions: dict[str, str] = field(default_factory=dict)
+    checkpoint: str = "last"
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Statistics over the episodes of each target return, in the order in which these were asked for.
+
+        Means, population standard deviations, interquartile means (of the middle half of the episodes), and 95 %
+        intervals of the mean: percentile bootstrap over episodes, 10,000 resamples, the same at every call. An interval
+        is `[None, None]` for fewer than two episodes, and scores are None for environments without reference.
+        """
+        results = []
+        for target in self._targets():
+            rows = [row for row in self.episodes if row["target_return"] == target]
+            returns = np.array([row["return"] for row in rows])
+            scores = normalized_score(self.env_id, returns)
+            results.append(
+                {
+                    "target_return": target,
+                    "episodes": len(rows),
+                    **_statistics("return", returns),
+                    "length_mean": float(np.mean([row["length"] for row in rows])),
+                    **_statistics("normalized_score", scores),
+                }
+            )
+        return results
+
+    def table(self) -> str:
+        """The summary as plain text, one line per target return."""
+        heads = ["target return", "return mean ± std", "95% interval", "normalised score", "95% interval", "length"]
+        lines = [heads]
+        for result in self.summary():
+            mean, std = result["normalized_score_mean"], result["normalized_score_std"]
+            lines.append(
+                [
+                    f"{result['target_return']:g}",
+                    f"{result['return_mean']:.1f} ± {result['return_std']:.1f}",
+                    _interval_text(result["return_ci95"]),
+                    "-" if mean is None else f"{mean:.1f} ± {std:.1f}",
+                    _interval_text(result["normalized_score_ci95"]),
+                    f"{result['length_mean']:.1f}",
+                ]
+            )
+        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+        body = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([self._title(), "", body[0], "  ".join("-" * width for width in widths), *body[1:]])
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dataset_return_mean: float | None = None,
+        dataset_return_max: float | None = None,
+    ) -> list[Path]:
+        """Write evaluation.parquet (one row per episode), evaluation.json (the summary) and returns.png.
+
+        Args:
+            folder: made if it does not exist.
+            dataset_return_mean, dataset_return_max: lines to draw in the picture, in the environment's units.
+
+        Returns:
+            The files written; without matplotlib the picture is left out, and a warning says so.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = [
+            ("target_return", pa.float64()),
+            ("episode", pa.int64()),
+            ("seed", pa.int64()),
+            ("return", pa.float64()),
+            ("length", pa.int64()),
+            ("terminated", pa.bool_()),
+            ("normalized_score", pa.float64()),
+        ]
+        pq.write_table(pa.Table.from_pylist(self.episodes, schema=pa.schema(columns)), folder / "evaluation.parquet")
+        (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        written = [folder / "evaluation.parquet", folder / "evaluation.json"]
+        try:
+            self._plot(folder / "returns.png", dataset_return_mean, dataset_return_max)
+        except ImportError:
+            logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", _INSTALL)
+            return written
+        return [*written, folder / "returns.png"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single episodes, ready for JSON."""
+        reference = score_reference(self.env_id)
+        results = self.summary()
+        return {
+            "env_id": self.env_id,
+            "checkpoint": self.checkpoint,
+            "mode": self.mode,
+            "episodes_per_target": results[0]["episodes"],
+            "seed": self.seed,
+            "context_length": self.context_length,
+            "results": results,
+            "score_reference": reference and {"min": reference[0], "max": reference[1], "source": "D4RL"},
+            "versions": self.versions,
+        }
+
+    def _targets(self) -> list[float]:
+        return list(dict.fromkeys(row["target_return"] for row in self.episodes))
+
+    def _title(self) -> str:
+        count = len(self.episodes) // len(self._targets())
+        mode = "recurrent mode" if self.context_length is None else f"window mode, context {self.context_length}"
+        episodes = f"{count} episode{'s' if count > 1 else ''}"
+        each = " per target return" if len(self._targets()) > 1 else ""
+        return f"{self.env_id}: {episodes}{each}, {mode}"
+
+    def _plot(self, path: Path, dataset_mean: float | None, dataset_max: float | None) -> None:
+        """Draw achieved returns against target returns, or against the episode where there is one target only."""
+        from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
+
+        figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        for value, name in ((dataset_mean, "data set, mean"), (dataset_max, "data set, best")):
+            if value is not None:
+                axes.axhline(value, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                axes.annotate(
+                    f"{name}: {value:,.0f}",
+                    xy=(1, value),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(-4, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=8,
+                    color="#5b616b",
+                )
+        if len(self._targets()) == 1:
+            self._plot_episodes(axes)
+        else:
+            self._plot_targets(axes)
+        self._finish(axes)
+        figure.savefig(path)
+
+    def _plot_episodes(self, axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        returns = [row["return"] for row in self.episodes]
+        result = self.summary()[0]
+        style: dict[str, Any] = {"color": "#4c78a8", "markersize": 5, "alpha": 0.8, "zorder": 3}
+        axes.plot(range(len(returns)), returns, "o", label="one episode", **style)
+        low, high = result["return_ci95"]
+        if low is not None:
+            axes.axhspan(low, high, color="#e4572e", alpha=0.2, linewidth=0, zorder=2, label="95% interval of the mean")
+        axes.axhline(result["return_mean"], color="#e4572e", zorder=2, label=f"mean: {result['return_mean']:,.0f}")
+        target = result["target_return"]
+        axes.axhline(target, color="#2b2f36", linewidth=1, linestyle=":", label=f"target return: {target:,.0f}")
+        axes.set_xlim(-0.8, len(returns) - 0.2)
+        axes.set_xlabel("episode")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    def _plot_targets(self, axes: Axes) -> None:
+        targets, results = self._targets(), self.summary()
+        columns = np.arange(len(targets))  # evenly spaced: target returns often are multiples of 1, 2, 10, 20
+        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(self.episodes))
+        places = [targets.index(row["target_return"]) for row in self.episodes] + jitter
+        returns = [row["return"] for row in self.episodes]
+        style: dict[str, Any] = {"color": "#4c78a8", "markersize": 4.5, "alpha": 0.5, "markeredgewidth": 0, "zorder": 2}
+        axes.plot(places, returns, "o", label="one episode", **style)
+        means = np.array([result["return_mean"] for result in results])
+        bounds = np.array([result["return_ci95"] for result in results], dtype=np.float64).T
+        errors = None if np.isnan(bounds).any() else np.abs(bounds - means)
+        label = "mean" if errors is None else "mean, 95% interval"
+        axes.errorbar(columns, means, yerr=errors, fmt="o", color="#e4572e", capsize=5, label=label, zorder=3)
+        inside = axes.get_ylim()  # a target far out of reach must not flatten everything else
+        axes.hlines(targets, columns - 0.3, columns + 0.3, color="#2b2f36", linestyle=":", label="target return")
+        axes.set_ylim(min(inside[0], min(targets)), max(inside[1], *(t for t in targets if t < 1.3 * inside[1]), 0))
+        axes.set_xlim(-0.6, len(targets) - 0.4)
+        axes.set_xticks(columns, [f"{target:,g}" for target in targets])
+        axes.set_xlabel("target return")
+
+    def _finish(self, axes: Axes) -> None:
+        axes.set_ylabel("return")
+        axes.set_title(self._title(), loc="left", fontsize=11)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0), high + 0.04 * (high - low))
+        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        reference = score_reference(self.env_id)
+        if reference is not None:
+            low, high = reference
+
+            def to_score(returns: Any) -> Any:
+                return 100 * (returns - low) / (high - low)
+
+            def to_return(score: Any) -> Any:
+                return low + score * (high - low) / 100
+
+            scores = axes.secondary_yaxis("right", functions=(to_score, to_return))
+            scores.set_ylabel("normalised score (D4RL)")
+            scores.spines["right"].set_visible(False)
+        axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+
+
+def evaluate_policy(
+    policy: DecisionMambaPolicy,
+    env_id: str | None = None,
+    *,
+    episodes: int = 20,
+    target_returns: float | Sequence[float] | None = None,
+    seed: int = 0,
+    num_envs: int | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Roll a policy out in a gymnasium environment and measure the returns.
+
+    Exactly the episodes asked for are run and counted, however long they last, so that short ones are not favoured.
+    Episode i starts from seed `seed + i` for every target return. A row whose episode ends takes the next one; when
+    none is left it repeats episodes that nobody counts, until the last row is done. Results do not depend on
+    `num_envs`, but for the rounding of larger matrix products. The policy is reset.
+
+    Args:
+        policy: what acts.
+        env_id: gymnasium id; `policy.processor.env_id` when not given.
+        episodes: per target return.
+        target_returns: returns to ask for, in the environment's units; `policy.processor.target_return` when not given.
+        seed: of the first episode, 0 or greater.
+        num_envs: environments that run at once; 20 when not given, never more than there are episodes.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ImportError: gymnasium, or what the environment needs, is not installed.
+        ValueError: no or an unknown environment, one whose observations or actions are not what the policy was trained
+            on, a reward that is not finite, no target return, or a number that makes no sense.
+    """
+    env_id = env_id or policy.processor.env_id
+    if env_id is None:
+        raise ValueError("No environment: this checkpoint stores none. Say which one with env_id='Hopper-v5' or so.")
+    targets = _checked_targets(policy, target_returns)
+    for name, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} must be at least {least}.")
+    jobs = [(target, episode) for target in targets for episode in range(episodes)]
+    envs = make_environments(env_id, min(num_envs or _ROWS, len(jobs)))
+    try:
+        check_spaces(env_id, envs, policy)
+        with tqdm(total=len(jobs), desc=env_id, unit="episode", disable=not progress) as bar:
+            rows = _run(policy, env_id, envs, jobs, seed, bar)
+    finally:
+        envs.close()
+    return EvaluationResult(
+        env_id=env_id,
+        mode=policy.mode,
+        context_length=policy.context_length if policy.mode == "window" else None,
+        seed=seed,
+        episodes=rows,
+        versions=_versions(),
+    )
+
+
+def _run(
+    policy: DecisionMambaPolicy,
+    env_id: str,
+    envs: Any,  # gymnasium's VectorEnv, whose type hides that a reset takes one seed per row
+    jobs: list[tuple[float, int]],
+    seed: int,
+    bar: tqdm,
+) -> list[dict[str, Any]]:
+    """Run every job (target return, episode) once and return their rows in the order of the jobs."""
+    count, last = envs.num_envs, len(jobs) - 1
+    targets, seeds = np.array([target for target, _ in jobs]), np.array([seed + episode for _, episode in jobs])
+    current, waiting = np.arange(count), count  # each row's job; beyond the last one the row is idle
+    returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+    finished: dict[int, dict[str, Any]] = {}
+    started, shown, steps = time.monotonic(), 0.0, 0
+
+    observations, _ = envs.reset(seed=seeds[current].tolist())
+    policy.reset(target_return=targets[current])
+    rewards: NDArray[np.float64] | None = None
+    while True:
+        observations, rewards, terminated, truncated, _ = envs.step(policy.act(observations, rewards))
+        returns += rewards
+        lengths += 1
+        steps += int(np.count_nonzero(current <= last))
+        if not np.isfinite(returns).all():
+            bad = int(np.flatnonzero(~np.isfinite(returns))[0])
+            raise ValueError(
+                f"{env_id} gave the reward {rewards[bad]} at step {lengths[bad] - 1} of the episode with seed "
+                f"{seeds[min(current[bad], last)]}; returns need finite rewards."
+            )
+        over = terminated | truncated
+        for row in np.flatnonzero(over):
+            if current[row] <= last:
+                target, episode = jobs[current[row]]
+                finished[int(current[row])] = {
+                    "target_return": target,
+                    "episode": episode,
+                    "seed": seed + episode,
+                    "return": float(returns[row]),
+                    "length": int(lengths[row]),
+                    "terminated": bool(terminated[row]),
+                    "normalized_score": normalized_score(env_id, float(returns[row])),
+                }
+                bar.update()
+            current[row], waiting = waiting, waiting + 1
+        if time.monotonic() - shown > 0.5 or len(finished) == len(jobs):
+            shown = time.monotonic()
+            mean = f"{np.mean([row['return'] for row in finished.values()]):.1f}" if finished else "-"
+            bar.set_postfix({"mean return": mean, "steps/s": f"{steps / max(shown - started, 1e-9):,.0f}"})
+        if len(finished) == len(jobs):
+            return [finished[job] for job in range(len(jobs))]
+        if over.any():
+            returns[over], lengths[over] = 0.0, 0
+            job = np.minimum(current, last)
+            observations, _ = envs.reset(seed=seeds[job].tolist(), options={"reset_mask": over})
+            policy.reset_rows(over, target_return=targets[job[over]])
+
+
+def make_environments(env_id: str, count: int) -> VectorEnv:
+    """Make a vector environment whose rows are reset by hand, or say what is missing."""
+    try:
+        import gymnasium
+        from gymnasium.vector import AutoresetMode
+    except ImportError as error:
+        raise ImportError(f"Rollouts need gymnasium ({error}); install it with: {_INSTALL}") from error
+    try:
+        return gymnasium.make_vec(
+            env_id,
+            num_envs=count,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+        )
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(f"{env_id} needs a package that is missing ({error}); try: {_INSTALL}") from error
+    except (gymnasium.error.Error, ImportError) as error:
+        name = re.sub(r"-v\d+$", "", env_id)
+        versions = [spec.version or 0 for spec in gymnasium.registry.values() if spec.name == name]
+        if versions and env_id != f"{name}-v{max(versions)}":
+            hint = f"use '{name}-v{max(versions)}'"
+        else:
+            hint = "check the spelling, or import the package that registers it first"
+        raise ValueError(f"No environment {env_id!r}: {hint}. ({str(error).strip()})") from error
+
+
+def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> None:
+    """Refuse an environment that is not the kind the policy was trained on."""
+    from gymnasium import spaces
+
+    observations, actions = envs.single_observation_space, envs.single_action_space
+    if isinstance(observations, spaces.Dict):
+        raise ValueError(
+            f"{env_id} observes a dictionary ({', '.join(observations.spaces)}); evaluation reads plain vectors only."
+        )
+    if not isinstance(observations, spaces.Box) or len(observations.shape) != 1:
+        raise ValueError(f"{env_id} observes {observations}; evaluation reads plain vectors only.")
+    if observations.shape != (policy.state_dim,):
+        raise ValueError(
+            f"{env_id} observes {observations.shape[0]} dimensions, but the policy was trained on {policy.state_dim}; "
+            f"its checkpoint names the environment {policy.processor.env_id!r}."
+        )
+    if not isinstance(actions, spaces.Box):
+        raise ValueError(f"{env_id} takes actions from {actions}; evaluation gives continuous actions only.")
+    if actions.shape != (policy.act_dim,):
+        raise ValueError(f"{env_id} takes actions of shape {actions.shape}, but the policy gives ({policy.act_dim},).")
+
+
+def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[float]:
+    targets = policy.processor.target_return if target_returns is None else target_returns
+    if targets is None:
+        raise ValueError("No target return: this checkpoint stores none. Say which with target_returns=[...].")
+    values = [float(target) for target in np.atleast_1d(np.asarray(targets, dtype=np.float64))]
+    if not values or not np.isfinite(values).all():
+        raise ValueError(f"target_returns={target_returns} must be one finite number or more.")
+    return list(dict.fromkeys(values))
+
+
+def _statistics(name: str, values: NDArray[np.float64] | None) -> dict[str, Any]:
+    """Mean, deviation, interval and interquartile mean of values (n,), under names that begin with `name`."""
+    if values is None:
+        return {f"{name}_mean": None, f"{name}_std": None, f"{name}_ci95": [None, None], f"{name}_iqm": None}
+    trimmed = len(values) // 4
+    return {
+        f"{name}_mean": float(values.mean()),
+        f"{name}_std": float(values.std()),
+        f"{name}_ci95": _bootstrap_interval(values),
+        f"{name}_iqm": float(np.sort(values)[trimmed : len(values) - trimmed].mean()),
+    }
+
+
+def _bootstrap_interval(values: NDArray[np.float64]) -> list[float] | list[None]:
+    """95 % interval of the mean of values (n,) by the percentile bootstrap."""
+    if len(values) < 2:
+        return [None, None]
+    generator = np.random.default_rng(0)
+    rows = max(1, 1_000_000 // len(values))  # bounds the memory, whatever the number of episodes
+    means: list[float] = []
+    while len(means) < _RESAMPLES:
+        drawn = generator.integers(len(values), size=(min(rows, _RESAMPLES - len(means)), len(values)))
+        means.extend(values[drawn].mean(1))
+    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+
+
+def _interval_text(interval: list[float] | list[None]) -> str:
+    low, high = interval
+    return "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what a result depends on, of the packages that are installed."""
+    from hf_decision_mamba import __version__
+
+    versions = {"hf_decision_mamba": __version__}
+    for package in ("torch", "transformers", "gymnasium", "mujoco"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,353 @@
+"""Rollouts whose returns are known in advance, the statistics over them, and the files that record them."""
+
+import json
+import logging
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy, normalized_score
+from hf_decision_mamba.policy import DecisionMambaPolicy
+
+gymnasium = pytest.importorskip("gymnasium")
+
+LIMIT = 6
+
+
+class Countdown(gymnasium.Env):
+    """An episode of seed s lasts 2 + s mod 7 steps (the time limit is 6) and earns step + s/100 at each of them.
+
+    Observes (steps done, seed / 10, sum of actions so far).
+    """
+
+    def __init__(self, observation_space=None, action_space=None, reward=None):
+        self.observation_space = observation_space or gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = action_space or gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        self.reward = reward
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.step_count, self.drift = seed, 0, 0.0
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.step_count < self.length, "stepped beyond its end"
+        self.step_count += 1
+        self.drift += float(np.sum(action))
+        reward = self.step_count + self.seed / 100 if self.reward is None else self.reward(self)
+        return self.observe(), reward, self.step_count == self.length, False, {}
+
+    def observe(self):
+        if not isinstance(self.observation_space, gymnasium.spaces.Box):
+            return self.observation_space.sample()
+        observation = np.zeros(self.observation_space.shape)
+        observation.flat[:3] = self.step_count, self.seed / 10, self.drift
+        return observation
+
+    @property
+    def length(self):
+        return 2 + self.seed % 7
+
+
+def known_episode(seed: int) -> tuple[int, float, bool]:
+    """Length, return and whether it terminated (at the time limit it is cut off) of a Countdown episode."""
+    length = min(2 + seed % 7, LIMIT)
+    return length, sum(step + seed / 100 for step in range(1, length + 1)), 2 + seed % 7 <= LIMIT
+
+
+@pytest.fixture(autouse=True)
+def environments():
+    """Register Countdown and variants of it for the length of a test."""
+    box, discrete = gymnasium.spaces.Box, gymnasium.spaces.Discrete(3)
+    goal = gymnasium.spaces.Dict({"observation": box(-1, 1, (3,)), "desired_goal": box(-1, 1, (2,))})
+    variants = {
+        "Countdown-v1": {},
+        "Drift-v0": {"reward": lambda env: env.drift},
+        "NotANumber-v0": {"reward": lambda env: np.nan if env.step_count == 2 else 1.0},
+        "Wide-v0": {"observation_space": box(-1, 1, (5,), np.float64)},
+        "Image-v0": {"observation_space": box(0, 255, (8, 8, 3), np.uint8)},
+        "Goal-v0": {"observation_space": goal},
+        "Buttons-v0": {"action_space": discrete},
+        "Strong-v0": {"action_space": box(-1, 1, (4,), np.float32)},
+    }
+    for env_id, kwargs in variants.items():
+        gymnasium.register(env_id, Countdown, max_episode_steps=LIMIT, kwargs=kwargs, disable_env_checker=True)
+    yield
+    for env_id in variants:
+        del gymnasium.registry[env_id]
+
+
+def make_policy(state_dim=3, act_dim=2, mode="window", **overrides) -> DecisionMambaPolicy:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "embedding_size": 8, "state_size": 4, "n_layer": 1}
+    config = DecisionMambaConfig.from_preset("dema-b3ld", state_dim=state_dim, act_dim=act_dim, **sizes)
+    settings = {"target_return": 20.0, "return_scale": 10.0, "context_length": 4, "env_id": "Countdown-v1"}
+    settings.update(state_mean=[0.0] * state_dim, state_std=[1.0] * state_dim, **overrides)
+    return DecisionMambaPolicy(DecisionMambaModel(config), DecisionMambaProcessor(**settings), mode)
+
+
+def evaluate(policy=None, *arguments, **options) -> EvaluationResult:
+    return evaluate_policy(policy or make_policy(), *arguments, **{"progress": False, **options})
+
+
+class TestRollouts:
+    @pytest.mark.parametrize("num_envs", [1, 3, 100, None])
+    def test_every_episode_is_run_once_from_its_seed_and_measured_exactly(self, num_envs):
+        result = evaluate(episodes=8, target_returns=[20, 5], seed=3, num_envs=num_envs)
+        assert [(row["target_return"], row["episode"]) for row in result.episodes] == [
+            (target, episode) for target in (20, 5) for episode in range(8)
+        ]
+        for row in result.episodes:
+            length, total, terminated = known_episode(row["seed"])
+            assert row["seed"] == 3 + row["episode"]
+            assert (row["length"], row["terminated"]) == (length, terminated)
+            assert row["return"] == pytest.approx(total, abs=1e-12)
+            assert row["normalized_score"] is None
+        assert {row["terminated"] for row in result.episodes} == {True, False}
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_returns_do_not_depend_on_how_many_run_at_once(self, mode):
+        """In Drift the reward is made of the actions, so a row that saw another's history would earn other returns."""
+        policy = make_policy(mode=mode)
+        alone, together, all_at_once = (
+            [
+                row["return"]
+                for row in evaluate(policy, "Drift-v0", episodes=9, target_returns=[4, 40], num_envs=n).episodes
+            ]
+            for n in (1, 4, 18)
+        )
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+        np.testing.assert_allclose(all_at_once, alone, atol=1e-5)
+        assert np.abs(np.subtract(alone[:9], alone[9:])).min() > 1e-3  # the target return was heard
+
+    def test_the_policy_is_told_what_it_earned(self, monkeypatch):
+        policy, seen = make_policy(), []
+        act = policy.act
+
+        def recorded(*arguments):
+            actions = act(*arguments)
+            seen.append(policy.returns_to_go.item())
+            return actions
+
+        monkeypatch.setattr(policy, "act", recorded)
+        evaluate(policy, target_returns=50, episodes=2, num_envs=1)  # of 2 and 3 steps, seeds 0 and 1
+        np.testing.assert_allclose(seen, [50, 50 - 1, 50, 50 - 1.01, 50 - 1.01 - 2.01])
+
+    def test_the_same_call_gives_the_same_returns(self):
+        first, second = (evaluate(None, "Drift-v0", episodes=5).episodes for _ in range(2))
+        assert first == second
+
+    def test_defaults_come_from_the_processor(self):
+        result = evaluate(episodes=2)
+        assert (result.env_id, result.mode, result.context_length) == ("Countdown-v1", "window", 4)
+        assert {row["target_return"] for row in result.episodes} == {20.0}
+        assert evaluate(make_policy(mode="recurrent"), episodes=2).context_length is None
+
+    def test_progress_is_shown(self, capsys):
+        evaluate(episodes=3, progress=True)
+        shown = capsys.readouterr().err
+        assert "Countdown-v1: 100%" in shown and "mean return=" in shown and "steps/s=" in shown
+
+    def test_a_real_hopper(self):
+        pytest.importorskip("mujoco")
+        policy = make_policy(11, 3, env_id="Hopper-v5", target_return=3600.0, return_scale=1000.0)
+        result = evaluate(policy, episodes=2)
+        for row in result.episodes:
+            assert 1 <= row["length"] < 1000 and row["terminated"]  # untrained, it falls
+            assert row["normalized_score"] == pytest.approx(100 * (row["return"] + 20.272305) / 3254.572305)
+
+
+class TestScores:
+    @pytest.mark.parametrize(
+        "env_id", ["Hopper-v5", "Hopper-v4", "mujoco/Hopper-v5", "hopper", "some_module:Hopper-v5"]
+    )
+    def test_versions_of_an_environment_share_their_references(self, env_id):
+        assert normalized_score(env_id, -20.272305) == 0
+        assert normalized_score(env_id, 3234.3) == 100
+        np.testing.assert_allclose(normalized_score(env_id, np.array([-20.272305, 3234.3])), [0, 100])
+
+    @pytest.mark.parametrize(
+        ("env_id", "expert"),
+        [
+            ("HalfCheetah-v5", 12135.0),
+            ("Walker2d-v4", 4592.3),
+            ("Ant-v5", 3879.7),
+            ("maze2d-umaze-v1", 161.86),
+            ("AdroitHandPen-v1", 3076.8331),
+            ("AdroitHandDoor-v1", 2880.5693),
+            ("FrankaKitchen-v1", 4.0),
+        ],
+    )
+    def test_the_expert_of_every_family_scores_100(self, env_id, expert):
+        assert normalized_score(env_id, expert) == pytest.approx(100)
+
+    @pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "AntMaze_UMaze-v5", "CartPole-v1", None])
+    def test_no_reference(self, env_id):
+        assert normalized_score(env_id, 1.0) is None
+
+
+def made_result(returns=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 100.0), env_id="Hopper-v5", targets=(3600.0,), **settings):
+    rows = [
+        {
+            "target_return": target,
+            "episode": episode,
+            "seed": episode,
+            "return": value,
+            "length": 10 + episode,
+            "terminated": True,
+            "normalized_score": normalized_score(env_id, value),
+        }
+        for target in targets
+        for episode, value in enumerate(returns)
+    ]
+    return EvaluationResult(env_id, **{"mode": "window", "context_length": 20, "seed": 0, **settings}, episodes=rows)
+
+
+class TestStatistics:
+    def test_summary(self):
+        (summary,) = made_result().summary()
+        assert (summary["target_return"], summary["episodes"], summary["length_mean"]) == (3600, 8, 13.5)
+        values = np.array([0, 1, 2, 3, 4, 5, 6, 100])
+        assert summary["return_mean"] == values.mean() and summary["return_std"] == values.std()
+        assert summary["return_iqm"] == 3.5  # of 2, 3, 4, 5
+        assert summary["normalized_score_mean"] == pytest.approx(normalized_score("Hopper-v5", values.mean()))
+        low, high = summary["return_ci95"]
+        scores = summary["normalized_score_ci95"]
+        np.testing.assert_allclose(scores, [normalized_score("Hopper-v5", bound) for bound in (low, high)])
+
+    def test_the_interval_is_that_of_the_mean(self):
+        values = np.random.default_rng(0).normal(50, 10, 400)
+        (summary,) = made_result(values).summary()
+        half = 1.96 * values.std() / np.sqrt(400)
+        np.testing.assert_allclose(summary["return_ci95"], [values.mean() - half, values.mean() + half], atol=0.05)
+
+    def test_one_episode_has_no_interval_and_unknown_environments_no_score(self):
+        (summary,) = made_result([7.0], env_id="Countdown-v1").summary()
+        assert summary["return_ci95"] == [None, None]
+        assert summary["normalized_score_mean"] is None and summary["normalized_score_ci95"] == [None, None]
+        assert "1 episode, window" in made_result([7.0]).table()
+
+    def test_table(self):
+        title, _, head, rule, *lines = made_result([10.0, 20.0], targets=(3600.0, 7200.0)).table().splitlines()
+        assert title == "Hopper-v5: 2 episodes per target return, window mode, context 20"
+        assert "target return  return mean ± std" in head and set(rule) == {"-", " "}
+        assert [line.split()[0] for line in lines] == ["3600", "7200"]
+        assert "15.0 ± 5.0" in lines[0] and "10.0 to 20.0" in lines[0] and "1.1 ± 0.2" in lines[0]
+        assert lines[0].split()[-1] == "10.5" and len({len(line) for line in (head, rule, *lines)}) == 1
+
+
+class TestFiles:
+    def test_episodes_come_back_from_parquet(self, tmp_path):
+        result = made_result(targets=(3600.0, 7200.0))
+        result.save(tmp_path)
+        assert pq.read_table(tmp_path / "evaluation.parquet").to_pylist() == result.episodes
+
+    def test_json_states_the_protocol_and_the_results(self, tmp_path):
+        result = evaluate(episodes=3, seed=5)
+        result.save(tmp_path / "new" / "folder")
+        saved = json.loads((tmp_path / "new" / "folder" / "evaluation.json").read_text())
+        assert saved.pop("results") == result.summary()
+        versions = saved.pop("versions")
+        assert versions["gymnasium"] == gymnasium.__version__
+        assert {"hf_decision_mamba", "torch", "transformers"} <= set(versions)
+        assert saved == {
+            "env_id": "Countdown-v1",
+            "checkpoint": "last",
+            "mode": "window",
+            "episodes_per_target": 3,
+            "seed": 5,
+            "context_length": 4,
+            "score_reference": None,
+        }
+
+    def test_json_names_the_reference(self):
+        assert made_result().to_dict()["score_reference"] == {"min": -20.272305, "max": 3234.3, "source": "D4RL"}
+
+    @pytest.mark.parametrize(
+        ("returns", "targets"),
+        [
+            ((2.0, 3.0), (3600.0,)),
+            ((2.0,), (3600.0,)),
+            ((2.0, 3.0), (1.0, 3600.0)),
+            ((2.0,), (-1.0, 5.0)),
+        ],
+    )
+    def test_a_picture_is_drawn(self, returns, targets, tmp_path):
+        image = pytest.importorskip("matplotlib.image")
+        written = made_result(returns, targets=targets).save(tmp_path, dataset_return_mean=1.5, dataset_return_max=4.0)
+        assert [path.name for path in written] == ["evaluation.parquet", "evaluation.json", "returns.png"]
+        pixels = image.imread(written[-1])
+        assert pixels.shape[:2] == (660, 1080) and pixels[..., :3].std() > 0.05
+
+    def test_without_matplotlib_the_numbers_are_saved(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        with caplog.at_level(logging.WARNING):
+            written = made_result().save(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
+        assert len(written) == 2 and "returns.png was not drawn: matplotlib is not installed" in caplog.text
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("env_id", "message"),
+        [
+            ("Countdown-v2", "No environment 'Countdown-v2': use 'Countdown-v1'"),
+            ("Cuntdown-v1", "No environment 'Cuntdown-v1': check the spelling, or import the package"),
+            ("no_such_module:Countdown-v1", "No environment 'no_such_module:Countdown-v1'"),
+            ("Wide-v0", "Wide-v0 observes 5 dimensions, but the policy was trained on 3; .* 'Countdown-v1'"),
+            ("Goal-v0", r"Goal-v0 observes a dictionary \(desired_goal, observation\); .* plain vectors only"),
+            ("Image-v0", "Image-v0 observes Box.* plain vectors only"),
+            ("Buttons-v0", r"Buttons-v0 takes actions from Discrete\(3\); .* continuous actions only"),
+            ("Strong-v0", r"Strong-v0 takes actions of shape \(4,\), but the policy gives \(2,\)"),
+            ("NotANumber-v0", "NotANumber-v0 gave the reward nan at step 1 of the episode with seed 10"),
+        ],
+    )
+    def test_environment(self, env_id, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate(None, env_id, seed=10, episodes=2)
+
+    @pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+    @pytest.mark.parametrize("env_id", ["Hopper-v2", "Hopper-v3"])
+    def test_environments_that_left_gymnasium(self, env_id):
+        with pytest.raises(ValueError, match=f"No environment '{env_id}': use 'Hopper-v5'"):
+            evaluate(make_policy(11, 3), env_id)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"episodes": 0}, "episodes=0 must be at least 1"),
+            ({"num_envs": 0}, "num_envs=0 must be at least 1"),
+            ({"seed": -1}, "seed=-1 must be at least 0"),
+            ({"target_returns": []}, r"target_returns=\[\] must be one finite number or more"),
+            ({"target_returns": [1.0, float("inf")]}, "must be one finite number or more"),
+        ],
+    )
+    def test_numbers(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate(**arguments)
+
+    def test_checkpoints_that_store_no_environment_or_target_return(self):
+        with pytest.raises(ValueError, match="No environment: this checkpoint stores none"):
+            evaluate(make_policy(env_id=None))
+        with pytest.raises(ValueError, match="No target return: this checkpoint stores none"):
+            evaluate(make_policy(target_return=None))
+
+    def test_gymnasium_is_missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "gymnasium", None)
+        with pytest.raises(ImportError, match=r'Rollouts need gymnasium.*pip install "hf_decision_mamba\[mujoco\]"'):
+            evaluate()
+
+    def test_a_package_of_the_environment_is_missing(self):
+        def needs_mujoco(**kwargs):
+            raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")
+
+        gymnasium.register("NeedsMuJoCo-v0", needs_mujoco)
+        try:
+            with pytest.raises(ImportError, match=r'NeedsMuJoCo-v0 needs .* pip install "hf_decision_mamba\[mujoco\]"'):
+                evaluate(None, "NeedsMuJoCo-v0")
+        finally:
+            del gymnasium.registry["NeedsMuJoCo-v0"]

@@ -1,0 +1,377 @@
+"""Acting: what the model sees at every decision, rows that are independent episodes, and refusals."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.policy import DecisionMambaPolicy
+
+S, A, K = 4, 2, 5
+CONTINUOUS = [name for name in PRESETS if "atari" not in name]
+MEAN, STD, SCALE = np.float32([0.5, -1, 0, 2]), np.float32([1, 2, 0.5, 1]), 10.0
+LOW, HIGH = np.float32([-0.3, -1]), np.float32([0.3, 1])  # narrow enough that clipping matters
+
+
+def make_model(preset: str = "dema-b3ld", **overrides) -> DecisionMambaModel:
+    """A tiny model whose actions depend on what came before far more than those of freshly drawn weights."""
+    torch.manual_seed(0)
+    sizes = {"state_dim": S, "act_dim": A, "hidden_size": 16, "state_size": 4, "n_layer": 2}
+    model = DecisionMambaModel(DecisionMambaConfig.from_preset(preset, **{**sizes, **overrides})).eval()
+    with torch.no_grad():
+        model.predict_action.weight *= 3
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                parameter -= 2
+            if name.endswith(("x_proj.weight", "embed_action.weight")):
+                parameter *= 3
+    return model
+
+
+def make_transformer(max_ep_len: int = 50) -> DecisionTransformerModel:
+    torch.manual_seed(0)
+    config = DecisionTransformerConfig(
+        state_dim=S, act_dim=A, hidden_size=16, n_layer=2, n_head=1, max_ep_len=max_ep_len
+    )
+    model = DecisionTransformerModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight") and parameter.dim() == 2:
+                parameter *= 8
+    return model
+
+
+def make_processor(**overrides) -> DecisionMambaProcessor:
+    settings = {"state_mean": MEAN, "state_std": STD, "return_scale": SCALE, "target_return": 30.0}
+    bounds = {"context_length": K, "action_low": LOW, "action_high": HIGH}
+    return DecisionMambaProcessor(**{**settings, **bounds, **overrides})
+
+
+def make_policy(mode="window", model=None, **overrides) -> DecisionMambaPolicy:
+    return DecisionMambaPolicy(model or make_model(), make_processor(**overrides), mode)
+
+
+def episode(steps: int, seed: int = 0, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Observations (steps, [rows,] S) and the rewards (steps, [rows]) that each action earns."""
+    generator, shape = np.random.default_rng(seed), (steps,) if rows is None else (steps, rows)
+    return generator.normal(size=(*shape, S)), generator.normal(size=shape)
+
+
+def play(policy: DecisionMambaPolicy, observations: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """The actions of an episode: every decision but the first is told what the action before it earned."""
+    actions = [policy.act(observations[0])]
+    for observation, reward in zip(observations[1:], rewards[:-1], strict=True):
+        actions.append(policy.act(observation, reward))
+    return np.stack(actions)
+
+
+def by_hand(model, observations, rewards, actions, t, context_length=K, target=30.0) -> np.ndarray:
+    """The action at step t from one plain forward pass over the window that ends there, with nothing padded."""
+    start = max(0, t + 1 - context_length)
+    to_go = target - np.concatenate([[0], np.cumsum(rewards)])
+    previous = np.concatenate([np.zeros((1, A)), actions])
+
+    def tensor(x) -> torch.Tensor:
+        return torch.tensor(np.asarray(x, dtype=np.float32))[None, start : t + 1]
+
+    inputs = {"states": tensor((observations - MEAN) / STD), "returns_to_go": tensor(to_go[:, None] / SCALE)}
+    if isinstance(model, DecisionMambaModel):
+        inputs["previous_actions"] = tensor(previous)
+    inputs["actions"] = tensor(np.concatenate([actions[:t], np.zeros((1, A))]))
+    inputs["timesteps"] = torch.arange(start, t + 1)[None]
+    with torch.no_grad():
+        return np.clip(model(**inputs).action_preds[0, -1].numpy(), LOW, HIGH)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [*map(make_model, CONTINUOUS), make_model(use_timestep_embedding=True), make_transformer()],
+    ids=[*CONTINUOUS, "dema-timesteps", "decision-transformer"],
+)
+def test_a_window_is_one_forward_pass_over_the_last_steps(model):
+    observations, rewards = episode(4 * K)  # long enough to wind the tape back twice
+    actions = play(DecisionMambaPolicy(model, make_processor()), observations, rewards)
+    assert actions.dtype == np.float32 and actions.shape == (4 * K, A)
+    assert (np.abs(actions[:, 0]) == HIGH[0]).any()  # some were clipped, and the model must see them clipped
+    for t in range(4 * K):
+        np.testing.assert_allclose(actions[t], by_hand(model, observations, rewards, actions, t), atol=1e-6)
+
+
+def test_a_decision_transformer_sees_zeros_for_the_action_it_is_asked_for():
+    model, seen = make_transformer(), []
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(inputs["actions"].clone()), with_kwargs=True
+    )
+    observations, rewards = episode(3 * K)
+    actions = play(make_policy(model=model), observations, rewards)
+    for t, given in enumerate(seen):
+        expected = np.concatenate([actions[max(0, t + 1 - K) : t], np.zeros((1, A))])
+        np.testing.assert_array_equal(given[0].numpy(), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("context_length", [1, 2, 7])
+def test_the_context_length_can_be_chosen(context_length):
+    model, (observations, rewards) = make_model(), episode(10)
+    policy = DecisionMambaPolicy(model, make_processor(), context_length=context_length)
+    actions = play(policy, observations, rewards)
+    expected = by_hand(model, observations, rewards, actions, 9, context_length)
+    np.testing.assert_allclose(actions[9], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", CONTINUOUS)
+def test_recurrent_acts_as_a_window_that_holds_the_whole_history(preset):
+    model, (observations, rewards) = make_model(preset), episode(3 * K)
+    recurrent = play(make_policy("recurrent", model), observations, rewards)
+    window = play(make_policy("window", model, context_length=3 * K), observations, rewards)
+    np.testing.assert_allclose(recurrent, window, atol=1e-5)
+    short = play(make_policy("window", model), observations, rewards)
+    assert np.abs(recurrent[K:] - short[K:]).max() > 1e-4  # beyond the window, the history still matters
+
+
+KINDS = pytest.mark.parametrize(
+    ("mode", "model"),
+    [
+        ("window", make_model()),
+        ("recurrent", make_model()),
+        ("recurrent", make_model(use_timestep_embedding=True)),
+        ("window", make_model("dmm")),
+        ("recurrent", make_model("dmm")),
+        ("window", make_transformer()),
+    ],
+    ids=["window", "recurrent", "recurrent-timesteps", "window-dmm", "recurrent-dmm", "decision-transformer"],
+)
+
+
+@KINDS
+def test_rows_act_as_if_alone(mode, model):
+    observations, rewards = episode(12, rows=3)
+    policy = make_policy(mode, model)
+    policy.reset(target_return=[10.0, 30.0, 50.0])
+    together = play(policy, observations, rewards)
+    for row, target in enumerate([10.0, 30.0, 50.0]):
+        policy.reset(target)
+        alone = play(policy, observations[:, row], rewards[:, row])
+        np.testing.assert_allclose(together[:, row], alone, atol=1e-6)
+
+
+@KINDS
+@pytest.mark.parametrize("rows", [[0, 2], np.array([True, False, True])], ids=["indices", "mask"])
+@pytest.mark.parametrize("cut", [2, K + 3, 2 * K + 1])
+def test_reset_rows_starts_new_episodes_in_some_rows_only(mode, model, rows, cut):
+    observations, rewards = episode(3 * K + 2, rows=3)
+    policy = make_policy(mode, model)
+    policy.reset(num_envs=3)
+    before = [policy.act(observations[0])]
+    before += [policy.act(observations[t], rewards[t - 1]) for t in range(1, cut)]
+    policy.reset_rows(rows, target_return=[7.0, 9.0])
+    after = [policy.act(observations[t], rewards[t - 1]) for t in range(cut, len(observations))]
+    actions = np.stack(before + after)
+
+    single = make_policy(mode, model)
+    for row, target in ((0, 7.0), (2, 9.0)):
+        single.reset(target)
+        expected = play(single, observations[cut:, row], rewards[cut:, row])
+        np.testing.assert_allclose(actions[cut:, row], expected, atol=1e-6)
+    single.reset()
+    np.testing.assert_allclose(actions[:, 1], play(single, observations[:, 1], rewards[:, 1]), atol=1e-6)
+
+
+def test_returns_to_go_are_what_is_left_to_earn():
+    policy, (observations, _) = make_policy(), episode(5, rows=2)
+    policy.reset(target_return=[30.0, 100.0])
+    policy.act(observations[0], reward=[5.0, 5.0])  # nothing has been done yet that could earn it
+    np.testing.assert_array_equal(policy.returns_to_go, [30, 100])
+    policy.act(observations[1], reward=[1.0, -2.0])
+    np.testing.assert_array_equal(policy.returns_to_go, [29, 102])
+    policy.act(observations[2])  # no reward is known
+    np.testing.assert_array_equal(policy.returns_to_go, [29, 102])
+    policy.reset_rows([1])
+    policy.act(observations[3], reward=[4.0, np.nan])  # the reset row's reward belongs to the episode before
+    np.testing.assert_array_equal(policy.returns_to_go, [25, 100])
+    policy.reset_rows([0], target_return=8.0)
+    np.testing.assert_array_equal(policy.returns_to_go, [8, 100])
+    policy.act(observations[4], reward=3.0)
+    np.testing.assert_array_equal(policy.returns_to_go, [8, 97])
+
+
+def test_one_observation_and_a_batch_of_one_are_the_same_row():
+    policy, (observations, _) = make_policy(), episode(2)
+    assert policy.act(observations[0]).shape == (A,)
+    assert policy.act(observations[1][None]).shape == (1, A)
+
+
+def test_returned_actions_belong_to_the_caller():
+    observations, rewards = episode(6)
+    for mode in ("window", "recurrent"):
+        expected = play(make_policy(mode), observations, rewards)
+        policy, actions = make_policy(mode), []
+        for t in range(6):
+            action = policy.act(observations[t], rewards[t - 1])
+            actions.append(action.copy())
+            action[:] = 1e6
+        np.testing.assert_array_equal(actions, expected)
+
+
+def test_dropout_is_off_while_acting():
+    model = make_model(embd_pdrop=0.5)
+    policy, (observations, _) = make_policy(model=model), episode(1)
+    model.train()
+    policy.reset()
+    first = policy.act(observations[0])
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(observations[0]), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+def test_weights_of_any_precision_act(mode, dtype):
+    observations, rewards = episode(7)
+    actions = play(make_policy(mode, make_model().to(dtype)), observations, rewards)
+    assert actions.dtype == np.float32
+    np.testing.assert_allclose(actions, play(make_policy(mode), observations, rewards), atol=0.05)
+
+
+class TestTime:
+    def test_models_without_timesteps_act_beyond_max_ep_len(self):
+        policy = make_policy("recurrent", make_model(max_ep_len=3))
+        assert np.isfinite(play(policy, *episode(8))).all()
+
+    @pytest.mark.parametrize(
+        ("mode", "model"),
+        [
+            ("window", make_model(max_ep_len=3, use_timestep_embedding=True)),
+            ("recurrent", make_model(max_ep_len=3, use_timestep_embedding=True)),
+            ("window", make_transformer(max_ep_len=3)),
+        ],
+    )
+    def test_models_with_timesteps_stop_at_max_ep_len(self, mode, model):
+        policy, (observations, rewards) = make_policy(mode, model), episode(4, rows=2)
+        play(policy, observations[:3], rewards[:3])
+        with pytest.raises(ValueError, match=r"row 0 is at time step 3, .* max_ep_len=3"):
+            policy.act(observations[3])
+        policy.reset_rows([0, 1])
+        assert policy.act(observations[3]).shape == (2, A)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("observation", "message"),
+        [
+            (np.zeros(S + 1), r"observation has shape \(5,\); this model reads \(4,\) .* \(n, 4\)"),
+            (np.zeros((2, S, 1)), r"observation has shape \(2, 4, 1\)"),
+            (np.zeros((0, S)), r"observation has shape \(0, 4\)"),
+            ([[0, 0, 0, 0], [0, np.nan, 0, 0]], r"observation is nan in row 1, dimension 1"),
+            ([0, 0, 0, 1e300], r"observation is inf in row 0, dimension 3"),
+            (np.zeros((3, S)), r"observation has 3 rows, but the policy was reset for 2; call reset\(num_envs=3\)"),
+        ],
+    )
+    def test_observation(self, observation, message):
+        policy = make_policy()
+        policy.reset(num_envs=2)
+        with pytest.raises(ValueError, match=message):
+            policy.act(observation)
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    @pytest.mark.parametrize(
+        ("reward", "message"),
+        [
+            ([0.0, np.nan], r"reward is nan in row 1"),
+            (np.inf, r"reward is inf in row 0"),
+            ([1.0, 2.0, 3.0], r"reward has shape \(3,\); give one number or \(2,\)"),
+        ],
+    )
+    def test_reward(self, reward, message, mode):
+        policy, (observations, rewards) = make_policy(mode), episode(4, rows=2)
+        expected = play(policy, observations, rewards)
+        policy.reset()
+        play(policy, observations[:3], rewards[:3])
+        with pytest.raises(ValueError, match=message):
+            policy.act(observations[3], reward)
+        np.testing.assert_array_equal(policy.act(observations[3], rewards[2]), expected[3])  # nothing had changed
+
+    def test_no_target_return(self):
+        policy = make_policy(target_return=None)
+        for start in (policy.reset, lambda: policy.act(np.zeros(S))):
+            with pytest.raises(ValueError, match=r"No target return.*policy\.reset\(target_return=\.\.\.\)"):
+                start()
+        policy.reset(target_return=3.0)
+        assert policy.act(np.zeros(S)).shape == (A,)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"target_return": np.nan}, "target_return=nan must be finite"),
+            (
+                {"target_return": [1.0, 2.0], "num_envs": 3},
+                r"target_return has shape \(2,\); give one number or \(3,\)",
+            ),
+            ({"num_envs": 0}, "num_envs=0 must be at least 1"),
+        ],
+    )
+    def test_reset(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            make_policy().reset(**arguments)
+
+    @pytest.mark.parametrize(
+        ("rows", "target_return", "message"),
+        [
+            ([2], None, r"rows=\[2\] go beyond the policy's rows, 0 to 1"),
+            (np.array([True]), None, r"mask of shape \(1,\); the policy has 2 rows"),
+            ([0, 1], [1.0, 2.0, 3.0], r"target_return has shape \(3,\)"),
+        ],
+    )
+    def test_reset_rows(self, rows, target_return, message):
+        policy = make_policy()
+        with pytest.raises(ValueError, match="number of rows is not known yet"):
+            policy.reset_rows([0])
+        policy.reset(num_envs=2)
+        with pytest.raises(ValueError, match=message):
+            policy.reset_rows(rows, target_return)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"mode": "fast"}, "mode='fast' is unknown; choose 'window' or 'recurrent'"),
+            ({"model": make_transformer(), "mode": "recurrent"}, "DecisionTransformerModel carries no state"),
+            ({"mode": "recurrent", "context_length": 4}, "context_length=4 has no meaning"),
+            ({"model": make_model(action_type="discrete")}, "vector states and discrete actions; only vectors"),
+            ({"context_length": 0}, "context_length=0 must be at least 1"),
+            ({"model": make_model(state_dim=9)}, "normalises 4 state dimensions, but the model reads state_dim=9"),
+            ({"model": make_model(act_dim=9)}, "bounds 2 action dimensions, but the model predicts act_dim=9"),
+        ],
+    )
+    def test_construction(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            DecisionMambaPolicy(**{"model": make_model(), "processor": make_processor(), **arguments})
+
+
+class TestFromPretrained:
+    @pytest.mark.parametrize("model", [make_model(), make_transformer()], ids=["dema", "decision-transformer"])
+    def test_a_folder_acts_as_what_was_saved(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        make_processor().save_pretrained(tmp_path)
+        policy = DecisionMambaPolicy.from_pretrained(tmp_path, device="cpu")
+        assert policy.device.type == "cpu" and type(policy.model) is type(model)
+        observations, rewards = episode(7)
+        expected = play(make_policy(model=model), observations, rewards)
+        np.testing.assert_array_equal(play(policy, observations, rewards), expected)
+        assert DecisionMambaPolicy.from_pretrained(tmp_path, context_length=3).context_length == 3
+
+    def test_the_processor_is_missing(self, tmp_path):
+        make_model().save_pretrained(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"holds a model but no preprocessor_config\.json"):
+            DecisionMambaPolicy.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("change", [{"n_layer": 3}, {"state_size": 5}], ids=["missing", "other-shape"])
+    def test_weights_do_not_match_the_config(self, change, tmp_path):
+        make_model().save_pretrained(tmp_path)
+        make_processor().save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=re.escape(f"The weights of {tmp_path} do not match its config.json")):
+            DecisionMambaPolicy.from_pretrained(tmp_path)
