@@ -1,0 +1,338 @@
+"""DecisionMambaTrainer: transformers' Trainer for windows of trajectories, with exact losses and rollouts.
+
+The loss is one mean over all action entries, however a batch is split, and a killed run resumes to the bit.
+Source: transformers' Trainer, whose hooks are overridden here.
+"""
+
+import inspect
+import math
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_parameter_names
+
+from . import hub
+from .data import WindowDataset, WindowSampler, collate
+from .evaluation import EvaluationResult, evaluate_policy
+from .model import DecisionMambaProcessor
+from .policy import DecisionMambaPolicy
+
+
+def squared_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of squared errors, and number of entries that count (label not -100), of every row: (b,), (b,)."""
+    counted = labels != -100
+    errors = torch.where(counted, predictions.float() - labels.float(), 0.0).square()
+    return errors.flatten(1).sum(1), counted.flatten(1).sum(1)
+
+
+def action_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Mean squared error of `outputs.action_preds` (b, K, A) over the entries that count, for models without a loss.
+
+    Args:
+        num_items_in_batch: divisor of the sum; the number of entries that count when not given.
+    """
+    errors, counts = squared_errors(outputs["action_preds"], labels)
+    return errors.sum() / (counts.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+class DecisionMambaTrainer(Trainer):
+    """Trainer for models with `DecisionTransformerModel`'s forward; a model without `labels` gets the same loss.
+
+    Batches come finished from a `WindowDataset`, in the order of a `WindowSampler`. The loss is a mean over all action
+    entries of a step's batch, over gradient accumulation and over processes; so is `eval_loss` over the whole data.
+    """
+
+    model: PreTrainedModel
+    train_dataset: Any
+    processing_class: Any
+
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs: Any):
+        args.remove_unused_columns = False  # batches are finished; `compute_loss` drops what the forward does not take
+        args.label_names = args.label_names or ["labels"]
+        args.logging_nan_inf_filter = False  # `training_step` stops at such a loss instead of hiding it
+        self._forward_arguments = set(inspect.signature(model.forward).parameters)
+        if "labels" not in self._forward_arguments:
+            kwargs.setdefault("compute_loss_func", action_loss)
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(model, args, **kwargs)
+        self._eval_errors, self._eval_count = 0.0, 0
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TrainingProgress())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that draw as many windows as there are, rounded up to whole batches."""
+        return math.ceil(len(self.train_dataset) / self.windows_per_step)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows of one optimizer step, over all its passes and processes."""
+        return int(self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size)
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run is written."""
+        return Path(str(self.args.output_dir))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, WindowDataset):
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # Whole batches only: no step is smaller, whichever way its batch is split over passes and processes.
+        sampler = WindowSampler(len(dataset), seed=seed, num_samples=self.steps_per_epoch * self.windows_per_step)
+        self.pop_callback(_SetEpoch)
+        self.add_callback(_SetEpoch(sampler))
+        return sampler
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Weight decay is for matrices that multiply activations: not for A_log, D, norms, biases and embeddings."""
+        names = get_parameter_names(model, [torch.nn.LayerNorm, torch.nn.Embedding])
+        shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
+        return [name for name in names if shapes.get(name, 0) > 1 and not re.search(r"(^|\.)(A_log|D|bias)$", name)]
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As Trainer's, but a loss that is not finite ends the training before it reaches the weights.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite; says where the last checkpoint is.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            last = last_complete_checkpoint(self.output_dir)
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step + 1}, so training stopped. The last "
+                f"checkpoint is {last or 'not written yet'}; lower --learning_rate or --max_grad_norm and start again."
+            )
+        return loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, without the inputs that the model's forward does not take."""
+        inputs = {name: value for name, value in inputs.items() if name in self._forward_arguments or name == "labels"}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As Trainer's, and add the batch to the sums behind `eval_loss`."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        # Rows that only fill up the last batch of several processes are dropped again here.
+        errors, counts = self.accelerator.gather_for_metrics(squared_errors(outputs["action_preds"], labels))
+        self._eval_errors += errors.double().sum().item()
+        self._eval_count += int(counts.sum().item())
+        predictions = None if prediction_loss_only else outputs["action_preds"]
+        return loss.detach(), predictions, None if prediction_loss_only else labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, but the loss is the mean over all action entries and not a mean of the batches' means."""
+        self._eval_errors, self._eval_count = 0.0, 0
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        assert output.metrics is not None
+        output.metrics[f"{prefix}_loss"] = self._eval_errors / max(self._eval_count, 1)
+        return output
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's; what callbacks add to the metrics (see `RolloutCallback`) is logged too."""
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        logged = self.state.log_history[-1]
+        added = {name: value for name, value in metrics.items() if name not in logged}
+        if added and not isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict):
+            logged.update(added)
+            self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(added))
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save weights, config and processor. Trainer's pickle of the arguments (it holds tokens) is not kept."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            (Path(output_dir or self.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # trainer_state.json is written last; without it, a folder that is being overwritten does not look complete.
+        if self.args.should_save:
+            folder = self.output_dir / f"checkpoint-{self.state.global_step}"
+            (folder / "trainer_state.json").unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Render the card of `output_dir` (see `hub.write_model_card`); Trainer's own arguments are not used."""
+        if self.is_world_process_zero():
+            hub.write_model_card(self.output_dir)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tell the sampler the epoch; accelerate does not reach it when several processes resume within an epoch."""
+
+    def __init__(self, sampler: WindowSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class TrainingProgress(ProgressCallback):
+    """A progress bar with loss and learning rate in it, and one line for each evaluation."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Open the bar, where a resumed run left it."""
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs no animation
+            self.training_bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=interval,
+            )
+
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """No second bar: the held-out windows take a moment."""
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Show losses in the bar, evaluations above it."""
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix(
+                {"loss": f"{logs['loss']:.4g}", "lr": f"{logs['learning_rate']:.2e}"}, refresh=False
+            )
+        timings = ("_runtime", "_per_second", "_time")
+        shown = [f"{k} {v:.4g}" for k, v in logs.items() if k.startswith("eval_") and not k.endswith(timings)]
+        if shown:
+            self.training_bar.write(f"step {state.global_step:,}: {', '.join(shown)}")
+
+
+class RolloutCallback(TrainerCallback):
+    """Roll the policy out after every evaluation and add its scores to the metrics, before the best model is chosen.
+
+    Adds `eval_return_mean`, `eval_return_std`, and `eval_normalized_score` where a reference exists.
+
+    Args:
+        env_id: gymnasium environment.
+        episodes: episodes per evaluation.
+        target_return: the return to ask for, in the environment's units.
+        seed: of the environments; the same episodes are played at every evaluation.
+        mode: of the policy, `"window"` or `"recurrent"`.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        episodes: int,
+        target_return: float,
+        seed: int = 0,
+        mode: Literal["window", "recurrent"] = "window",
+    ):
+        self.env_id = env_id
+        self.episodes = episodes
+        self.target_return = target_return
+        self.seed = seed
+        self.mode: Literal["window", "recurrent"] = mode
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Play the episodes on the main process, and tell the others, who choose the best model too."""
+        scores = [self._scores(model, processing_class) if state.is_world_process_zero else {}]
+        metrics.update(broadcast_object_list(scores)[0])
+
+    def _scores(self, model: PreTrainedModel, processor: DecisionMambaProcessor) -> dict[str, float]:
+        training = model.training
+        policy = DecisionMambaPolicy(model, processor, mode=self.mode)
+        result = evaluate_policy(
+            policy,
+            self.env_id,
+            episodes=self.episodes,
+            target_returns=[self.target_return],
+            seed=self.seed,
+            progress=False,
+        )
+        model.train(training)
+        return score_metrics(result)
+
+
+def score_metrics(result: EvaluationResult) -> dict[str, float]:
+    """What the first target return of an evaluation reached, as metrics."""
+    row = result.summary()[0]
+    metrics = {"eval_return_mean": row["return_mean"], "eval_return_std": row["return_std"]}
+    if row.get("normalized_score_mean") is not None:
+        metrics["eval_normalized_score"] = row["normalized_score_mean"]
+    return metrics
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the newest checkpoint of a run that can be resumed from; those that a kill left half-written are named.
+
+    Complete means: trainer_state.json (written last) can be parsed, and weights, optimizer, scheduler and random
+    states are there and not cut short.
+    """
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        problem = what_is_missing(folder)
+        if problem is None:
+            return folder
+        say(f"Skipping {folder}, which is not complete: {problem}.")
+    return None
+
+
+def what_is_missing(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from; None if it can."""
+    try:
+        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"trainer_state.json cannot be read ({type(error).__name__})"
+    if not any(checkpoint.glob("rng_state*.pth")):
+        return "it has no random states (rng_state*.pth)"
+    for path in (checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")):
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is missing or cut short"
+    try:
+        with safe_open(checkpoint / "model.safetensors", "pt"):
+            return None
+    except (OSError, SafetensorError):
+        return "model.safetensors is missing or cut short"
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(text: str) -> None:
+    """Print, on the main process only."""
+    if is_main_process():
+        print(text, flush=True)

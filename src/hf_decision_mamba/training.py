@@ -1,0 +1,577 @@
+"""Training: one command from a data set to a scored checkpoint.
+
+Here the rooms meet: trajectories become windows, windows train a model, the model acts, and its card is written.
+Source: the recipe of Decision Transformer (Chen et al. 2021, algorithm 1) with the settings of DeMa (arXiv 2405.12094).
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from . import hub
+from .data import Trajectories, TrajectoryStatistics, WindowDataset, load_trajectories
+from .evaluation import check_spaces, evaluate_policy, make_environments, score_reference
+from .model import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from .model.selective_scan import choose_backend
+from .policy import DecisionMambaPolicy
+from .trainer import (
+    DecisionMambaTrainer,
+    RolloutCallback,
+    is_main_process,
+    last_complete_checkpoint,
+    say,
+    score_metrics,
+    what_is_missing,
+)
+from .training_arguments import (
+    DEFAULT_CONTEXT_LENGTH,
+    DEFAULT_RETURN_SCALE,
+    DataArguments,
+    DecisionMambaTrainingArguments,
+    EvaluationArguments,
+    ModelArguments,
+    parse_arguments,
+)
+
+#: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family.
+TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
+
+_ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
+_MOST_USEFUL_THREADS = 8  # matrices this small gain nothing from more
+_RESULT_FILES = ("evaluation.json", "evaluation.parquet", "returns.png")
+_RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "training.json", *_RESULT_FILES)
+
+
+def _checkpoint_to_resume(args: DecisionMambaTrainingArguments) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means; refuse to write over another run without being told."""
+    output_dir, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() in ("false", "no"):
+        held = [name for name in _RUN_FILES if (output_dir / name).exists()] + list(output_dir.glob("checkpoint-*"))
+        if held and not args.overwrite_output_dir:
+            raise ValueError(
+                f"output_dir {output_dir} already holds a run. Go on with it: --resume_from_checkpoint last; keep it: "
+                "--output_dir another/folder; or delete it and start again: --overwrite_output_dir true"
+            )
+        return None
+    if args.overwrite_output_dir:
+        raise ValueError("resume_from_checkpoint and overwrite_output_dir contradict each other; give one of them.")
+    if str(wanted).lower() in ("last", "true", "yes"):
+        checkpoint = last_complete_checkpoint(output_dir)
+        if checkpoint is None:
+            say(f"No complete checkpoint in {output_dir} yet: training starts at the beginning.")
+        return checkpoint
+    checkpoint = Path(wanted)
+    problem = what_is_missing(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+    if problem is not None:
+        raise ValueError(f"Cannot resume from {checkpoint}: {problem}. `last` takes the newest complete checkpoint.")
+    return checkpoint
+
+
+def _delete_run(output_dir: Path) -> None:
+    """Delete what an earlier run left; the card stays, and is rendered again unless somebody edited it."""
+    for folder in output_dir.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    for name in _RUN_FILES:
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
+    """Refuse to resume a run of another architecture."""
+    saved, ours = DecisionMambaConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
+    ignored = {"transformers_version", "architectures", "dtype", "use_cache", "scan_backend", "max_ep_len"}
+    differing = sorted(name for name in {*saved, *ours} - ignored if saved.get(name) != ours.get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"Cannot resume from {checkpoint}: it has {name}={saved.get(name)}, and the settings say {ours.get(name)}. "
+            "Resume with the settings that the run was started with, or use another --output_dir."
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass
+class _Data:
+    """The data set of a run: whole, and split into what is learned from and what is held out."""
+
+    statistics: TrajectoryStatistics
+    train: Trajectories
+    held_out: Trajectories | None
+    env_id: str | None
+
+    @property
+    def name(self) -> str:
+        return self.train.name
+
+    def facts(self, revision: str | None) -> dict[str, Any]:
+        """What training.json and the card say about it."""
+        kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
+        statistics = self.statistics.to_dict()
+        return {
+            "name": self.name,
+            "revision": revision,
+            "env_id": self.env_id,
+            **{name: statistics[name] for name in kept},
+            "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,
+        }
+
+
+def main(argv: Sequence[str] | None = None, default_config: Path | None = None) -> dict[str, float]:
+    """Train, evaluate, and write checkpoint, card and results into `output_dir`; push them if asked for.
+
+    Args:
+        argv: arguments, see `parse_arguments`; those of the process when not given.
+        default_config: the YAML file when `argv` names none.
+
+    Returns:
+        What was measured: loss, eval_loss, global_step, train_runtime, and the scores of the first target return.
+
+    Raises:
+        ValueError, OSError: a setting, file or data set that cannot be right, before any training.
+        FloatingPointError: the loss is not finite.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    model_args, data_args, eval_args, args = parse_arguments(argv, default_config)
+    push, args.push_to_hub = args.push_to_hub, False  # at the end, once: a failed push must not end the training
+    _check_arguments(data_args, eval_args, args, push)
+    checkpoint = _checkpoint_to_resume(args)
+    _set_cpu_threads(args)
+    disable_progress_bar()  # transformers' own: one for each file of each checkpoint
+
+    with args.main_process_first(desc="loading the data set"):
+        data = _load_data(data_args, eval_args, args)
+    set_seed(args.seed)
+    model, processor = _build(model_args, data_args, data)
+    evaluates = _prepare_environment(eval_args, model, processor, data)
+    processor.target_return = _target_returns(eval_args, data)[0]
+    trainer = _build_trainer(model, processor, data, eval_args if evaluates else None, args)
+    if checkpoint is not None:
+        _check_same_model(checkpoint, model.config)
+    say(_summary(model_args.model_name_or_path or model_args.preset, data, trainer))
+
+    output_dir = trainer.output_dir
+    if args.overwrite_output_dir and args.should_save:
+        _delete_run(output_dir)
+    runtime = _train(trainer, checkpoint)
+    trainer.remove_callback(RolloutCallback)
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    trainer.save_model()
+    metrics = {
+        "global_step": trainer.state.global_step,
+        **({"train_runtime": runtime} if checkpoint is None else {}),
+        **({"loss": losses[-1]} if losses else {}),
+        **{name: value for name, value in metrics.items() if name == "eval_loss"},
+    }
+    if args.should_save:
+        for name in _RESULT_FILES:  # of an earlier run of this folder: not of these weights
+            (output_dir / name).unlink(missing_ok=True)
+        record = _record(model_args, data_args, trainer, data, argv, metrics)
+        (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        hub.write_model_card(output_dir)
+        if evaluates:
+            metrics |= _evaluate(trainer, eval_args, data)
+        say(_closing(output_dir))
+        if push:
+            _push(output_dir, args)
+    trainer.accelerator.wait_for_everyone()
+    return metrics
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """End a script with one line and exit code 2, instead of a traceback, on what its user can put right."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _check_arguments(
+    data_args: DataArguments, eval_args: EvaluationArguments, args: DecisionMambaTrainingArguments, push: bool
+) -> None:
+    """Refuse what is wrong whatever the data; adapt what follows from other settings."""
+    if data_args.dataset_name is None:
+        raise ValueError("No data set: give --dataset_name, a Hub repository (org/name), a folder or a file.")
+    if not 0 <= data_args.held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction={data_args.held_out_fraction} must be 0 or more and below 1.")
+    for name in ("eval_episodes", "rollout_episodes"):
+        if getattr(eval_args, name) < 0:
+            raise ValueError(f"{name}={getattr(eval_args, name)} must be 0 or more.")
+    if not np.isfinite(eval_args.target_return or [0.0]).all():
+        raise ValueError(f"target_return={eval_args.target_return} must be finite.")
+    if args.cpu_threads is not None and args.cpu_threads < 1:
+        raise ValueError(f"cpu_threads={args.cpu_threads} must be at least 1.")
+    if args.metric_for_best_model in ("normalized_score", "eval_normalized_score") and not eval_args.rollout_episodes:
+        raise ValueError(
+            "metric_for_best_model=eval_normalized_score needs rollouts in training: --rollout_episodes 10"
+        )
+    if push:
+        if args.hub_model_id is None:
+            raise ValueError("push_to_hub needs the repository to push to: --hub_model_id owner/name")
+        validate_repo_id(args.hub_model_id)
+    if data_args.held_out_fraction == 0:
+        if args.load_best_model_at_end or eval_args.rollout_episodes:
+            raise ValueError("held_out_fraction=0 leaves nothing to evaluate during training; hold episodes out.")
+        args.set_evaluate(strategy="no", loss_only=True)
+
+
+def _set_cpu_threads(args: DecisionMambaTrainingArguments) -> None:
+    """Undo `accelerate launch`'s OMP_NUM_THREADS=1, which it sets where nobody chose a number, for training on CPU."""
+    if args.cpu_threads is not None:
+        torch.set_num_threads(args.cpu_threads)
+    elif args.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, min(cores // processes, _MOST_USEFUL_THREADS)))
+
+
+def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: TrainingArguments) -> _Data:
+    trajectories = load_trajectories(
+        str(data_args.dataset_name),
+        config=data_args.dataset_config,
+        revision=data_args.dataset_revision,
+        split=data_args.dataset_split,
+        columns=data_args.columns(),
+    )
+    train, held_out = trajectories, None
+    if data_args.held_out_fraction > 0:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        train, held_out = trajectories.split(data_args.held_out_fraction, seed)
+    return _Data(trajectories.statistics(), train, held_out, eval_args.env_id or trajectories.env_id)
+
+
+def _build(
+    model_args: ModelArguments, data_args: DataArguments, data: _Data
+) -> tuple[PreTrainedModel, DecisionMambaProcessor]:
+    """The model and its processor: new from a preset, or those of a checkpoint to fine-tune."""
+    source, overrides, longest = model_args.model_name_or_path, model_args.overrides(), data.statistics.length_max
+    dimensions = {"state_dim": data.train.state_dim, "act_dim": data.train.act_dim}
+    statistics = data.train.statistics()
+    settings: dict[str, Any] = {
+        "state_mean": statistics.state_mean,
+        "state_std": statistics.state_std,
+        "return_scale": DEFAULT_RETURN_SCALE,
+        "context_length": DEFAULT_CONTEXT_LENGTH,
+    }
+    if source is None:
+        config = DecisionMambaConfig.from_preset(model_args.preset, **dimensions, **overrides)
+        if "max_ep_len" not in overrides:
+            config.max_ep_len = max(config.max_ep_len, longest)
+        model = DecisionMambaModel(config)
+    else:
+        overrides.pop("scan_backend", None)
+        if overrides:
+            raise ValueError(
+                f"{next(iter(overrides))} cannot be changed when fine-tuning {source}: its architecture is kept."
+            )
+        model = AutoModel.from_pretrained(source)
+        config = model.config
+        config.scan_backend = model_args.scan_backend
+        for name, value in dimensions.items():
+            if getattr(config, name) != value:
+                raise ValueError(
+                    f"Data set {data.name!r} has {name}={value}, but {source} was trained with {getattr(config, name)}."
+                )
+        if not config.use_timestep_embedding:
+            config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it
+        kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
+        settings = {name: getattr(kept, name) for name in settings}
+    if longest > config.max_ep_len:
+        raise ValueError(
+            f"Data set {data.name!r} has an episode of {longest} steps, but the model knows only max_ep_len="
+            f"{config.max_ep_len}; raise max_ep_len, or shorten the episodes."
+        )
+    for name in ("return_scale", "context_length"):
+        given = getattr(data_args, name)
+        settings[name] = settings[name] if given is None else given
+    if settings["context_length"] > config.max_ep_len:
+        raise ValueError(
+            f"context_length={settings['context_length']} is longer than any episode can be: max_ep_len is "
+            f"{config.max_ep_len}."
+        )
+    return model, DecisionMambaProcessor(**settings, env_id=data.env_id)
+
+
+def _prepare_environment(
+    eval_args: EvaluationArguments, model: PreTrainedModel, processor: DecisionMambaProcessor, data: _Data
+) -> bool:
+    """Make the environment once, before the training: whether it can be evaluated in, and its action bounds.
+
+    Raises:
+        ValueError: the environment is unknown, or not the one that the data set is of.
+    """
+    wanted = eval_args.eval_episodes > 0 or eval_args.rollout_episodes > 0
+    if data.env_id is None:
+        if wanted:
+            say("No evaluation in an environment: the data set's card names none, and --env_id is not given.")
+        return False
+    try:
+        envs = make_environments(data.env_id, 1)
+        try:
+            check_spaces(data.env_id, envs, DecisionMambaPolicy(model, processor))
+            bounds: Any = envs.single_action_space
+            if np.isfinite(bounds.low).all() and np.isfinite(bounds.high).all():
+                processor.action_low, processor.action_high = bounds.low.tolist(), bounds.high.tolist()
+        finally:
+            envs.close()
+    except ImportError as error:
+        if wanted:
+            say(f"No evaluation in an environment: {error}")
+        return False
+    except ValueError as error:
+        if wanted:
+            raise ValueError(f"{error} (--env_id names another one, --eval_episodes 0 trains without.)") from error
+        return False
+    return wanted
+
+
+def _target_returns(eval_args: EvaluationArguments, data: _Data) -> list[float]:
+    """The returns to ask for: those given, else the papers' for this family, else the best of the data set."""
+    if eval_args.target_return:
+        return eval_args.target_return
+    family = re.sub(r"-v\d+$", "", (data.env_id or "").rsplit("/")[-1]).lower()
+    return [TARGET_RETURNS.get(family, data.statistics.return_max)]
+
+
+def _build_trainer(
+    model: PreTrainedModel,
+    processor: DecisionMambaProcessor,
+    data: _Data,
+    eval_args: EvaluationArguments | None,
+    args: DecisionMambaTrainingArguments,
+) -> DecisionMambaTrainer:
+    windows: dict[str, Any] = {
+        "context_length": processor.context_length,
+        "state_mean": processor.state_mean,
+        "state_std": processor.state_std,
+        "return_scale": processor.return_scale,
+    }
+    callbacks: list[TrainerCallback] = []
+    if eval_args is not None and eval_args.rollout_episodes:
+        if args.metric_for_best_model and "score" in args.metric_for_best_model and not score_reference(data.env_id):
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model}: {data.env_id} has no reference scores; take "
+                "eval_return_mean."
+            )
+        callbacks.append(
+            RolloutCallback(
+                str(data.env_id),
+                episodes=eval_args.rollout_episodes,
+                target_return=float(processor.target_return or 0.0),
+                seed=_ROLLOUT_SEED,
+                mode=eval_args.eval_mode,
+            )
+        )
+    return DecisionMambaTrainer(
+        model,
+        args,
+        train_dataset=WindowDataset(data.train, **windows),
+        eval_dataset=None if data.held_out is None else WindowDataset.covering(data.held_out, **windows),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+def _train(trainer: DecisionMambaTrainer, checkpoint: Path | None) -> float:
+    """Train to the end and return the seconds that it took; a run that was at its end is only loaded."""
+    if checkpoint is None:
+        return trainer.train().metrics["train_runtime"]
+    state, args = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), trainer.args
+    last_step = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.steps_per_epoch)
+    if state.global_step < last_step:
+        say(f"Resuming from {checkpoint}.")
+        return trainer.train(resume_from_checkpoint=str(checkpoint)).metrics["train_runtime"]
+    say(f"{checkpoint} is the end of this training: nothing left to train.")
+    trainer.state = state
+    best = state.best_model_checkpoint if args.load_best_model_at_end else None
+    trainer.model.load_state_dict(load_file(Path(best or checkpoint) / "model.safetensors"))
+    return 0.0
+
+
+def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, data: _Data) -> dict[str, float]:
+    """Score the finished model, and write the results and the card that shows them."""
+    if not eval_args.eval_episodes:
+        return {}
+    policy = DecisionMambaPolicy(trainer.model, trainer.processing_class, mode=eval_args.eval_mode)
+    result = evaluate_policy(
+        policy,
+        data.env_id,
+        episodes=eval_args.eval_episodes,
+        target_returns=_target_returns(eval_args, data),
+        progress=not trainer.args.disable_tqdm,
+    )
+    result.checkpoint = "best" if trainer.args.load_best_model_at_end else "last"
+    result.save(
+        trainer.output_dir,
+        dataset_return_mean=data.statistics.return_mean,
+        dataset_return_max=data.statistics.return_max,
+    )
+    trainer.create_model_card()
+    say(f"\n{result.table()}")
+    return score_metrics(result)
+
+
+def _push(output_dir: Path, args: DecisionMambaTrainingArguments) -> None:
+    """Push the finished checkpoint; when that fails, say how to repeat it, for the training itself is safe."""
+    try:
+        address = hub.push_to_hub(
+            output_dir,
+            str(args.hub_model_id),
+            private=bool(args.hub_private_repo),
+            revision=args.hub_revision,
+            token=args.hub_token,
+        )
+    except (OSError, ValueError) as error:
+        say(f"The training is finished, but not pushed. {error}")
+        return
+    say(f"pushed to    {address}")
+
+
+# ----------------------------------------------------------------------------------------- what a run tells of itself
+
+
+def _summary(source: str, data: _Data, trainer: DecisionMambaTrainer) -> str:
+    """What is about to happen, in five lines."""
+    statistics, args = data.statistics, trainer.args
+    config: Any = trainer.model.config
+    held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
+    device = trainer.args.device
+    backend = choose_backend(torch.empty(0, device=device), config.scan_backend)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    processes = f", {args.world_size} processes" if args.world_size > 1 else ""
+    return (
+        f"data         {data.name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
+        f" return {statistics.return_mean:,.0f} ± {statistics.return_std:,.0f}, at best {statistics.return_max:,.0f}\n"
+        f"model        {source}: {trainer.model.num_parameters():,} parameters, {config.n_layer} layers of width "
+        f"{config.hidden_size}, scan backend {backend}\n"
+        f"training     {steps} of {trainer.windows_per_step} windows of {trainer.train_dataset.context_length} time "
+        f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
+        f"device       {device}{threads}{processes}\n"
+        f"output       {args.output_dir}"
+    )
+
+
+def _closing(output_dir: Path) -> str:
+    plot = output_dir / "returns.png"
+    return f"\ncheckpoint   {output_dir}\ncard         {output_dir / 'README.md'}" + (
+        f"\nplot         {plot}" if plot.is_file() else ""
+    )
+
+
+def _record(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    trainer: DecisionMambaTrainer,
+    data: _Data,
+    argv: Sequence[str],
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """training.json: what a reader needs to judge the run and to repeat it, and nothing about the machine's folders."""
+    processor = trainer.processing_class
+    config: Any = trainer.model.config
+    given = {**vars(model_args), **vars(data_args), "dataset_name": data.name}
+    given["model_name_or_path"] = _portable(model_args.model_name_or_path or "") or None
+    return {
+        "preset": model_args.preset if model_args.model_name_or_path is None else None,
+        "architecture": config.model_type,
+        "num_parameters": trainer.model.num_parameters(),
+        "dataset": data.facts(data_args.dataset_revision),
+        "arguments": {
+            **{name: value for name, value in given.items() if value is not None},
+            "context_length": processor.context_length,
+            "return_scale": processor.return_scale,
+            **_settings(trainer.args),
+        },
+        "command": _command(argv),
+        "train_runtime_seconds": metrics.get("train_runtime"),
+        "hardware": _hardware(trainer.args),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers", "accelerate", "datasets", "numpy")},
+        },
+        "loss": metrics.get("loss"),
+        "eval_loss": metrics.get("eval_loss"),
+        "global_step": metrics["global_step"],
+    }
+
+
+def _settings(args: TrainingArguments) -> dict[str, Any]:
+    """The training arguments that differ from transformers' own defaults, and those that always matter."""
+    always = {"learning_rate", "lr_scheduler_type", "max_steps", "per_device_train_batch_size", "seed", "warmup_steps"}
+    always |= {"weight_decay", "max_grad_norm"}
+    never = re.compile(
+        r"dir|path|hub|token|do_eval|resume|report|log|project|run_name|tqdm|label|column|pin|local_rank"
+    )
+    defaults = {entry.name: entry.default for entry in fields(TrainingArguments)}
+    settings = {"world_size": args.world_size} if args.world_size > 1 else {}
+    for name, default in defaults.items():
+        value = getattr(args, name, None)
+        value = getattr(value, "value", value)  # enumerations by their names
+        default = getattr(default, "value", default)
+        differs = value != default and bool(value or default) and not never.search(name)  # False for None is no change
+        if isinstance(value, (bool, int, float, str)) and (name in always or differs):
+            settings[name] = value
+    return settings
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command that was given, without tokens, resuming and the machine's folders."""
+    program = Path(sys.argv[0]).name
+    words = ["accelerate", "launch", "train.py"] if program == "train.py" else ["hf-decision-mamba", "train"]
+    dropped, skip = ("--hub_token", "--resume_from_checkpoint", "--overwrite_output_dir"), False
+    for word in argv:
+        name = word.split("=")[0].replace("-", "_").replace("__", "--", 1)
+        if name in dropped:
+            skip = "=" not in word
+        elif skip and not word.startswith("--"):
+            skip = False
+        else:
+            skip = False
+            option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+            words.append(option + equals + _portable(value))
+    return shlex.join(words)
+
+
+def _portable(value: str) -> str:
+    """A path that means something elsewhere: the last part of an absolute one, everything else as it is."""
+    return Path(value).name if Path(value).expanduser().is_absolute() else value
+
+
+def _hardware(args: TrainingArguments) -> str:
+    if args.device.type == "cuda":
+        return f"{args.world_size} × {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} {platform.machine()} {args.device.type.upper()} cores"
+
+
+__all__ = ["TARGET_RETURNS", "main", "report_user_errors"]

@@ -1,0 +1,255 @@
+"""Settings of a training run: four groups of arguments, from a YAML file and the command line.
+
+One parser reads both, so that a wrong name or value is refused the same way wherever it stands.
+Source: transformers' HfArgumentParser; the defaults are DeMa's (arXiv 2405.12094, section 5).
+"""
+
+import copy
+import difflib
+import json
+import os
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from transformers import (
+    HfArgumentParser,
+    TrainingArguments,
+)
+
+DEFAULT_CONTEXT_LENGTH, DEFAULT_RETURN_SCALE = 20, 1000.0
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train: a preset with single fields replaced, or a checkpoint to fine-tune."""
+
+    _argument_group_name = "model"
+
+    preset: str = field(default="dema-b3ld", metadata={"help": "Variant to build, with its paper's settings."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to fine-tune, a folder or a Hub repository, instead of a preset."}
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})
+    embedding_size: int | None = field(default=None, metadata={"help": "Width of the embeddings of the tokens."})
+    n_layer: int | None = field(default=None, metadata={"help": "Number of blocks."})
+    state_size: int | None = field(default=None, metadata={"help": "States per channel of the scan."})
+    expand: int | None = field(default=None, metadata={"help": "Width of the mixer as a multiple of hidden_size."})
+    conv_kernel: int | None = field(default=None, metadata={"help": "Tokens that the causal convolution sees."})
+    use_timestep_embedding: bool | None = field(default=None, metadata={"help": "Embed the time step."})
+    max_ep_len: int | None = field(
+        default=None, metadata={"help": "Longest episode; the preset's, or the data set's where that is longer."}
+    )
+    embd_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the tokens."})
+    resid_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the output of each mixer."})
+    scan_backend: str | None = field(default=None, metadata={"help": "reference or numba; chosen by device if unset."})
+
+    def overrides(self) -> dict[str, Any]:
+        """The config fields that were given."""
+        chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {k: v for k, v in chosen.items() if v is not None and k not in ("preset", "model_name_or_path")}
+
+
+@dataclass
+class DataArguments:
+    """Which trajectories to learn from, and how windows are cut from them."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub repository (org/name), folder or file with one row per episode."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, if the data set has several."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the repository."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to read; slices as train[:10%%] work."})
+    dataset_columns: str | None = field(
+        default=None, metadata={"help": 'Names of the columns where they differ, as JSON: {"observations": "obs"}.'}
+    )
+    held_out_fraction: float = field(
+        default=0.05, metadata={"help": "Share of whole episodes kept back for eval_loss; 0 trains on all."}
+    )
+    context_length: int | None = field(
+        default=None,
+        metadata={"help": f"Steps in a window; {DEFAULT_CONTEXT_LENGTH}, or that of the fine-tuned checkpoint."},
+    )
+    return_scale: float | None = field(
+        default=None,
+        metadata={"help": f"Divides returns-to-go; {DEFAULT_RETURN_SCALE:.0f}, or that of the fine-tuned checkpoint."},
+    )
+
+    def columns(self) -> dict[str, str]:
+        """The column names to read, by ours.
+
+        Raises:
+            ValueError: `dataset_columns` is not a JSON object of strings.
+        """
+        try:
+            columns = json.loads(self.dataset_columns or "{}")
+        except ValueError:
+            columns = None
+        if not isinstance(columns, dict) or not all(isinstance(theirs, str) for theirs in columns.values()):
+            raise ValueError(f'dataset_columns={self.dataset_columns} must be JSON such as {{"observations": "obs"}}.')
+        return columns
+
+
+@dataclass
+class EvaluationArguments:
+    """How the policy is scored: after training, and if asked for at every evaluation during it."""
+
+    _argument_group_name = "evaluation in the environment"
+
+    env_id: str | None = field(
+        default=None, metadata={"help": "gymnasium environment; the one that the data set's card names if unset."}
+    )
+    eval_episodes: int = field(default=20, metadata={"help": "Episodes per target return after training; 0 for none."})
+    target_return: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Returns to ask for, the first one by default when the checkpoint acts; if unset 3600 (hopper), "
+            "12000 (halfcheetah), 5000 (walker2d), elsewhere the best return of the data set."
+        },
+    )
+    eval_mode: Literal["window", "recurrent"] = field(
+        default="window", metadata={"help": "Re-read the last steps at each decision, or carry the states along."}
+    )
+    rollout_episodes: int = field(
+        default=0,
+        metadata={"help": "Episodes at every evaluation during training (eval_normalized_score); 0 for none."},
+    )
+
+
+@dataclass
+class DecisionMambaTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of this project."""
+
+    _argument_group_name = "training (transformers.TrainingArguments)"
+
+    output_dir: str = field(
+        default="runs/decision-mamba", metadata={"help": "Where checkpoints and results are written."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the run that output_dir already holds, and start again."}
+    )
+    max_steps: int = field(default=5000, metadata={"help": "Optimizer steps; -1 to count num_train_epochs."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per device and forward pass."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "The same for eval_loss."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How it falls after the warm-up."})
+    warmup_steps: float = field(default=500, metadata={"help": "Steps until it is reached; below 1 a share of all."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "AdamW; matrices only (not A_log, D, norms, biases)."})
+    max_grad_norm: float = field(default=0.25, metadata={"help": "Gradients are clipped to this norm."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two values of the loss."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When eval_loss is measured: no, steps or epoch."})
+    eval_steps: float | None = field(default=1000, metadata={"help": "Steps between two evaluations."})
+    save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints to resume from."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (HfArgumentParser reads the order of the types)
+        default="none", metadata={"help": "tensorboard, wandb, trackio, ..."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "last: go on from the newest complete checkpoint in output_dir; or a checkpoint folder."},
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "CPU threads per process; torch's choice if unset, under accelerate launch all cores."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # pinning is for copies to an accelerator
+
+
+Arguments = tuple[ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments]
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Each option in one spelling (with underscores), though the one with hyphens works too."""
+
+    def _format_action_invocation(self, action: Any) -> str:
+        if action.option_strings and action.dest != "help":
+            action = copy.copy(action)
+            action.option_strings = action.option_strings[:1]
+        return super()._format_action_invocation(action)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage, which is a page long."""
+        raise ValueError(f"{message} (--help lists all settings)")
+
+
+def build_parser() -> HfArgumentParser:
+    """The command line: the four groups of settings, nothing abbreviated."""
+    groups: Any = (ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments)
+    return _Parser(
+        groups,
+        usage="accelerate launch train.py [settings.yaml] [--setting value ...]",
+        description="Train a decision model on trajectories, score it in its environment, and write its card. Settings "
+        "come from the YAML file, and from the command line, which wins.",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> Arguments:
+    """Read settings from a YAML file (the first argument, if it is no option) and the command line, which wins.
+
+    In the YAML file, a value that starts with `./` or `../` is a path relative to the file's folder; all other paths
+    are relative to the working directory, as they are on the command line.
+
+    Args:
+        argv: the arguments without the program's name.
+        default_config: the YAML file when `argv` names none.
+
+    Raises:
+        FileNotFoundError: there is no such YAML file.
+        ValueError: an unknown setting (with the closest known one), or a value of the wrong type.
+    """
+    parser, argv = build_parser(), list(argv)
+    known = sorted({action.dest for action in parser._actions} - {"help"})
+    config = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else default_config
+    from_file = [] if config is None else _read_yaml(config, known)
+    *arguments, unknown = parser.parse_args_into_dataclasses(
+        [*from_file, *argv], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], known, '--')}")
+    return tuple(arguments)  # type: ignore[return-value]
+
+
+def _read_yaml(path: Path, known: Sequence[str]) -> list[str]:
+    """A YAML file of settings as command-line arguments, so that one parser checks both."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no settings file {path}; the first argument is a YAML file or an option.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold lines of the form `setting: value`, not a {type(settings).__name__}.")
+    arguments = []
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{path}: unknown setting {name!r}{_closest(str(name), known)}")
+        values = [_as_text(item, path.parent) for item in (value if isinstance(value, list) else [value])]
+        if value is not None and len(values) > 0:
+            arguments += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+    return arguments
+
+
+def _as_text(value: Any, folder: Path) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return os.path.relpath(folder / value)
+    return str(value)
+
+
+def _closest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else "; --help lists all settings."

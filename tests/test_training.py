@@ -1,0 +1,656 @@
+"""Training: settings, exact losses, resuming to the bit, scores among the metrics, and the whole command."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+import hf_decision_mamba.hub
+import hf_decision_mamba.trainer
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
+from hf_decision_mamba.evaluation import EvaluationResult
+from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, last_complete_checkpoint
+from hf_decision_mamba.training import main, report_user_errors
+from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments, parse_arguments
+
+ROOT = Path(__file__).parents[1]
+TINY_DATA = ROOT / "tests" / "data" / "hopper-tiny-v5.parquet"
+TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """Work in another folder than the repository: paths must not depend on it (and mujoco logs into it)."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trajectories() -> Trajectories:
+    return load_trajectories(TINY_DATA)
+
+
+@pytest.fixture(scope="module")
+def ragged(trajectories) -> WindowDataset:
+    return ragged_windows(trajectories)
+
+
+def ragged_windows(trajectories: Trajectories) -> WindowDataset:
+    """Eighty windows of four steps that begin near the ends of their episodes: most are padded, all differently."""
+    ends = trajectories.episode_offsets[1:]
+    starts = np.sort(np.concatenate([ends - distance for distance in (1, 2, 3, 5)]))
+    return WindowDataset(trajectories, 4, return_scale=1000.0, starts=starts)
+
+
+def tiny_model(seed: int = 0, **overrides) -> DecisionMambaModel:
+    torch.manual_seed(seed)
+    config = DecisionMambaConfig.from_preset("dema-b3ld", state_dim=11, act_dim=3, **{**TINY_MODEL, **overrides})
+    return DecisionMambaModel(config)
+
+
+def tiny_arguments(output_dir: Path, **settings) -> DecisionMambaTrainingArguments:
+    defaults = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+    return DecisionMambaTrainingArguments(output_dir=str(output_dir), use_cpu=True, **{**defaults, **settings})
+
+
+def command_line(output_dir: Path, **settings) -> list[str]:
+    """Arguments of a run that takes a second or two; settings that are None are left out."""
+    defaults = {
+        "dataset_name": TINY_DATA,
+        **TINY_MODEL,
+        "context_length": 4,
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "warmup_steps": 1,
+        "held_out_fraction": 0.1,
+        "eval_episodes": 0,
+        "use_cpu": True,
+        "output_dir": output_dir,
+    }
+    return [f"--{name}={value}" for name, value in {**defaults, **settings}.items() if value is not None]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+
+
+def test_the_shipped_settings_are_those_of_the_readme():
+    model, data, evaluation, args = parse_arguments([], ROOT / "configs" / "hopper-medium-replay.yaml")
+    assert (model.preset, model.embedding_size, model.hidden_size, model.state_size) == ("dema-b3ld", 128, 64, 16)
+    assert Path(data.dataset_name).resolve() == ROOT / "datasets" / "hopper-medium-replay"
+    assert (data.context_length, data.return_scale, evaluation.eval_episodes) == (20, 1000.0, 20)
+    assert (args.max_steps, args.per_device_train_batch_size, args.learning_rate) == (5000, 64, 1e-3)
+    assert (args.warmup_steps, args.lr_scheduler_type, args.max_grad_norm) == (500, "cosine", 0.25)
+
+
+def test_the_command_line_wins_over_the_yaml_file(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "learning_rate: 1e-4\nmax_steps: 7\ntarget_return: [3600, 1800]\nuse_cpu: yes\npreset:\n"
+        "dataset_columns: {observations: obs}\ndataset_name: ./here\noutput_dir: there\n"
+    )
+    model, data, evaluation, args = parse_arguments([str(config), "--max_steps", "9"])
+    assert (args.learning_rate, args.max_steps, args.use_cpu, args.output_dir) == (1e-4, 9, True, "there")
+    assert evaluation.target_return == [3600.0, 1800.0]
+    assert model.preset == "dema-b3ld"  # an empty value is the default
+    assert data.columns() == {"observations": "obs"}
+    assert Path(data.dataset_name).resolve() == tmp_path / "here"  # ./ means: beside the YAML file
+
+
+@pytest.mark.parametrize(
+    ("yaml", "argv", "message"),
+    [
+        ("learning_rat: 1", [], r"run.yaml: unknown setting 'learning_rat'; did you mean learning_rate\?"),
+        ("- 1", [], r"run.yaml must hold lines of the form `setting: value`, not a list"),
+        ("a: [", [], r"run.yaml is not valid YAML: "),
+        ("max_steps: many", [], r"argument --max_steps/--max-steps: invalid int value: 'many'"),
+        ("eval_mode: fast", [], r"argument --eval_mode/--eval-mode: invalid choice"),
+        ("max_steps: 1", ["--learningrate=1"], r"Unknown argument '--learningrate=1'; did you mean --learning_rate\?"),
+        ("max_steps: 1", ["--max_step", "3"], r"Unknown argument '--max_step'; did you mean --max_steps\?"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, yaml, argv, message):
+    (tmp_path / "run.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([str(tmp_path / "run.yaml"), *argv])
+
+
+def test_help_lists_every_group_of_settings(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert text.startswith("usage: accelerate launch train.py [settings.yaml] [--setting value ...]")
+    for line in ("model:", "data:", "evaluation in the environment:", "training (transformers.TrainingArguments):"):
+        assert line in text
+    assert "--dataset-name" not in text  # one spelling each
+
+
+# ------------------------------------------------------------------------------------------------------ the trainer
+
+
+def test_no_weight_decay_on_dynamics_norms_biases_and_embeddings(tmp_path):
+    trainer = DecisionMambaTrainer(tiny_model(use_timestep_embedding=True), tiny_arguments(tmp_path))
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    mixer = "layers.0.mixer"
+    assert {f"{mixer}.in_proj.weight", f"{mixer}.out_proj.weight", "embed_state.weight"} <= decayed
+    free = {f"{mixer}.A_log", f"{mixer}.D", f"{mixer}.dt_proj.bias", "norm_f.weight", "embed_timestep.weight"}
+    assert free <= {name for name, _ in trainer.model.named_parameters()}
+    assert not free & decayed
+    assert not [name for name in decayed if "norm" in name or name.endswith("bias")]
+    groups = trainer.create_optimizer().param_groups
+    assert [len(group["params"]) for group in groups] == [
+        len(decayed),
+        len(list(trainer.model.parameters())) - len(decayed),
+    ]
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
+
+
+@pytest.mark.parametrize("baseline", [False, True], ids=["decision_mamba", "decision_transformer"])
+def test_accumulated_batches_equal_one_batch(tmp_path, ragged, baseline):
+    """4 × 16 windows, padded differently, take the same steps as 1 × 64: the loss is one mean over all entries."""
+    trained = []
+    for batch, accumulation in ((64, 1), (16, 4)):
+        torch.manual_seed(0)
+        model = _tiny_decision_transformer() if baseline else tiny_model()
+        args = tiny_arguments(
+            tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=5,  # more than the two steps of an epoch
+            optim="sgd",
+            learning_rate=0.5,
+            max_grad_norm=1.0,
+        )
+        trainer = DecisionMambaTrainer(model, args, train_dataset=ragged)
+        trainer.train()
+        trained.append((model.state_dict(), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
+    (one, one_losses), (four, four_losses) = trained
+    torch.testing.assert_close(four, one, atol=1e-6, rtol=0)
+    assert four_losses == pytest.approx(one_losses, abs=1e-6)
+
+
+def _tiny_decision_transformer() -> DecisionTransformerModel:
+    config = DecisionTransformerConfig(
+        state_dim=11,
+        act_dim=3,
+        hidden_size=8,
+        n_layer=1,
+        n_head=1,
+        n_positions=64,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    return DecisionTransformerModel(config)
+
+
+# Run by test_two_processes_equal_one in a world of one and of two: the same windows per step.
+
+
+def train_ragged(folder: Path, resume_from: Path | None = None) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    # 80 windows make epochs of 5 steps of 16: step 7 lies within the second one.
+    args = tiny_arguments(
+        folder,
+        per_device_train_batch_size=16 // world,
+        max_steps=12,
+        optim="sgd",
+        learning_rate=0.5,
+        save_strategy="steps",
+        save_steps=7,
+    )
+    trainer = DecisionMambaTrainer(tiny_model(), args, train_dataset=ragged_windows(load_trajectories(TINY_DATA)))
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    trainer.save_model()
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Two processes with 8 windows each take the steps of one with 16, also after resuming within an epoch."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, __file__, "train_ragged", str(tmp_path / "two"), str(tmp_path / "resumed")]
+    subprocess.run(command, env=ONE_THREAD, check=True, capture_output=True, timeout=120)
+    train_ragged(tmp_path / "one")
+    for folder in ("two", "resumed"):
+        torch.testing.assert_close(weights(tmp_path / folder), weights(tmp_path / "one"), atol=1e-6, rtol=0)
+    states = [
+        json.loads((tmp_path / name / "checkpoint-12" / "trainer_state.json").read_text()) for name in ("one", "two")
+    ]
+    losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_eval_loss_is_the_mean_over_all_action_entries(tmp_path, trajectories):
+    _, held_out = trajectories.split(0.2, seed=0)
+    dataset = WindowDataset.covering(held_out, 7, return_scale=1000.0)
+    model = tiny_model()
+    trainer = DecisionMambaTrainer(model, tiny_arguments(tmp_path, per_device_eval_batch_size=5), eval_dataset=dataset)
+    measured = trainer.evaluate()["eval_loss"]
+
+    batch = dataset.__getitems__(np.arange(len(dataset)))
+    with torch.no_grad():
+        predictions = model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).action_preds
+    errors = (predictions - batch["actions"])[batch["attention_mask"].bool()].double()
+    assert errors.numel() == held_out.num_steps * held_out.act_dim  # every transition once
+    assert measured == pytest.approx(errors.square().mean().item(), rel=1e-6)
+
+
+def test_a_model_without_loss_trains_too(tmp_path, trajectories):
+    """transformers' DecisionTransformer: no `labels`, no `previous_actions`, no loss of its own."""
+    dataset = WindowDataset(trajectories, 4, return_scale=1000.0)
+    model = _tiny_decision_transformer()
+    before = model.predict_action[0].weight.detach().clone()
+    held_out = WindowDataset.covering(trajectories, 4, return_scale=1000.0)
+    trainer = DecisionMambaTrainer(model, tiny_arguments(tmp_path), train_dataset=dataset, eval_dataset=held_out)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert not torch.equal(before, model.predict_action[0].weight)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, trajectories):
+    dataset = WindowDataset(trajectories, 4)
+    model = tiny_model()
+    args = tiny_arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=5)
+
+    def break_observations(*_args, **_kwargs):
+        if trainer.state.global_step == 2:
+            model.embed_state.bias.data.fill_(float("nan"))
+
+    model.register_forward_pre_hook(break_observations)
+    trainer = DecisionMambaTrainer(model, args, train_dataset=dataset)
+    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 3, so training stopped.*checkpoint-2"):
+        trainer.train()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_saved_folders_hold_the_processor_and_no_pickled_arguments(tmp_path, trajectories):
+    processor = DecisionMambaProcessor(state_mean=[0.5] * 11, state_std=[2.0] * 11, context_length=4)
+    trainer = DecisionMambaTrainer(
+        tiny_model(),
+        tiny_arguments(tmp_path, save_strategy="steps", save_steps=3, hub_token="hf_secret"),
+        train_dataset=WindowDataset(trajectories, 4),
+        processing_class=processor,
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        assert DecisionMambaProcessor.from_pretrained(folder).state_mean == [0.5] * 11
+        assert not (folder / "training_args.bin").exists()
+        assert b"hf_secret" not in b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
+    assert "library_name: hf_decision_mamba" in (tmp_path / "README.md").read_text()
+
+
+# ----------------------------------------------------------------------------------------- scores among the metrics
+
+
+@pytest.fixture
+def scripted_scores(monkeypatch):
+    """Rollouts that score 10, 50, 20, ... without an environment; returns the list of the policies rolled out."""
+    scores, policies = iter([10.0, 50.0, 20.0, 5.0]), []
+
+    def evaluate(policy, env_id, **protocol):
+        policies.append((policy, env_id, protocol))
+        score, target = next(scores), protocol["target_returns"][0]
+        row = {
+            "target_return": target,
+            "episode": 0,
+            "seed": 0,
+            "return": 32.34 * score,
+            "length": 1,
+            "terminated": True,
+        }
+        return EvaluationResult(env_id, "window", 4, 0, [{**row, "normalized_score": score}])
+
+    monkeypatch.setattr(hf_decision_mamba.trainer, "evaluate_policy", evaluate)
+    return policies
+
+
+def test_rollouts_choose_the_best_model(tmp_path, trajectories, scripted_scores):
+    processor = DecisionMambaProcessor(state_mean=[0.0] * 11, state_std=[1.0] * 11, context_length=4)
+    args = tiny_arguments(
+        tmp_path,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_normalized_score",
+    )
+    dataset = WindowDataset(trajectories, 4)
+    rollouts = RolloutCallback("Hopper-v5", episodes=2, target_return=3600.0, seed=7)
+    trainer = DecisionMambaTrainer(
+        tiny_model(),
+        args,
+        train_dataset=dataset,
+        eval_dataset=WindowDataset.covering(trajectories, 4),
+        processing_class=processor,
+        callbacks=[rollouts],
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    # D4RL's references turn returns of 32.34 times the score into something near the score.
+    assert [round(entry["eval_normalized_score"]) for entry in history] == [11, 50, 20]
+    assert [entry["eval_return_mean"] for entry in history] == pytest.approx([323.4, 1617.0, 646.8])
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    torch.testing.assert_close(trainer.model.state_dict(), weights(tmp_path / "checkpoint-2"), atol=0, rtol=0)
+    policy, env_id, protocol = scripted_scores[0]
+    assert (policy.model, env_id) == (trainer.model, "Hopper-v5")
+    assert (protocol["episodes"], protocol["target_returns"], protocol["seed"]) == (2, [3600.0], 7)
+
+
+# --------------------------------------------------------------------------------------------- stopping and resuming
+
+
+# Run by test_killed_training_resumes_to_the_bit in a process of its own, which imports everything once and forks.
+
+
+def train_and_kill(folder: Path) -> None:
+    """Train undisturbed; then again, killed over and over, at random moments and within saves, before it may finish."""
+    command = {
+        "max_steps": 40,
+        "logging_steps": 5,
+        "eval_steps": 7,
+        "save_steps": 1,
+        "resid_pdrop": 0.2,
+        "embd_pdrop": 0.1,
+    }
+    assert _run_forked(command_line(folder / "whole", **command)) == 0
+    resuming = command_line(folder / "killed", **command, resume_from_checkpoint="last")
+    moments = np.random.default_rng(0)
+    endings = []
+    for attempt in range(12):
+        when = (_at_once, _after_a_save, _within_a_save)[attempt % 3]
+        endings.append(_run_forked(resuming, folder / "killed", when, moments.uniform(0, 0.1)))
+    assert _run_forked(resuming) == 0
+    (folder / "kills").write_text(str(sum(ending == signal.SIGKILL for ending in endings)))
+
+
+def _run_forked(argv: list[str], folder: Path | None = None, when: Callable | None = None, delay: float = 0.0) -> int:
+    """Run `main` in a forked child and return its exit status; SIGKILL it `delay` seconds after `when` is true."""
+    child, started = os.fork(), time.time()
+    if child == 0:
+        status = 1
+        try:
+            main(argv)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    while True:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            return status
+        if when is not None and when(folder, started):
+            time.sleep(0 if when is _within_a_save else delay)
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.0005)
+
+
+def _at_once(folder: Path, since: float) -> bool:
+    return True
+
+
+def _after_a_save(folder: Path, since: float) -> bool:
+    return any(file.stat().st_mtime > since for file in folder.glob("checkpoint-*/trainer_state.json"))
+
+
+def _within_a_save(folder: Path, since: float) -> bool:
+    """Whether a checkpoint is being written: files of this run, but not yet the last one."""
+    incomplete = [path for path in folder.glob("checkpoint-*") if not (path / "trainer_state.json").exists()]
+    return any(file.stat().st_mtime > since for path in incomplete for file in path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to kill many runs quickly")
+def test_killed_training_resumes_to_the_bit(tmp_path):
+    """SIGKILL at random moments and within saves, then the same command again: the same weights, dropout included."""
+    command = [sys.executable, __file__, "train_and_kill", str(tmp_path)]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int((tmp_path / "kills").read_text()) >= 8
+    assert done.stdout.count("which is not complete") >= 2  # kills within a save leave half a checkpoint
+    whole, killed = tmp_path / "whole" / "model.safetensors", tmp_path / "killed" / "model.safetensors"
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    """A run of four steps with a checkpoint at each of the last two; tests copy it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    main(command_line(folder, save_steps=1))
+    return folder
+
+
+@pytest.fixture
+def run(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("trainer_state.json", "trainer_state.json cannot be read"),
+        ("model.safetensors", "model.safetensors is missing or cut short"),
+        ("optimizer.pt", "optimizer.pt is missing or cut short"),
+        ("scheduler.pt", "scheduler.pt is missing or cut short"),
+        ("rng_state.pth", "rng_state.pth is missing or cut short"),
+    ],
+)
+def test_half_written_checkpoints_are_skipped(run, name, message, capsys):
+    newest = run / "checkpoint-4" / name
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    assert last_complete_checkpoint(run) == run / "checkpoint-3"
+    assert f"Skipping {run / 'checkpoint-4'}, which is not complete: {message}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"Cannot resume from .*checkpoint-4: {re.escape(message)}"):
+        main(command_line(run, resume_from_checkpoint=run / "checkpoint-4"))
+
+
+def test_an_output_folder_that_holds_a_run_is_not_overwritten(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"already holds a run.*--resume_from_checkpoint last.*--overwrite_output_dir true"
+    ):
+        main(command_line(run))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_overwritten_when_asked(run, finished_run):
+    (run / "evaluation.json").write_text("{}")
+    main(command_line(run, overwrite_output_dir=True, max_steps=2, save_steps=1))
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert not (run / "evaluation.json").exists()  # of the earlier weights
+    assert json.loads((run / "training.json").read_text())["global_step"] == 2
+
+
+def test_resuming_a_finished_run_changes_nothing(run, finished_run, capsys):
+    metrics = main(command_line(run, save_steps=1, resume_from_checkpoint="last"))
+    assert "nothing left to train" in capsys.readouterr().out
+    assert metrics["global_step"] == 4
+    assert (run / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+    assert "train_runtime" not in metrics  # the time of this part would be a lie about the whole
+
+
+def test_a_run_of_another_model_is_not_resumed(run):
+    with pytest.raises(
+        ValueError, match=r"Cannot resume from .*checkpoint-4: it has state_size=4, and the settings say 5"
+    ):
+        main(command_line(run, state_size=5, resume_from_checkpoint="last"))
+
+
+# ----------------------------------------------------------------------------------------------- the whole command
+
+
+def test_the_command_trains_evaluates_and_writes_everything(tmp_path):
+    """`accelerate launch train.py`, as the README says it, ends with checkpoint, card, scores and plot."""
+    settings = command_line(
+        tmp_path / "run",
+        env_id="Hopper-v5",
+        logging_steps=2,
+        eval_episodes=2,
+        target_return=1000,
+        cpu_threads=1,
+        hub_token="hf_secret",
+    )
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train.py")]
+    done = subprocess.run(
+        [*launcher, *settings], env=ONE_THREAD, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "20 episodes (2 held out), 2,874 transitions" in done.stdout
+    assert re.search(r"loss=0\.\d+, lr=\d", done.stderr)  # in the progress bar
+    assert re.search(r"1000 +-?\d+\.\d ± \d+\.\d", done.stdout)  # the table of returns
+    for line in (f"checkpoint   {tmp_path / 'run'}", "card         ", "plot         "):
+        assert line in done.stdout
+    files = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
+    assert files == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"),
+        *("evaluation.json", "evaluation.parquet", "returns.png"),
+    }
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["dataset"] | {"return_mean": 0, "return_std": 0, "return_min": 0, "return_max": 0} == {
+        **{"name": "hopper-tiny-v5", "revision": None, "env_id": "Hopper-v5"},
+        **{"episodes": 20, "transitions": 2874, "held_out_episodes": 2},
+        **{"return_mean": 0, "return_std": 0, "return_min": 0, "return_max": 0},
+    }
+    assert (record["preset"], record["architecture"], record["global_step"]) == ("dema-b3ld", "decision_mamba", 4)
+    assert record["arguments"]["learning_rate"] == 1e-3
+    assert record["arguments"]["context_length"] == 4
+    assert 0 < record["eval_loss"] < 2
+    assert record["command"].startswith("accelerate launch train.py --dataset_name=hopper-tiny-v5.parquet")
+    for path in (tmp_path / "run").glob("*.*"):
+        content = path.read_bytes()
+        assert b"hf_secret" not in content
+        assert path.name == "README.md" or str(tmp_path).encode() not in content
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (evaluation["checkpoint"], evaluation["results"][0]["episodes"]) == ("last", 2)
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
+    assert (processor.target_return, processor.env_id, processor.action_high) == (1000.0, "Hopper-v5", [1.0, 1.0, 1.0])
+
+
+def test_errors_of_the_user_end_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end, report_user_errors():
+        main(["--dataset_name", "no/such/folder"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert re.match("error: no data set at .*no/such/folder", error)
+    assert error.count("\n") == 1
+
+
+def test_a_failed_push_does_not_fail_the_training(tmp_path, monkeypatch, capsys):
+    def push(folder, repo_id, **_options):
+        raise OSError(f"Pushing {folder} to {repo_id} failed; this repeats the push: python -c ...")
+
+    monkeypatch.setattr(hf_decision_mamba.hub, "push_to_hub", push)
+    main(command_line(tmp_path / "run", push_to_hub=True, hub_model_id="someone/model"))
+    output = capsys.readouterr().out
+    assert "The training is finished, but not pushed. Pushing" in output
+    assert "this repeats the push" in output
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(run, tmp_path):
+    """The weights know states as their processor gives them, so another data set's statistics would break them."""
+    old = DecisionMambaProcessor.from_pretrained(run)
+    main(
+        command_line(
+            tmp_path / "tuned", model_name_or_path=run, **dict.fromkeys(TINY_MODEL), seed=1, context_length=None
+        )
+    )
+    new = DecisionMambaProcessor.from_pretrained(tmp_path / "tuned")
+    assert (new.state_mean, new.context_length) == (old.state_mean, old.context_length)
+    assert json.loads((tmp_path / "tuned" / "training.json").read_text())["preset"] is None
+    assert not torch.equal(weights(run)["embed_state.weight"], weights(tmp_path / "tuned")["embed_state.weight"])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "target_return"),
+    [("Hopper-v5", 3600.0), ("Walker2d-v5", 5000.0), ("Pendulum-v1", 960.1016), (None, 960.1016)],
+)
+def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_id, target_return):
+    main(command_line(tmp_path / "run", env_id=env_id, max_steps=1))
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
+    assert processor.target_return == pytest.approx(target_return)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "dema-b4ld"}, "Unknown preset 'dema-b4ld'; known presets: "),
+        ({"dataset_name": None}, "No data set: give --dataset_name"),
+        ({"held_out_fraction": 1.0}, "held_out_fraction=1.0 must be 0 or more and below 1"),
+        ({"context_length": 5000}, "context_length=5000 is longer than any episode can be: max_ep_len is 4096"),
+        ({"context_length": 0}, "context_length=0 must be at least 1"),
+        ({"max_ep_len": 100}, "has an episode of 316 steps, but the model knows only max_ep_len=100"),
+        (
+            {"eval_episodes": 2, "env_id": "Hoper-v5"},
+            "No environment 'Hoper-v5': check the spelling.*--eval_episodes 0",
+        ),
+        ({"eval_episodes": 2, "env_id": "HalfCheetah-v5"}, "HalfCheetah-v5 observes 17 dimensions"),
+        ({"eval_episodes": -1}, "eval_episodes=-1 must be 0 or more"),
+        ({"target_return": "nan"}, r"target_return=\[nan\] must be finite"),
+        ({"return_scale": 0}, "return_scale=0.0 must be a positive number"),
+        ({"dataset_columns": "obs"}, "dataset_columns=obs must be JSON"),
+        ({"metric_for_best_model": "eval_normalized_score"}, "needs rollouts in training: --rollout_episodes"),
+        ({"held_out_fraction": 0, "rollout_episodes": 2}, "held_out_fraction=0 leaves nothing to evaluate"),
+        ({"push_to_hub": True}, "push_to_hub needs the repository to push to: --hub_model_id"),
+        ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "Repo id must be in the form"),
+        ({"resume_from_checkpoint": "nowhere"}, "Cannot resume from nowhere: there is no such folder"),
+        ({"resume_from_checkpoint": "last", "overwrite_output_dir": True}, "contradict each other"),
+        ({"cpu_threads": 0}, "cpu_threads=0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        main(command_line(tmp_path / "run", **settings))
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def test_data_of_other_dimensions_than_the_checkpoint_is_refused(tmp_path):
+    tiny_model_of_another_task = DecisionMambaModel(
+        DecisionMambaConfig(state_dim=4, act_dim=1, hidden_size=8, n_layer=1)
+    )
+    tiny_model_of_another_task.save_pretrained(tmp_path / "other")
+    settings = {**dict.fromkeys(TINY_MODEL), "model_name_or_path": tmp_path / "other"}
+    with pytest.raises(ValueError, match=r"'hopper-tiny-v5' has state_dim=11, but .*other was trained with 4"):
+        main(command_line(tmp_path / "run", **settings))
+    with pytest.raises(ValueError, match="state_size cannot be changed when fine-tuning"):
+        main(command_line(tmp_path / "run", **{**settings, "state_size": 4}))
+
+
+if __name__ == "__main__":
+    task, folder, *more = sys.argv[1], Path(sys.argv[2]), *map(Path, sys.argv[3:])
+    if task == "train_and_kill":
+        train_and_kill(folder)
+    else:
+        train_ragged(folder)
+        train_ragged(more[0], resume_from=folder / "checkpoint-7")
