@@ -459,8 +459,8 @@ def test_failed_push_names_the_command_that_finishes_it(
     with pytest.raises(OSError, match="failed") as failure:
         push_to_hub(checkpoint, "alice/pendulum", private=True, revision="it's", token="hf_expired")
     command = shlex.split(str(failure.value).split("this repeats the push: ")[1])
-    assert command[:2] == ["python", "-c"]
-    repeated = run(command[2])
+    assert command[0] == "hf-decision-mamba"
+    repeated = run(f"from hf_decision_mamba.cli import main\nmain({command[1:]!r})")
     assert repeated.returncode == 0, repeated.stderr
     assert hub.model("alice/pendulum").private
     assert set(hub.model("alice/pendulum").files("it's")) == {*SHARED, ".gitattributes"}

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 LIBRARY_NAME = "hf_decision_mamba"
 LICENSE = "apache-2.0"
+DEFAULT_COMMIT_MESSAGE = "Upload checkpoint"
 TAGS = ("reinforcement-learning", "deep-reinforcement-learning", "offline-rl", "decision-mamba")
 
 # What a push sends, from the top of the folder only: no optimizer states, no trainer checkpoints, no pickles.
@@ -126,7 +127,7 @@ def push_to_hub(
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
-    commit_message: str = "Upload checkpoint",
+    commit_message: str = DEFAULT_COMMIT_MESSAGE,
 ) -> str:
     """Upload a checkpoint folder (weights, processor, card, evaluation) to a Hub repository, in one commit.
 
@@ -185,12 +186,11 @@ def push_to_hub(
 
 
 def _repeat_command(folder: Path, repo_id: str, private: bool, revision: str | None, commit_message: str) -> str:
-    arguments = [json.dumps(str(folder)), json.dumps(repo_id)]
-    arguments += ["private=True"] if private else []
-    arguments += [f"revision={json.dumps(revision)}"] if revision is not None else []
-    arguments += [f"commit_message={json.dumps(commit_message)}"]
-    code = f"from hf_decision_mamba.hub import push_to_hub; push_to_hub({', '.join(arguments)})"
-    return f"python -c {shlex.quote(code)}"
+    words = ["hf-decision-mamba", "push", str(folder), repo_id]
+    words += ["--private"] if private else []
+    words += ["--revision", revision] if revision is not None else []
+    words += ["--commit-message", commit_message] if commit_message != DEFAULT_COMMIT_MESSAGE else []
+    return shlex.join(words)
 
 
 def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[str]:
