@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
-from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy, normalized_score
+from hf_decision_mamba.environments import normalized_score
+from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy
 from hf_decision_mamba.policy import DecisionMambaPolicy
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -71,7 +72,10 @@ def environments():
         "Wide-v0": {"observation_space": box(-1, 1, (5,), np.float64)},
         "Image-v0": {"observation_space": box(0, 255, (8, 8, 3), np.uint8)},
         "Goal-v0": {"observation_space": goal},
+        "Frame-v0": {"observation_space": box(0, 255, (84, 84), np.uint8)},
         "Buttons-v0": {"action_space": discrete},
+        "Presses-v0": {"action_space": discrete, "reward": lambda env: env.drift},
+        "OneBased-v0": {"action_space": gymnasium.spaces.Discrete(2, start=1)},
         "Strong-v0": {"action_space": box(-1, 1, (4,), np.float32)},
     }
     for env_id, kwargs in variants.items():
@@ -81,13 +85,26 @@ def environments():
         del gymnasium.registry[env_id]
 
 
-def make_policy(state_dim=3, act_dim=2, mode="window", **overrides) -> DecisionMambaPolicy:
+SIZES = {"hidden_size": 16, "embedding_size": 8, "state_size": 4, "n_layer": 1}
+
+
+def make_policy(
+    state_dim=3, act_dim=2, mode="window", action_type="continuous", sample=False, **overrides
+) -> DecisionMambaPolicy:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "embedding_size": 8, "state_size": 4, "n_layer": 1}
-    config = DecisionMambaConfig.from_preset("dema-b3ld", state_dim=state_dim, act_dim=act_dim, **sizes)
+    dimensions = {"state_dim": state_dim, "act_dim": act_dim, "action_type": action_type}
+    config = DecisionMambaConfig.from_preset("dema-b3ld", **dimensions, **SIZES)
     settings = {"target_return": 20.0, "return_scale": 10.0, "context_length": 4, "env_id": "Countdown-v1"}
     settings.update(state_mean=[0.0] * state_dim, state_std=[1.0] * state_dim, **overrides)
-    return DecisionMambaPolicy(DecisionMambaModel(config), DecisionMambaProcessor(**settings), mode)
+    return DecisionMambaPolicy(DecisionMambaModel(config), DecisionMambaProcessor(**settings), mode, sample=sample)
+
+
+def make_player(mode="window", act_dim=4, **options) -> DecisionMambaPolicy:
+    """An untrained player of Atari, by default of Breakout with its four actions."""
+    torch.manual_seed(0)
+    config = DecisionMambaConfig.from_preset("dema-atari", act_dim=act_dim, **{**SIZES, "embedding_size": 16})
+    settings = {"target_return": 90.0, "return_scale": 1.0, "context_length": 5, "env_id": "BreakoutNoFrameskip-v4"}
+    return DecisionMambaPolicy(DecisionMambaModel(config), DecisionMambaProcessor(**settings), mode, **options)
 
 
 def evaluate(policy=None, *arguments, **options) -> EvaluationResult:
@@ -141,6 +158,17 @@ class TestRollouts:
         first, second = (evaluate(None, "Drift-v0", episodes=5).episodes for _ in range(2))
         assert first == second
 
+    @pytest.mark.parametrize("limit", [3, LIMIT - 1, 100])
+    def test_episodes_can_be_ended_earlier_but_not_later(self, limit):
+        result = evaluate(episodes=8, max_episode_steps=limit)
+        assert {row["terminated"] for row in result.episodes} == {True, False}
+        for row in result.episodes:
+            length, _, terminated = known_episode(row["seed"])
+            assert row["length"] == min(length, limit)
+            assert row["terminated"] == (terminated and length <= limit)
+        assert result.to_dict()["max_episode_steps"] == limit
+        assert result.table().splitlines()[0].endswith(f"window mode, context 4, cut at {limit} steps")
+
     def test_defaults_come_from_the_processor(self):
         result = evaluate(episodes=2)
         assert (result.env_id, result.mode, result.context_length) == ("Countdown-v1", "window", 4)
@@ -161,33 +189,83 @@ class TestRollouts:
             assert row["normalized_score"] == pytest.approx(100 * (row["return"] + 20.272305) / 3254.572305)
 
 
-class TestScores:
-    @pytest.mark.parametrize(
-        "env_id", ["Hopper-v5", "Hopper-v4", "mujoco/Hopper-v5", "hopper", "some_module:Hopper-v5"]
-    )
-    def test_versions_of_an_environment_share_their_references(self, env_id):
-        assert normalized_score(env_id, -20.272305) == 0
-        assert normalized_score(env_id, 3234.3) == 100
-        np.testing.assert_allclose(normalized_score(env_id, np.array([-20.272305, 3234.3])), [0, 100])
+class TestDiscreteActions:
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_cart_pole(self, mode):
+        policy = make_policy(4, 2, mode, "discrete", env_id="CartPole-v1")
+        result = evaluate(policy, episodes=5, num_envs=2)
+        for row in result.episodes:
+            assert 5 < row["length"] == row["return"] < 500 and row["terminated"]  # untrained, it falls
+        assert result.temperature is None
+        assert evaluate(policy, episodes=5, num_envs=2).episodes == result.episodes
+
+    def test_draws_do_not_depend_on_how_many_run_at_once(self):
+        """In Presses the reward is made of the actions."""
+        policy = make_policy(3, 3, action_type="discrete", sample=True)
+        options = {"env_id": "Presses-v0", "episodes": 9, "target_returns": [4, 40]}
+        alone, together, all_at_once, other = (
+            [row["return"] for row in evaluate(policy, num_envs=n, seed=seed, **options).episodes]
+            for n, seed in ((1, 0), (4, 0), (18, 0), (4, 7))
+        )
+        assert alone == together == all_at_once
+        assert other != alone  # other draws for episodes of the same lengths
+        assert alone[:9] != alone[9:]
+
+    def test_a_result_says_that_actions_were_drawn(self):
+        result = evaluate(make_policy(3, 3, action_type="discrete", sample=True), "Buttons-v0", episodes=2)
+        assert result.to_dict()["temperature"] == 1
+        assert "window mode, context 4, actions drawn at temperature 1" in result.table()
+
+
+class TestAtari:
+    @pytest.fixture(autouse=True)
+    def games(self):
+        pytest.importorskip("ale_py")
+        pytest.importorskip("cv2")
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_breakout(self, mode):
+        options = {"episodes": 3, "num_envs": 2, "max_episode_steps": 20, "seed": 4}
+        policy = make_player(mode, sample=True)
+        result = evaluate(policy, **options)
+        assert [(row["seed"], row["length"], row["terminated"]) for row in result.episodes] == [
+            (seed, 20, False) for seed in (4, 5, 6)
+        ]
+        for row in result.episodes:
+            assert row["normalized_score"] == pytest.approx(100 * (row["return"] - 1.7) / 28.8)
+        assert result.to_dict()["score_reference"] == {"min": 1.7, "max": 30.5, "source": "random/human"}
+        assert "ale-py" in result.versions
+        assert evaluate(policy, "ALE/Breakout-v5", **options).episodes == result.episodes
+
+    def test_points_come_off_the_return_to_go(self, monkeypatch):
+        """As they are, not clipped: invaders are worth 5 to 30."""
+        policy, earned = make_player("recurrent", act_dim=6, sample=True), []
+        act = policy.act
+
+        def recorded(observations, rewards):
+            earned.append(0.0 if rewards is None else rewards.item())
+            actions = act(observations, rewards)
+            assert policy.returns_to_go.item() == 90 - sum(earned)
+            return actions
+
+        monkeypatch.setattr(policy, "act", recorded)
+        (row,) = evaluate(policy, "ALE/SpaceInvaders-v5", episodes=1, max_episode_steps=120).episodes
+        assert max(earned) >= 5 and row["return"] >= sum(earned)
 
     @pytest.mark.parametrize(
-        ("env_id", "expert"),
+        ("env_id", "message"),
         [
-            ("HalfCheetah-v5", 12135.0),
-            ("Walker2d-v4", 4592.3),
-            ("Ant-v5", 3879.7),
-            ("maze2d-umaze-v1", 161.86),
-            ("AdroitHandPen-v1", 3076.8331),
-            ("AdroitHandDoor-v1", 2880.5693),
-            ("FrankaKitchen-v1", 4.0),
+            (
+                "ALE/Pong-v5",
+                r"ALE/Pong-v5 takes 6 discrete actions, but the policy gives 4 discrete actions; .*Breakout",
+            ),
+            ("Countdown-v1", "observes 3 dimensions, but the policy was trained on grey frames of 84 x 84 pixels"),
+            ("Image-v0", r"observes Box.*\(8, 8, 3\).*, but the policy was trained on grey frames of 84 x 84 pixels"),
         ],
     )
-    def test_the_expert_of_every_family_scores_100(self, env_id, expert):
-        assert normalized_score(env_id, expert) == pytest.approx(100)
-
-    @pytest.mark.parametrize("env_id", ["InvertedDoublePendulum-v5", "AntMaze_UMaze-v5", "CartPole-v1", None])
-    def test_no_reference(self, env_id):
-        assert normalized_score(env_id, 1.0) is None
+    def test_other_environments_are_refused(self, env_id, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate(make_player(), env_id)
 
 
 def made_result(returns=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 100.0), env_id="Hopper-v5", targets=(3600.0,), **settings):
@@ -261,6 +339,8 @@ class TestFiles:
             "episodes_per_target": 3,
             "seed": 5,
             "context_length": 4,
+            "max_episode_steps": None,
+            "temperature": None,
             "score_reference": None,
         }
 
@@ -298,17 +378,30 @@ class TestRefusals:
             ("Countdown-v2", "No environment 'Countdown-v2': use 'Countdown-v1'"),
             ("Cuntdown-v1", "No environment 'Cuntdown-v1': check the spelling, or import the package"),
             ("no_such_module:Countdown-v1", "No environment 'no_such_module:Countdown-v1'"),
-            ("Wide-v0", "Wide-v0 observes 5 dimensions, but the policy was trained on 3; .* 'Countdown-v1'"),
-            ("Goal-v0", r"Goal-v0 observes a dictionary \(desired_goal, observation\); .* plain vectors only"),
-            ("Image-v0", "Image-v0 observes Box.* plain vectors only"),
-            ("Buttons-v0", r"Buttons-v0 takes actions from Discrete\(3\); .* continuous actions only"),
-            ("Strong-v0", r"Strong-v0 takes actions of shape \(4,\), but the policy gives \(2,\)"),
+            ("Wide-v0", "observes 5 dimensions, but the policy was trained on 3 dimensions; .* 'Countdown-v1'"),
+            ("Goal-v0", r"observes a dictionary \(desired_goal, observation\), but .* trained on 3 dimensions"),
+            ("Image-v0", "Image-v0 observes Box.*, but the policy was trained on 3 dimensions"),
+            ("Frame-v0", "observes grey frames of 84 x 84 pixels, but the policy was trained on 3 dimensions"),
+            ("Buttons-v0", r"takes 3 discrete actions, but the policy gives actions of shape \(2,\)"),
+            ("Strong-v0", r"Strong-v0 takes actions of shape \(4,\), but the policy gives actions of shape \(2,\)"),
             ("NotANumber-v0", "NotANumber-v0 gave the reward nan at step 1 of the episode with seed 10"),
         ],
     )
     def test_environment(self, env_id, message):
         with pytest.raises(ValueError, match=message):
             evaluate(None, env_id, seed=10, episodes=2)
+
+    @pytest.mark.parametrize(
+        ("env_id", "message"),
+        [
+            ("Countdown-v1", r"takes actions of shape \(2,\), but the policy gives 2 discrete actions"),
+            ("Buttons-v0", "takes 3 discrete actions, but the policy gives 2 discrete actions"),
+            ("OneBased-v0", r"takes actions from Discrete\(2, start=1\), but the policy gives 2 discrete actions"),
+        ],
+    )
+    def test_environment_of_discrete_actions(self, env_id, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate(make_policy(action_type="discrete"), env_id)
 
     @pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
     @pytest.mark.parametrize("env_id", ["Hopper-v2", "Hopper-v3"])
@@ -321,6 +414,7 @@ class TestRefusals:
         [
             ({"episodes": 0}, "episodes=0 must be at least 1"),
             ({"num_envs": 0}, "num_envs=0 must be at least 1"),
+            ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
             ({"seed": -1}, "seed=-1 must be at least 0"),
             ({"target_returns": []}, r"target_returns=\[\] must be one finite number or more"),
             ({"target_returns": [1.0, float("inf")]}, "must be one finite number or more"),

@@ -20,16 +20,25 @@ from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 import hf_decision_mamba.hub
 import hf_decision_mamba.trainer
-from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
+from hf_decision_mamba.building import build, paper_parameter_count
 from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
 from hf_decision_mamba.evaluation import EvaluationResult
-from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, last_complete_checkpoint
+from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, action_loss, last_complete_checkpoint
 from hf_decision_mamba.training import main, report_user_errors
 from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments, parse_arguments
 
 ROOT = Path(__file__).parents[1]
 TINY_DATA = ROOT / "tests" / "data" / "hopper-tiny-v5.parquet"
+TINY_FRAMES = ROOT / "tests" / "data" / "breakout-tiny.parquet"
 TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
+# What differs in the command lines of the others.
+ATARI = {"preset": "dema-atari", "dataset_name": TINY_FRAMES, "per_device_eval_batch_size": 32}
+BASELINES = {
+    "decision_transformer": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "decision_transformer"},
+    "bc": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "bc"},
+}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 
@@ -49,6 +58,11 @@ def ragged(trajectories) -> WindowDataset:
     return ragged_windows(trajectories)
 
 
+@pytest.fixture(scope="module")
+def frames() -> Trajectories:
+    return load_trajectories(TINY_FRAMES)
+
+
 def ragged_windows(trajectories: Trajectories) -> WindowDataset:
     """Eighty windows of four steps that begin near the ends of their episodes: most are padded, all differently."""
     ends = trajectories.episode_offsets[1:]
@@ -60,6 +74,11 @@ def tiny_model(seed: int = 0, **overrides) -> DecisionMambaModel:
     torch.manual_seed(seed)
     config = DecisionMambaConfig.from_preset("dema-b3ld", state_dim=11, act_dim=3, **{**TINY_MODEL, **overrides})
     return DecisionMambaModel(config)
+
+
+def tiny_atari_model() -> DecisionMambaModel:
+    torch.manual_seed(0)
+    return DecisionMambaModel(DecisionMambaConfig.from_preset("dema-atari", act_dim=4, **TINY_MODEL, embd_pdrop=0.0))
 
 
 def tiny_arguments(output_dir: Path, **settings) -> DecisionMambaTrainingArguments:
@@ -99,11 +118,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------------------- settings
 
 
-def test_the_shipped_settings_are_those_of_the_readme():
-    model, data, evaluation, args = parse_arguments([], ROOT / "configs" / "hopper-medium-replay.yaml")
-    assert (model.preset, model.embedding_size, model.hidden_size, model.state_size) == ("dema-b3ld", 128, 64, 16)
+DEFAULT_CONFIG = ROOT / "configs" / "hopper-medium-replay.yaml"
+
+
+def test_the_shipped_settings_are_those_of_the_readme(trajectories):
+    model_args, data, evaluation, args = parse_arguments([], DEFAULT_CONFIG)
+    model, processor, window_length = build(model_args, data, trajectories)
+    config = model.config
+    assert (config.embedding_size, config.hidden_size, config.state_size, config.n_layer) == (128, 64, 16, 3)
     assert Path(data.dataset_name).resolve() == ROOT / "datasets" / "hopper-medium-replay"
-    assert (data.context_length, data.return_scale, evaluation.eval_episodes) == (20, 1000.0, 20)
+    assert (processor.context_length, window_length, processor.return_scale) == (20, 20, 1000.0)
+    assert (evaluation.eval_episodes, args.output_dir) == (20, "runs/dema-b3ld-hopper-medium-replay")
     assert (args.max_steps, args.per_device_train_batch_size, args.learning_rate) == (5000, 64, 1e-3)
     assert (args.warmup_steps, args.lr_scheduler_type, args.max_grad_norm) == (500, "cosine", 0.25)
 
@@ -122,9 +147,84 @@ def test_the_command_line_wins_over_the_yaml_file(tmp_path):
     assert Path(data.dataset_name).resolve() == tmp_path / "here"  # ./ means: beside the YAML file
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_the_settings_of_its_paper(preset, trajectories, frames):
+    model_args, data, evaluation, args = parse_arguments([str(ROOT / "configs" / f"{preset}.yaml")])
+    assert model_args.preset == preset
+    images = PRESETS[preset].get("state_type") == "image"
+    assert (data.dataset_name is None) == images  # for Atari on the command line
+    model, processor, window_length = build(model_args, data, frames if images else trajectories)
+    assert window_length == processor.context_length == {"dema": 30 if images else 20, "deci": 20}.get(preset[:4], 8)
+    assert args.learning_rate == (6e-4 if images else 1e-4)
+    assert (args.num_train_epochs, args.adam_beta2) == ((5, 0.95) if images else (3, 0.999))
+    assert evaluation.eval_episodes == (10 if images else 100)
+    if not images and preset.startswith("dema"):
+        assert evaluation.target_return == [3600.0 * times for times in (1, 2, 10, 20)]
+    assert model.num_parameters() > 80_000
+
+
+def test_every_settings_file_is_of_a_preset_or_the_default():
+    assert {path.stem for path in (ROOT / "configs").iterdir()} == {*PRESETS, DEFAULT_CONFIG.stem}
+
+
+@pytest.mark.parametrize(
+    ("argv", "kept"),
+    [
+        ([], True),
+        (["--state_size=8"], True),
+        (["--preset=dema-b3ld"], True),
+        (["--preset", "dema-atari"], False),
+        (["--architecture=bc"], False),
+        (["--model_name_or_path", "there"], False),
+    ],
+)
+def test_another_model_on_the_command_line_leaves_out_the_sizes_of_the_files_model(tmp_path, argv, kept):
+    named, open_to_all = tmp_path / "named.yaml", tmp_path / "open.yaml"
+    sizes = "n_layer: 2\nresid_pdrop: 0.3\n"
+    named.write_text(f"preset: dema-b3ld\n{sizes}max_steps: 7\n")
+    open_to_all.write_text(sizes)
+    model, _, _, args = parse_arguments([str(named), *argv])
+    assert (model.n_layer, model.resid_pdrop) == ((2, 0.3) if kept else (None, None))
+    assert args.max_steps == 7
+    assert parse_arguments([str(open_to_all), *argv])[0].n_layer == 2  # sizes of whichever model is chosen
+
+
+@pytest.mark.parametrize(
+    ("argv", "folder"),
+    [
+        (["--dataset_name", "some/hopper.v2"], "runs/dema-b3ld-hopper.v2"),
+        (["--dataset_name", str(TINY_DATA), "--preset", "dmm"], "runs/dmm-hopper-tiny-v5"),
+        (["--dataset_name", "a/b", "--architecture", "bc"], "runs/bc-b"),
+        (["--dataset_name", "a/b", "--model_name_or_path", "me/dema"], "runs/dema-b"),
+        (["--dataset_name", "a/b", "--output_dir", "here"], "here"),
+    ],
+)
+def test_a_run_without_a_folder_is_named_after_model_and_data(argv, folder):
+    assert parse_arguments(argv)[3].output_dir == folder
+
+
+@pytest.mark.parametrize(
+    ("argv", "ours", "published"),
+    [
+        (["--embedding_size=128"], 164_227, 165_007),  # DeMa's own number, hopper
+        (["--preset=dema-post"], 479_363, 479_363 + (128 * 11 + 11) + (128 + 1)),
+        (["--preset=dmm"], 123_587, 123_587),  # DMM's own number, hopper
+        (["--architecture=decision_transformer"], 858_767, 727_695),  # as in DeMa's tables, hopper
+        (["--architecture=bc"], 69_891, 69_891),
+    ],
+    ids=["dema-b3ld", "dema-post", "dmm", "decision_transformer", "bc"],
+)
+def test_parameters_are_counted_as_the_papers_do(trajectories, argv, ours, published):
+    model_args, data_args, *_ = parse_arguments(argv)
+    model, *_ = build(model_args, data_args, trajectories)
+    preset = model_args.preset if model_args.architecture == "decision_mamba" else None
+    assert (model.num_parameters(), paper_parameter_count(model, preset)) == (ours, published)
+
+
 @pytest.mark.parametrize(
     ("yaml", "argv", "message"),
     [
+        ("architecture: mamba", [], r"argument --architecture: invalid choice: 'mamba'"),
         ("learning_rat: 1", [], r"run.yaml: unknown setting 'learning_rat'; did you mean learning_rate\?"),
         ("- 1", [], r"run.yaml must hold lines of the form `setting: value`, not a list"),
         ("a: [", [], r"run.yaml is not valid YAML: "),
@@ -171,23 +271,34 @@ def test_no_weight_decay_on_dynamics_norms_biases_and_embeddings(tmp_path):
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
 
 
-@pytest.mark.parametrize("baseline", [False, True], ids=["decision_mamba", "decision_transformer"])
-def test_accumulated_batches_equal_one_batch(tmp_path, ragged, baseline):
+@pytest.mark.parametrize(
+    "make_model",
+    [
+        pytest.param(lambda: tiny_model(), id="decision_mamba"),
+        pytest.param(lambda: _tiny_decision_transformer(), id="decision_transformer"),
+        pytest.param(lambda: tiny_atari_model(), id="images, discrete actions"),
+    ],
+)
+def test_accumulated_batches_equal_one_batch(tmp_path, ragged, frames, make_model):
     """4 × 16 windows, padded differently, take the same steps as 1 × 64: the loss is one mean over all entries."""
     trained = []
     for batch, accumulation in ((64, 1), (16, 4)):
         torch.manual_seed(0)
-        model = _tiny_decision_transformer() if baseline else tiny_model()
+        model = make_model()
+        discrete = getattr(model.config, "action_type", None) == "discrete"
+        ends = frames.episode_offsets[1:]
+        starts = np.sort(np.concatenate([ends - distance for distance in (1, 2, 3, 5, 8)]))
         args = tiny_arguments(
             tmp_path,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
-            max_steps=5,  # more than the two steps of an epoch
+            max_steps=3 if discrete else 5,  # more than the one or two steps of an epoch
             optim="sgd",
             learning_rate=0.5,
             max_grad_norm=1.0,
         )
-        trainer = DecisionMambaTrainer(model, args, train_dataset=ragged)
+        data = WindowDataset(frames, 4, starts=starts) if discrete else ragged
+        trainer = DecisionMambaTrainer(model, args, train_dataset=data)
         trainer.train()
         trained.append((model.state_dict(), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
     (one, one_losses), (four, four_losses) = trained
@@ -259,6 +370,25 @@ def test_eval_loss_is_the_mean_over_all_action_entries(tmp_path, trajectories):
     errors = (predictions - batch["actions"])[batch["attention_mask"].bool()].double()
     assert errors.numel() == held_out.num_steps * held_out.act_dim  # every transition once
     assert measured == pytest.approx(errors.square().mean().item(), rel=1e-6)
+
+
+def test_eval_loss_of_discrete_actions_is_the_mean_cross_entropy_over_all_steps(tmp_path, frames):
+    _, held_out = frames.split(0.2, seed=0)
+    dataset = WindowDataset.covering(held_out, 7)
+    model = tiny_atari_model()
+    trainer = DecisionMambaTrainer(model, tiny_arguments(tmp_path, per_device_eval_batch_size=5), eval_dataset=dataset)
+    measured = trainer.evaluate()["eval_loss"]
+
+    batch = dataset.__getitems__(np.arange(len(dataset)))
+    with torch.no_grad():
+        output = model.eval()(**batch)
+    real = batch["attention_mask"].bool()
+    chosen = output.action_preds.double().log_softmax(-1)[real].gather(1, batch["actions"][real][:, None])
+    assert chosen.numel() == held_out.num_steps  # every step once
+    assert measured == pytest.approx(-chosen.mean().item(), rel=1e-6)
+    # The same as the model's own loss, and as that of a model that has none.
+    assert output.loss.item() == pytest.approx(measured, rel=1e-6)
+    assert action_loss(output, batch["labels"]).item() == pytest.approx(measured, rel=1e-6)
 
 
 def test_a_model_without_loss_trains_too(tmp_path, trajectories):
@@ -557,6 +687,82 @@ def test_the_command_trains_evaluates_and_writes_everything(tmp_path):
     assert (processor.target_return, processor.env_id, processor.action_high) == (1000.0, "Hopper-v5", [1.0, 1.0, 1.0])
 
 
+def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):
+    """The task is read from the data: a processor without normalisation, 30 steps a window, returns as they are."""
+    folder = tmp_path / "run"
+    metrics = main(
+        command_line(folder, **ATARI, context_length=None, max_steps=2, eval_episodes=1, eval_max_episode_steps=5)
+    )
+    assert 0 < metrics["eval_loss"] < 2  # log 4 is 1.39
+    config = DecisionMambaModel.from_pretrained(folder).config
+    assert (config.state_type, config.action_type, config.act_dim) == ("image", "discrete", 4)
+    assert (config.num_channels, config.image_size) == (4, 84)
+    processor = DecisionMambaProcessor.from_pretrained(folder)
+    assert (processor.state_mean, processor.frame_stack, processor.action_low) == (None, 4, None)
+    assert (processor.context_length, processor.return_scale) == (30, 1.0)
+    assert processor.target_return == 20.0  # the best return of the data
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["preset"], record["arguments"]["frame_stack"]) == ("dema-atari", 4)
+    assert record["loss_function"] == "cross-entropy"
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert (evaluation["env_id"], evaluation["results"][0]["length_mean"]) == ("BreakoutNoFrameskip-v4", 5.0)
+    assert "mean_reward" in (folder / "README.md").read_text()
+
+
+def test_discrete_actions_of_vectors_train_with_any_vector_preset(tmp_path, trajectories):
+    data = Trajectories(
+        observations=trajectories.observations,
+        actions=(trajectories.actions[:, 0] > 0).astype(np.int64),
+        rewards=trajectories.rewards,
+        terminations=trajectories.terminations,
+        truncations=trajectories.truncations,
+        episode_offsets=trajectories.episode_offsets,
+    )
+    model_args, data_args, *_ = parse_arguments(["--preset=dmm", "--hidden_size=8", "--context_length=4"])
+    model, processor, _ = build(model_args, data_args, data)
+    assert (model.config.action_type, model.config.act_dim, model.config.state_dim) == ("discrete", 2, 11)
+    windows = WindowDataset(data, 4, state_mean=processor.state_mean, state_std=processor.state_std)
+    trainer = DecisionMambaTrainer(model, tiny_arguments(tmp_path), train_dataset=windows)
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["loss"] < 2
+
+
+@pytest.mark.parametrize("architecture", BASELINES)
+def test_baselines_train_resume_act_and_get_a_card(tmp_path, architecture):
+    folder = tmp_path / "run"
+    command = {
+        **BASELINES[architecture],
+        **{"save_steps": 2, "env_id": "Hopper-v5", "eval_episodes": 2, "eval_max_episode_steps": 10},
+    }
+    metrics = main(command_line(folder, **command))
+    assert metrics["global_step"] == 4
+    assert 0 < metrics["eval_loss"] < 2
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["architecture"], record["preset"]) == (architecture, None)
+    assert "preset" not in record["arguments"]
+    assert record["arguments"]["context_length"] == 4
+    assert f"{metrics['eval_return_mean']:.1f} ± " in (folder / "README.md").read_text()
+    policy = DecisionMambaPolicy.from_pretrained(folder)
+    assert policy.context_length == (1 if architecture == "bc" else 4)
+    assert policy.act(np.zeros(11)).shape == (3,)
+
+    whole = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder / "checkpoint-4")
+    main(command_line(folder, **command, resume_from_checkpoint="last"))
+    assert (folder / "model.safetensors").read_bytes() == whole
+    with pytest.raises(ValueError, match=r"it has model_type=decision_.*, and the settings say decision_mamba"):
+        main(command_line(folder, resume_from_checkpoint="last"))
+
+    # Fine-tuning takes the architecture from the checkpoint.
+    tuned = {**dict.fromkeys(command), **dict.fromkeys(TINY_MODEL), "model_name_or_path": folder}
+    main(command_line(tmp_path / "tuned", **tuned, seed=1))
+    record = json.loads((tmp_path / "tuned" / "training.json").read_text())
+    assert (record["architecture"], record["arguments"]["context_length"]) == (architecture, 4)
+    other = next(name for name in BASELINES if name != architecture)
+    with pytest.raises(ValueError, match=f"run is a model of --architecture {architecture}, not {other}"):
+        main(command_line(tmp_path / "other", **{**tuned, "architecture": other}))
+
+
 def test_errors_of_the_user_end_in_one_line(capsys):
     with pytest.raises(SystemExit) as end, report_user_errors():
         main(["--dataset_name", "no/such/folder"])
@@ -627,6 +833,40 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ({"resume_from_checkpoint": "nowhere"}, "Cannot resume from nowhere: there is no such folder"),
         ({"resume_from_checkpoint": "last", "overwrite_output_dir": True}, "contradict each other"),
         ({"cpu_threads": 0}, "cpu_threads=0 must be at least 1"),
+        ({"eval_max_episode_steps": 0}, "eval_max_episode_steps=0 must be at least 1"),
+        ({"hidden_size": 0}, "^hidden_size=0 must be at least 1"),
+        ({**BASELINES["bc"], "hidden_size": 0}, "^hidden_size=0 must be at least 1"),
+        ({"frame_stack": 0}, "frame_stack=0 must be at least 1"),
+        ({"frame_stack": 4}, "frame_stack=4 has no meaning for data set 'hopper-tiny-v5', whose states are vectors"),
+        (
+            {"preset": "dema-atari"},
+            "Preset 'dema-atari' is for image states, but data set 'hopper-tiny-v5' has vector states; "
+            "presets that fit: dema-b3ld, dema-bl3d, dema-post, dmm, dmm-conv, dmm-mamba2, decision-mamba",
+        ),
+        (
+            {"dataset_name": TINY_FRAMES},
+            "Preset 'dema-b3ld' is for vector states, but data set 'breakout-tiny' has image states; "
+            "presets that fit: dema-atari, dema-atari-post",
+        ),
+        (
+            {**BASELINES["bc"], "dataset_name": TINY_FRAMES},
+            "--architecture bc learns from vector states and continuous actions, but data set 'breakout-tiny' has "
+            "image states and discrete actions; use --architecture decision_mamba with --preset dema-atari or dema-",
+        ),
+        ({**BASELINES["bc"], "preset": "dmm"}, "--preset dmm is a variant of decision_mamba; leave it out with"),
+        (
+            {**BASELINES["decision_transformer"], "state_size": 4},
+            "--state_size does not apply to --architecture decision_transformer, which takes --hidden_size, --n_layer",
+        ),
+        (
+            {**BASELINES["bc"], "env_id": "Hopper-v5", "eval_mode": "recurrent"},
+            "DecisionBCModel carries no state between decisions; use mode='window'",
+        ),
+        (
+            {**BASELINES["decision_transformer"], "env_id": "Hopper-v5", "eval_episodes": 1, "max_ep_len": 400},
+            "Episodes of Hopper-v5 last up to 1000 steps, but the model knows only max_ep_len=400",
+        ),
+        ({**BASELINES["bc"], "context_length": 0}, "context_length=0 must be at least 1"),
     ],
 )
 def test_bad_input_is_refused_before_any_training(tmp_path, settings, message):

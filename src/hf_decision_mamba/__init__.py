@@ -1,5 +1,6 @@
 """Decision models on a Mamba backbone for the Hugging Face ecosystem."""
 
+from .baselines import DecisionBCConfig, DecisionBCModel
 from .model import (
     DecisionMambaCache,
     DecisionMambaConfig,
@@ -12,6 +13,8 @@ from .policy import DecisionMambaPolicy
 __version__ = "0.1.0"
 
 __all__ = [
+    "DecisionBCConfig",
+    "DecisionBCModel",
     "DecisionMambaCache",
     "DecisionMambaConfig",
     "DecisionMambaModel",

@@ -1,7 +1,7 @@
 """How good a policy is: rollouts in gymnasium's vector environments, normalised scores and their uncertainty.
 
 The protocol is the caller's: every result states its target returns, episodes and seeds, and no episode is left out.
-Source of the normalised score: D4RL (Fu et al. 2020, arXiv 2004.07219, section 6 and its released reference table).
+Source of the normalised score: D4RL (Fu et al. 2020, arXiv 2004.07219, section 6); of Atari's, see environments.py.
 """
 
 from __future__ import annotations
@@ -9,67 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from .environments import check_spaces, install_hint, make_environments, normalized_score, score_reference
 from .policy import DecisionMambaPolicy
 
 if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
     from matplotlib.axes import Axes
 
 logger = logging.getLogger(__name__)
 
-#: Returns of a random (score 0) and of an expert (score 100) policy, by environment family. Source: D4RL's released
-#: `REF_MIN_SCORE` and `REF_MAX_SCORE` (arXiv 2004.07219).
-SCORE_REFERENCES: dict[str, tuple[float, float]] = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
-    "ant": (-325.6, 3879.7),
-    "maze2d-umaze": (23.85, 161.86),
-    "antmaze": (0.0, 1.0),
-    "kitchen": (0.0, 4.0),
-    "pen": (96.262799, 3076.8331),
-    "door": (-56.512833, 2880.5693),
-}
-#: gymnasium's names where they are not the family's.
-_FAMILIES = {"adroithandpen": "pen", "adroithanddoor": "door", "frankakitchen": "kitchen"}
-
 _ROWS = 20  # environments at once: enough to make a batch worth its while, few enough to waste little at the end
 _RESAMPLES = 10_000
-_INSTALL = 'pip install "hf_decision_mamba[mujoco]"'
-
-
-def score_reference(env_id: str | None) -> tuple[float, float] | None:
-    """Return (random, expert) returns of an environment's family, None where D4RL has none.
-
-    Versions and namespaces do not matter: `"Hopper-v5"`, `"Hopper-v4"` and `"hopper"` are one family.
-    """
-    name = re.sub(r"-v\d+$", "", (env_id or "").rsplit("/")[-1].rsplit(":")[-1]).lower()
-    return SCORE_REFERENCES.get(_FAMILIES.get(name, name))
-
-
-@overload
-def normalized_score(env_id: str | None, returns: float) -> float | None: ...
-@overload
-def normalized_score(env_id: str | None, returns: NDArray[np.float64]) -> NDArray[np.float64] | None: ...
-def normalized_score(env_id: str | None, returns: float | NDArray[np.float64]) -> float | NDArray[np.float64] | None:
-    """Return 100 · (return - random) / (expert - random) with D4RL's references, None where there are none."""
-    reference = score_reference(env_id)
-    if reference is None:
-        return None
-    low, high = reference
-    return 100.0 * (returns - low) / (high - low)
 
 
 @dataclass
@@ -85,6 +45,8 @@ class EvaluationResult:
             opposed to truncated by the time limit), normalized_score (None without reference).
         versions: of the packages that a result depends on.
         checkpoint: which checkpoint of its run the policy is.
+        max_episode_steps: where the caller truncated episodes; None where only the environment did.
+        temperature: at which a policy drew its discrete actions; None where it took the one that it predicted.
     """
 
     env_id: str
@@ -94,6 +56,8 @@ class EvaluationResult:
     episodes: list[dict[str, Any]]
     versions: dict[str, str] = field(default_factory=dict)
     checkpoint: str = "last"
+    max_episode_steps: int | None = None
+    temperature: float | None = None
 
     def summary(self) -> list[dict[str, Any]]:
         """Statistics over the episodes of each target return, in the order in which these were asked for.
@@ -174,7 +138,7 @@ class EvaluationResult:
         try:
             self._plot(folder / "returns.png", dataset_return_mean, dataset_return_max)
         except ImportError:
-            logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", _INSTALL)
+            logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", install_hint(self.env_id))
             return written
         return [*written, folder / "returns.png"]
 
@@ -189,8 +153,11 @@ class EvaluationResult:
             "episodes_per_target": results[0]["episodes"],
             "seed": self.seed,
             "context_length": self.context_length,
+            "max_episode_steps": self.max_episode_steps,
+            "temperature": self.temperature,
             "results": results,
-            "score_reference": reference and {"min": reference[0], "max": reference[1], "source": "D4RL"},
+            "score_reference": reference
+            and {"min": reference.minimum, "max": reference.maximum, "source": reference.source},
             "versions": self.versions,
         }
 
@@ -202,7 +169,9 @@ class EvaluationResult:
         mode = "recurrent mode" if self.context_length is None else f"window mode, context {self.context_length}"
         episodes = f"{count} episode{'s' if count > 1 else ''}"
         each = " per target return" if len(self._targets()) > 1 else ""
-        return f"{self.env_id}: {episodes}{each}, {mode}"
+        drawn = "" if self.temperature is None else f", actions drawn at temperature {self.temperature:g}"
+        cut = "" if self.max_episode_steps is None else f", cut at {self.max_episode_steps:,} steps"
+        return f"{self.env_id}: {episodes}{each}, {mode}{drawn}{cut}"
 
     def _plot(self, path: Path, dataset_mean: float | None, dataset_max: float | None) -> None:
         """Draw achieved returns against target returns, or against the episode where there is one target only."""
@@ -277,7 +246,7 @@ class EvaluationResult:
         axes.spines[["top", "right"]].set_visible(False)
         reference = score_reference(self.env_id)
         if reference is not None:
-            low, high = reference
+            low, high, source = reference
 
             def to_score(returns: Any) -> Any:
                 return 100 * (returns - low) / (high - low)
@@ -286,7 +255,7 @@ class EvaluationResult:
                 return low + score * (high - low) / 100
 
             scores = axes.secondary_yaxis("right", functions=(to_score, to_return))
-            scores.set_ylabel("normalised score (D4RL)")
+            scores.set_ylabel(f"normalised score ({source})")
             scores.spines["right"].set_visible(False)
         axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
@@ -299,6 +268,7 @@ def evaluate_policy(
     target_returns: float | Sequence[float] | None = None,
     seed: int = 0,
     num_envs: int | None = None,
+    max_episode_steps: int | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
     """Roll a policy out in a gymnasium environment and measure the returns.
@@ -306,15 +276,17 @@ def evaluate_policy(
     Exactly the episodes asked for are run and counted, however long they last, so that short ones are not favoured.
     Episode i starts from seed `seed + i` for every target return. A row whose episode ends takes the next one; when
     none is left it repeats episodes that nobody counts, until the last row is done. Results do not depend on
-    `num_envs`, but for the rounding of larger matrix products. The policy is reset.
+    `num_envs`, but for the rounding of larger matrix products. The policy is reset. Atari games are made as
+    `make_environments` says; returns are their points, and so is what comes off the return-to-go.
 
     Args:
         policy: what acts.
         env_id: gymnasium id; `policy.processor.env_id` when not given.
         episodes: per target return.
         target_returns: returns to ask for, in the environment's units; `policy.processor.target_return` when not given.
-        seed: of the first episode, 0 or greater.
+        seed: of the first episode, and of the draws of a policy that samples; 0 or greater.
         num_envs: environments that run at once; 20 when not given, never more than there are episodes.
+        max_episode_steps: ends episodes earlier than the environment does; such a row has `terminated` False.
         progress: whether to show a progress bar.
 
     Raises:
@@ -326,11 +298,16 @@ def evaluate_policy(
     if env_id is None:
         raise ValueError("No environment: this checkpoint stores none. Say which one with env_id='Hopper-v5' or so.")
     targets = _checked_targets(policy, target_returns)
-    for name, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("episodes", episodes, 1),
+        ("num_envs", num_envs, 1),
+        ("max_episode_steps", max_episode_steps, 1),
+        ("seed", seed, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name}={value} must be at least {least}.")
     jobs = [(target, episode) for target in targets for episode in range(episodes)]
-    envs = make_environments(env_id, min(num_envs or _ROWS, len(jobs)))
+    envs = make_environments(env_id, min(num_envs or _ROWS, len(jobs)), max_episode_steps)
     try:
         check_spaces(env_id, envs, policy)
         with tqdm(total=len(jobs), desc=env_id, unit="episode", disable=not progress) as bar:
@@ -344,6 +321,8 @@ def evaluate_policy(
         seed=seed,
         episodes=rows,
         versions=_versions(),
+        max_episode_steps=max_episode_steps,
+        temperature=policy.temperature if policy.sample else None,
     )
 
 
@@ -364,7 +343,7 @@ def _run(
     started, shown, steps = time.monotonic(), 0.0, 0
 
     observations, _ = envs.reset(seed=seeds[current].tolist())
-    policy.reset(target_return=targets[current])
+    policy.reset(target_return=targets[current], seed=seed)  # the policy's n-th episode is the n-th job
     rewards: NDArray[np.float64] | None = None
     while True:
         observations, rewards, terminated, truncated, _ = envs.step(policy.act(observations, rewards))
@@ -403,54 +382,6 @@ def _run(
             job = np.minimum(current, last)
             observations, _ = envs.reset(seed=seeds[job].tolist(), options={"reset_mask": over})
             policy.reset_rows(over, target_return=targets[job[over]])
-
-
-def make_environments(env_id: str, count: int) -> VectorEnv:
-    """Make a vector environment whose rows are reset by hand, or say what is missing."""
-    try:
-        import gymnasium
-        from gymnasium.vector import AutoresetMode
-    except ImportError as error:
-        raise ImportError(f"Rollouts need gymnasium ({error}); install it with: {_INSTALL}") from error
-    try:
-        return gymnasium.make_vec(
-            env_id,
-            num_envs=count,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-        )
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"{env_id} needs a package that is missing ({error}); try: {_INSTALL}") from error
-    except (gymnasium.error.Error, ImportError) as error:
-        name = re.sub(r"-v\d+$", "", env_id)
-        versions = [spec.version or 0 for spec in gymnasium.registry.values() if spec.name == name]
-        if versions and env_id != f"{name}-v{max(versions)}":
-            hint = f"use '{name}-v{max(versions)}'"
-        else:
-            hint = "check the spelling, or import the package that registers it first"
-        raise ValueError(f"No environment {env_id!r}: {hint}. ({str(error).strip()})") from error
-
-
-def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> None:
-    """Refuse an environment that is not the kind the policy was trained on."""
-    from gymnasium import spaces
-
-    observations, actions = envs.single_observation_space, envs.single_action_space
-    if isinstance(observations, spaces.Dict):
-        raise ValueError(
-            f"{env_id} observes a dictionary ({', '.join(observations.spaces)}); evaluation reads plain vectors only."
-        )
-    if not isinstance(observations, spaces.Box) or len(observations.shape) != 1:
-        raise ValueError(f"{env_id} observes {observations}; evaluation reads plain vectors only.")
-    if observations.shape != (policy.state_dim,):
-        raise ValueError(
-            f"{env_id} observes {observations.shape[0]} dimensions, but the policy was trained on {policy.state_dim}; "
-            f"its checkpoint names the environment {policy.processor.env_id!r}."
-        )
-    if not isinstance(actions, spaces.Box):
-        raise ValueError(f"{env_id} takes actions from {actions}; evaluation gives continuous actions only.")
-    if actions.shape != (policy.act_dim,):
-        raise ValueError(f"{env_id} takes actions of shape {actions.shape}, but the policy gives ({policy.act_dim},).")
 
 
 def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[float]:
@@ -499,7 +430,7 @@ def _versions() -> dict[str, str]:
     from hf_decision_mamba import __version__
 
     versions = {"hf_decision_mamba": __version__}
-    for package in ("torch", "transformers", "gymnasium", "mujoco"):
+    for package in ("torch", "transformers", "gymnasium", "mujoco", "ale-py", "opencv-python-headless"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -13,19 +13,21 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from .model import DecisionMambaCache, DecisionMambaConfig, DecisionMambaProcessor
+from .memory import RecurrentMemory, WindowMemory, kinds_of, observation_shape
+from .model import DecisionMambaProcessor
 
 Mode = Literal["window", "recurrent"]
+Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
 
 
 class DecisionMambaPolicy:
     """Act in one environment or in many at once: numpy observations in, numpy actions out.
 
     Every row of a batch is an episode of its own, with its own history and return-to-go. The model sees as previous
-    action what `act` returned, so after clipping to the action bounds.
+    action what `act` returned, so after clipping to the action bounds. Of images a row gives its newest frame, and the
+    policy stacks the last ones as `WindowDataset` does: before an episode's first frame, that frame repeats.
 
     Args:
         model: a `DecisionMambaModel`, or in window mode any model with `DecisionTransformerModel`'s forward. It is put
@@ -34,9 +36,19 @@ class DecisionMambaPolicy:
         mode: `"window"` re-reads the last `context_length` steps at every decision (Transformer-like); `"recurrent"`
             carries the model's state, at a cost that does not grow with the history (RNN-like).
         context_length: steps of the window; `processor.context_length` when not given.
+        sample: draw discrete actions from softmax(logits / temperature), instead of taking the most likely one.
+        temperature: of that softmax; below 1 likely actions become more likely.
+        seed: of the draws. Every episode has its own stream, which depends on this and on how many episodes began
+            before it, not on what other rows do.
+
+    Attributes:
+        state_type, action_type: `"vector"` or `"image"`, `"continuous"` or `"discrete"`.
+        observation_shape: of one row: (state_dim,), or (height, width) of one frame.
+        act_dim: dimensions of a continuous action, or number of discrete actions.
 
     Raises:
-        ValueError: an unknown mode, a model that cannot act in it, or a processor of other dimensions than the model.
+        ValueError: an unknown mode, a model that cannot act in it, a processor of other dimensions than the model, or
+            numbers that make no sense.
     """
 
     def __init__(
@@ -46,6 +58,9 @@ class DecisionMambaPolicy:
         mode: Mode = "window",
         *,
         context_length: int | None = None,
+        sample: bool = False,
+        temperature: float = 1.0,
+        seed: int = 0,
     ):
         arguments = inspect.signature(model.forward).parameters
         if mode not in ("window", "recurrent"):
@@ -57,19 +72,24 @@ class DecisionMambaPolicy:
         if context_length is not None and context_length < 1:
             raise ValueError(f"context_length={context_length} must be at least 1.")
         _check_dimensions(model, processor)
+        self.state_type, self.action_type = kinds_of(model.config)
+        _check_sampling(sample, temperature, self.action_type)
         self.model = model
         self.processor = processor
         self.mode: Mode = mode
         self.context_length = processor.context_length if context_length is None else context_length
-        self.state_dim: int = model.config.state_dim
+        self.observation_shape = observation_shape(model.config)
         self.act_dim: int = model.config.act_dim
+        self.sample = sample
+        self.temperature = temperature
+        self._restart_draws(seed)
         # DecisionTransformer has no such argument, and always embeds the time step.
         self._previous_actions = "previous_actions" in arguments
         self._needs_timesteps = not self._previous_actions or bool(
             getattr(model.config, "use_timestep_embedding", False)
         )
         self._target_return: NDArray[np.float64] | None = None  # of the last reset, one number or one per row
-        self._memory: _Window | _Recurrent | None = None
+        self._memory: WindowMemory | RecurrentMemory | None = None
 
     @classmethod
     def from_pretrained(
@@ -79,6 +99,9 @@ class DecisionMambaPolicy:
         device: torch.device | str | None = None,
         *,
         context_length: int | None = None,
+        sample: bool = False,
+        temperature: float = 1.0,
+        seed: int = 0,
         **hub_kwargs: Any,
     ) -> DecisionMambaPolicy:
         """Load model and processor from a checkpoint folder or a repository of the Hub.
@@ -88,6 +111,7 @@ class DecisionMambaPolicy:
             mode: `"window"` or `"recurrent"`.
             device: where the model computes; the CPU when not given.
             context_length: steps of the window; the processor's when not given.
+            sample, temperature, seed: whether and how discrete actions are drawn, as for the class.
             hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, ... as `from_pretrained` of transformers.
 
         Raises:
@@ -105,7 +129,9 @@ class DecisionMambaPolicy:
             ) from error
         if device is not None:
             cast(torch.nn.Module, model).to(device)
-        return cls(model, processor, mode, context_length=context_length)
+        return cls(
+            model, processor, mode, context_length=context_length, sample=sample, temperature=temperature, seed=seed
+        )
 
     @property
     def device(self) -> torch.device:
@@ -118,13 +144,19 @@ class DecisionMambaPolicy:
         self._rows("returns_to_go")
         return self._returns_to_go.copy()
 
-    def reset(self, target_return: float | ArrayLike | None = None, num_envs: int | None = None) -> None:
+    def reset(
+        self,
+        target_return: float | ArrayLike | None = None,
+        num_envs: int | None = None,
+        seed: int | None = None,
+    ) -> None:
         """Start new episodes in all rows.
 
         Args:
             target_return: the return to ask for, in the environment's units: one number or one per row (n,);
                 `processor.target_return` when not given.
             num_envs: number of rows; when not given, the length of `target_return` or the first observation says it.
+            seed: starts the draws of a sampling policy over, from this seed; they go on when not given.
 
         Raises:
             ValueError: no target return anywhere, or one that is not finite or not one per row.
@@ -141,6 +173,8 @@ class DecisionMambaPolicy:
         if num_envs is not None and num_envs < 1:
             raise ValueError(f"num_envs={num_envs} must be at least 1.")
         _per_row("target_return", targets, num_envs or 1)
+        if seed is not None:
+            self._restart_draws(seed)
         self._target_return = targets
         self._memory = None
         self.model.eval()
@@ -158,7 +192,7 @@ class DecisionMambaPolicy:
             ValueError: before the number of rows is known, or a mask, index or target return that does not fit.
         """
         count = self._rows("reset_rows")
-        memory = cast("_Window | _Recurrent", self._memory)
+        memory = cast("WindowMemory | RecurrentMemory", self._memory)
         index = np.asarray(rows)
         if index.dtype == np.bool_ and index.shape != (count,):
             raise ValueError(f"rows is a mask of shape {index.shape}; the policy has {count} rows.")
@@ -171,32 +205,37 @@ class DecisionMambaPolicy:
             self._targets[index] = _per_row("target_return", np.asarray(target_return, dtype=np.float64), index.size)
         self._returns_to_go[index] = self._targets[index]
         self._steps[index] = 0
+        for row, stream in zip(index, self._next_streams(index.size), strict=True):
+            self._streams[row] = stream
         with torch.inference_mode():  # in which the memory was made
             memory.reset_rows(torch.from_numpy(index).to(memory.device))
 
-    def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> NDArray[np.float32]:
+    def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> Actions:
         """Choose the next action of every row.
 
         The first call without a `reset` before it starts episodes at the processor's target return.
 
         Args:
-            observation: (state_dim,) of one environment, or (n, state_dim).
+            observation: (state_dim,) of one environment, or (n, state_dim); of an image model the newest frame alone,
+                (height, width) or (n, height, width) uint8, grey from 0 to 255.
             reward: what the previous action earned, one number or (n,); it is taken off the return-to-go. Ignored in
                 rows that have just been reset. Without it the return-to-go stays as it is (robots may have no rewards).
+                Give it in the units of the target return: in Atari the game's own points, not clipped ones.
 
         Returns:
-            (act_dim,) or (n, act_dim), float32, within the processor's action bounds.
+            (act_dim,) or (n, act_dim), float32, within the processor's action bounds; discrete actions, counted from 0,
+            are one np.int64 or (n,) int64.
 
         Raises:
-            ValueError: an observation or reward of the wrong shape or not finite (nothing has changed then), no target
-                return, or a time step at or beyond the model's `max_ep_len` (only where the model embeds time steps).
+            ValueError: an observation or reward of the wrong shape or type or not finite (nothing has changed then),
+                no target return, or a time step at or beyond `max_ep_len` (only where the model embeds time steps).
         """
         observations, single = self._checked_observations(observation)
         if self._target_return is None:
             self.reset()
         if self._memory is None:
             self._start(observations.shape[0])
-        memory, count = cast("_Window | _Recurrent", self._memory), self._steps.size
+        memory, count = cast("WindowMemory | RecurrentMemory", self._memory), self._steps.size
         if observations.shape[0] != count:
             raise ValueError(
                 f"observation has {observations.shape[0]} rows, but the policy was reset for {count}; "
@@ -206,25 +245,48 @@ class DecisionMambaPolicy:
         self._check_time()
 
         self._returns_to_go -= rewards
-        states = torch.from_numpy(self.processor.normalize_states(observations)).to(memory.device)
+        if self.state_type == "vector":
+            observations = self.processor.normalize_states(observations)
+        states = torch.from_numpy(observations).to(memory.device)
         returns = torch.from_numpy(self.processor.scale_returns(self._returns_to_go)).to(memory.device)
         with torch.inference_mode():
             predicted = memory.predict(states, returns, self._steps)
-            actions = self.processor.clip_actions(predicted.float().cpu().numpy())
+            actions = self._choose(predicted.float().cpu().numpy())
             memory.remember(torch.from_numpy(actions))
         self._steps += 1
         return actions[0].copy() if single else actions.copy()  # the caller may write into what it gets
+
+    def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
+        """The actions that predictions (n, act_dim) stand for: clipped, or of logits the most likely or drawn ones."""
+        if self.action_type == "continuous":
+            return self.processor.clip_actions(predicted)
+        if not self.sample:
+            return predicted.argmax(axis=-1).astype(np.int64)
+        # The largest of logits with Gumbel noise is a draw from their softmax.
+        noise = np.stack([stream.gumbel(size=self.act_dim) for stream in self._streams])
+        return (predicted / self.temperature + noise).argmax(axis=-1).astype(np.int64)
+
+    def _restart_draws(self, seed: int) -> None:
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be at least 0.")
+        self.seed, self._episodes = seed, 0
+
+    def _next_streams(self, count: int) -> list[np.random.Generator]:
+        """Random streams of the episodes that begin now, in the order of their rows."""
+        first, self._episodes = self._episodes, self._episodes + count
+        return [np.random.default_rng([self.seed, episode]) for episode in range(first, self._episodes)]
 
     def _start(self, count: int) -> None:
         """Make room for so many rows, all at the start of an episode."""
         self._targets = _per_row("target_return", cast(NDArray[np.float64], self._target_return), count)
         self._returns_to_go = self._targets.copy()
         self._steps = np.zeros(count, dtype=np.int64)
+        self._streams = self._next_streams(count)
         with torch.inference_mode():
             if self.mode == "recurrent":
-                self._memory = _Recurrent(self.model, count, self._needs_timesteps)
+                self._memory = RecurrentMemory(self.model, count, self._needs_timesteps)
             else:
-                self._memory = _Window(
+                self._memory = WindowMemory(
                     self.model, count, self.context_length, self._previous_actions, self._needs_timesteps
                 )
 
@@ -233,18 +295,26 @@ class DecisionMambaPolicy:
             raise ValueError(f"{what}: the number of rows is not known yet; call reset(num_envs=...) or act first.")
         return self._steps.size
 
-    def _checked_observations(self, observation: ArrayLike) -> tuple[NDArray[np.float32], bool]:
-        """Observations (n, state_dim), and whether the caller gave a single one without rows."""
+    def _checked_observations(self, observation: ArrayLike) -> tuple[NDArray[Any], bool]:
+        """Observations (n, ...), and whether the caller gave a single one without rows; frames are a copy."""
+        shape, image = self.observation_shape, self.state_type == "image"
         with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is reported below
-            observations = np.asarray(observation, dtype=np.float32)
-        if observations.ndim not in (1, 2) or observations.shape[-1] != self.state_dim or observations.size == 0:
+            observations = np.array(observation) if image else np.asarray(observation, dtype=np.float32)
+        single = observations.ndim == len(shape)
+        rows = observations.shape[: observations.ndim - len(shape)]
+        if len(rows) > 1 or observations.shape != (*rows, *shape) or observations.size == 0:
             raise ValueError(
-                f"observation has shape {observations.shape}; this model reads ({self.state_dim},) from one "
-                f"environment or (n, {self.state_dim}) from n."
+                f"observation has shape {observations.shape}; this model reads {shape} from one environment or "
+                f"(n, {', '.join(map(str, shape))}) from n."
             )
-        single = observations.ndim == 1
-        observations = np.atleast_2d(observations)
-        if not np.isfinite(observations).all():
+        if image and observations.dtype != np.uint8:
+            raise ValueError(
+                f"observation is {observations.dtype}; this model reads frames of uint8, grey from 0 to 255, as "
+                "gymnasium's AtariPreprocessing gives them."
+            )
+        if single:
+            observations = observations[None]
+        if not image and not np.isfinite(observations).all():
             row, dimension = np.argwhere(~np.isfinite(observations))[0]
             raise ValueError(
                 f"observation is {observations[row, dimension]} in row {row}, dimension {dimension}; "
@@ -274,109 +344,12 @@ class DecisionMambaPolicy:
             )
 
 
-class _Window:
-    """The last steps of every row, newest last, on a tape that is written to the right and wound back when it is full.
-
-    All rows share the place of the newest step, so a row that was reset later is padded on its left. Reading a window
-    is a view, and a step costs one write, whatever the context length.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, count: int, context_length: int, previous_actions: bool, timesteps: bool
-    ):
-        config, length = model.config, 2 * context_length + 1
-        self.model = model
-        self.device = model.device
-        self.context_length = context_length
-        self.previous_actions = previous_actions
-        self.needs_timesteps = timesteps
-        self.states = torch.zeros(count, length, config.state_dim, device=model.device, dtype=model.dtype)
-        # Place t holds a_t, so the places before a window's hold the previous actions: zero before the first step.
-        self.actions = torch.zeros(count, length, config.act_dim, device=model.device, dtype=model.dtype)
-        self.returns_to_go = torch.zeros(count, length, 1, device=model.device, dtype=model.dtype)
-        self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
-        self.end = 1
-
-    def predict(self, states: Tensor, returns_to_go: Tensor, steps: NDArray[np.int64]) -> Tensor:
-        """Actions (n, act_dim) for states (n, state_dim) and returns-to-go (n,) at time steps `steps` (n,)."""
-        if self.end == self.states.shape[1]:
-            self._wind_back()
-        now, self.end = self.end, self.end + 1
-        self.states[:, now] = states
-        self.actions[:, now] = 0  # not known yet; what stood here belongs to a lap before
-        self.returns_to_go[:, now, 0] = returns_to_go
-        if self.needs_timesteps:
-            self.timesteps[:, now] = torch.from_numpy(steps)
-
-        lengths = np.minimum(steps + 1, self.context_length)
-        longest, shortest = int(lengths.max()), int(lengths.min())
-        start = self.end - longest
-        inputs: dict[str, Any] = {
-            "states": self.states[:, start : self.end],
-            "actions": self.actions[:, start : self.end],
-            "returns_to_go": self.returns_to_go[:, start : self.end],
-        }
-        if self.previous_actions:
-            inputs["previous_actions"] = self.actions[:, start - 1 : now]
-        if self.needs_timesteps:
-            inputs["timesteps"] = self.timesteps[:, start : self.end]
-        # Rows of one length need no mask; DecisionTransformer does, because the one it makes itself lies on the CPU.
-        if shortest < longest or not self.previous_actions:
-            padding = longest - torch.from_numpy(lengths)
-            inputs["attention_mask"] = (torch.arange(longest) >= padding[:, None]).long().to(self.device)
-        return self.model(**inputs).action_preds[:, -1]
-
-    def remember(self, actions: Tensor) -> None:
-        """Note the actions (n, act_dim) that were taken."""
-        self.actions[:, self.end - 1] = actions
-
-    def reset_rows(self, rows: Tensor) -> None:
-        """Forget the last action; the steps themselves are masked because their rows are short again."""
-        self.actions[rows, self.end - 1] = 0
-
-    def _wind_back(self) -> None:
-        kept = self.context_length  # one less than a window of steps, and the action before them
-        for tape in (self.states, self.actions, self.returns_to_go, self.timesteps):
-            tape[:, :kept] = tape[:, self.end - kept : self.end]
-        self.end = kept
-
-
-class _Recurrent:
-    """The model's recurrent state of every row, and the action that it took last."""
-
-    def __init__(self, model: PreTrainedModel, count: int, timesteps: bool):
-        self.model = model
-        self.device = model.device
-        self.needs_timesteps = timesteps
-        config = cast(DecisionMambaConfig, model.config)
-        self.cache = DecisionMambaCache(config, count, device=model.device, dtype=model.dtype)
-        self.last_actions = torch.zeros(count, model.config.act_dim, device=model.device, dtype=model.dtype)
-
-    def predict(self, states: Tensor, returns_to_go: Tensor, steps: NDArray[np.int64]) -> Tensor:
-        """Actions (n, act_dim) for states (n, state_dim) and returns-to-go (n,) at time steps `steps` (n,)."""
-        output = self.model(
-            states=states[:, None],
-            returns_to_go=returns_to_go[:, None, None],
-            previous_actions=self.last_actions[:, None],
-            timesteps=torch.from_numpy(steps)[:, None].to(self.device) if self.needs_timesteps else None,
-            cache_params=self.cache,
-        )
-        return output.action_preds[:, 0]
-
-    def remember(self, actions: Tensor) -> None:
-        """Note the actions (n, act_dim) that were taken."""
-        self.last_actions.copy_(actions)
-
-    def reset_rows(self, rows: Tensor) -> None:
-        """Put rows back to the start of an episode."""
-        self.cache.reset(rows)
-        self.last_actions[rows] = 0
-
-
 def _load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> PreTrainedModel:
     """Load a model and refuse one whose weights are not all there, which transformers would draw at random."""
     try:
         model, info = AutoModel.from_pretrained(path_or_repo_id, output_loading_info=True, **hub_kwargs)
+    except OSError as error:
+        raise OSError(f"No checkpoint in {path_or_repo_id}: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"The weights of {path_or_repo_id} do not match its config.json: {error}") from error
     if info["missing_keys"]:
@@ -388,21 +361,39 @@ def _load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> P
     return model
 
 
+def _check_sampling(sample: bool, temperature: float, action_type: str) -> None:
+    if sample and action_type == "continuous":
+        raise ValueError("sample=True needs discrete actions, but this model's are continuous; leave it out.")
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature={temperature} must be a positive number.")
+    if temperature != 1 and not sample:
+        raise ValueError(f"temperature={temperature} has no meaning without sample=True.")
+
+
 def _check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor) -> None:
-    kinds = getattr(model.config, "state_type", "vector"), getattr(model.config, "action_type", "continuous")
-    if kinds != ("vector", "continuous"):
+    config, other = model.config, "give the processor that was saved with this model."
+    state_type, action_type = kinds_of(config)
+    if processor.state_type != state_type:
         raise ValueError(
-            f"This model has {kinds[0]} states and {kinds[1]} actions; only vectors and continuous ones act."
+            f"The processor is for {processor.state_type} states (its state_mean is "
+            f"{'None' if processor.state_mean is None else 'given'}), but the model reads {state_type} states; {other}"
         )
-    if len(processor.state_mean) != model.config.state_dim:
+    if state_type == "image" and processor.frame_stack != config.num_channels:
+        raise ValueError(
+            f"The processor stacks {processor.frame_stack} frames, but the model reads "
+            f"num_channels={config.num_channels}; {other}"
+        )
+    if processor.state_mean is not None and len(processor.state_mean) != config.state_dim:
         raise ValueError(
             f"The processor normalises {len(processor.state_mean)} state dimensions, but the model reads "
-            f"state_dim={model.config.state_dim}; give the processor that was saved with this model."
+            f"state_dim={config.state_dim}; {other}"
         )
-    if processor.action_low is not None and len(processor.action_low) != model.config.act_dim:
+    if processor.action_low is not None and action_type == "discrete":
+        raise ValueError(f"The processor bounds actions, but the model chooses discrete ones; {other}")
+    if processor.action_low is not None and len(processor.action_low) != config.act_dim:
         raise ValueError(
             f"The processor bounds {len(processor.action_low)} action dimensions, but the model predicts "
-            f"act_dim={model.config.act_dim}; give the processor that was saved with this model."
+            f"act_dim={config.act_dim}; {other}"
         )
 
 

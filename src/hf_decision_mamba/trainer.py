@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -36,20 +37,27 @@ from .model import DecisionMambaProcessor
 from .policy import DecisionMambaPolicy
 
 
-def squared_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of squared errors, and number of entries that count (label not -100), of every row: (b,), (b,)."""
+def action_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the errors, and number of entries that count (label not -100), of every row: (b,), (b,).
+
+    Squared errors of continuous actions (b, K, A); cross-entropies of the logits (b, K, A) of discrete ones, whose
+    labels are integers (b, K).
+    """
     counted = labels != -100
-    errors = torch.where(counted, predictions.float() - labels.float(), 0.0).square()
+    if labels.is_floating_point():
+        errors = torch.where(counted, predictions.float() - labels.float(), 0.0).square()
+    else:
+        errors = F.cross_entropy(predictions.float().mT, labels, ignore_index=-100, reduction="none")
     return errors.flatten(1).sum(1), counted.flatten(1).sum(1)
 
 
 def action_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Mean squared error of `outputs.action_preds` (b, K, A) over the entries that count, for models without a loss.
+    """Mean error of `outputs.action_preds` (b, K, A), see `action_errors`, for models without a loss of their own.
 
     Args:
         num_items_in_batch: divisor of the sum; the number of entries that count when not given.
     """
-    errors, counts = squared_errors(outputs["action_preds"], labels)
+    errors, counts = action_errors(outputs["action_preds"], labels)
     return errors.sum() / (counts.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -138,7 +146,7 @@ class DecisionMambaTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         # Rows that only fill up the last batch of several processes are dropped again here.
-        errors, counts = self.accelerator.gather_for_metrics(squared_errors(outputs["action_preds"], labels))
+        errors, counts = self.accelerator.gather_for_metrics(action_errors(outputs["action_preds"], labels))
         self._eval_errors += errors.double().sum().item()
         self._eval_count += int(counts.sum().item())
         predictions = None if prediction_loss_only else outputs["action_preds"]
@@ -239,6 +247,7 @@ class RolloutCallback(TrainerCallback):
         target_return: the return to ask for, in the environment's units.
         seed: of the environments; the same episodes are played at every evaluation.
         mode: of the policy, `"window"` or `"recurrent"`.
+        max_episode_steps: truncates longer episodes.
     """
 
     def __init__(
@@ -249,12 +258,14 @@ class RolloutCallback(TrainerCallback):
         target_return: float,
         seed: int = 0,
         mode: Literal["window", "recurrent"] = "window",
+        max_episode_steps: int | None = None,
     ):
         self.env_id = env_id
         self.episodes = episodes
         self.target_return = target_return
         self.seed = seed
         self.mode: Literal["window", "recurrent"] = mode
+        self.max_episode_steps = max_episode_steps
 
     def on_evaluate(
         self,
@@ -279,6 +290,7 @@ class RolloutCallback(TrainerCallback):
             episodes=self.episodes,
             target_returns=[self.target_return],
             seed=self.seed,
+            max_episode_steps=self.max_episode_steps,
             progress=False,
         )
         model.train(training)

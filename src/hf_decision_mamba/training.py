@@ -24,7 +24,7 @@ import torch
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from transformers import (
-    AutoModel,
+    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     TrainerCallback,
@@ -35,9 +35,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from . import hub
+from .building import architecture_of, build, embeds_time, paper_parameter_count
 from .data import Trajectories, TrajectoryStatistics, WindowDataset, load_trajectories
-from .evaluation import check_spaces, evaluate_policy, make_environments, score_reference
-from .model import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from .environments import check_spaces, make_environments, score_reference
+from .evaluation import evaluate_policy
+from .model import DecisionMambaProcessor
 from .model.selective_scan import choose_backend
 from .policy import DecisionMambaPolicy
 from .trainer import (
@@ -50,8 +52,6 @@ from .trainer import (
     what_is_missing,
 )
 from .training_arguments import (
-    DEFAULT_CONTEXT_LENGTH,
-    DEFAULT_RETURN_SCALE,
     DataArguments,
     DecisionMambaTrainingArguments,
     EvaluationArguments,
@@ -59,7 +59,8 @@ from .training_arguments import (
     parse_arguments,
 )
 
-#: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family.
+#: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family. Elsewhere,
+#: Atari included, the best return of the data set is asked for.
 TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 
 _ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
@@ -70,7 +71,7 @@ _RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "t
 
 def _checkpoint_to_resume(args: DecisionMambaTrainingArguments) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` means; refuse to write over another run without being told."""
-    output_dir, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    output_dir, wanted = Path(str(args.output_dir)), args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() in ("false", "no"):
         held = [name for name in _RUN_FILES if (output_dir / name).exists()] + list(output_dir.glob("checkpoint-*"))
         if held and not args.overwrite_output_dir:
@@ -103,9 +104,11 @@ def _delete_run(output_dir: Path) -> None:
 
 def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
     """Refuse to resume a run of another architecture."""
-    saved, ours = DecisionMambaConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
-    ignored = {"transformers_version", "architectures", "dtype", "use_cache", "scan_backend", "max_ep_len"}
+    saved, ours = AutoConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
+    ignored = {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "scan_backend"}
+    ignored |= set() if embeds_time(config) else {"max_ep_len"}
     differing = sorted(name for name in {*saved, *ours} - ignored if saved.get(name) != ours.get(name))
+    differing = ["model_type"] if "model_type" in differing else differing
     if differing:
         name = differing[0]
         raise ValueError(
@@ -168,13 +171,14 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
     with args.main_process_first(desc="loading the data set"):
         data = _load_data(data_args, eval_args, args)
     set_seed(args.seed)
-    model, processor = _build(model_args, data_args, data)
+    model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
+    processor.env_id = data.env_id
     evaluates = _prepare_environment(eval_args, model, processor, data)
     processor.target_return = _target_returns(eval_args, data)[0]
-    trainer = _build_trainer(model, processor, data, eval_args if evaluates else None, args)
+    trainer = _build_trainer(model, processor, window_length, data, eval_args if evaluates else None, args)
     if checkpoint is not None:
         _check_same_model(checkpoint, model.config)
-    say(_summary(model_args.model_name_or_path or model_args.preset, data, trainer))
+    say(_summary(model_args, data, trainer))
 
     output_dir = trainer.output_dir
     if args.overwrite_output_dir and args.should_save:
@@ -227,10 +231,15 @@ def _check_arguments(
     for name in ("eval_episodes", "rollout_episodes"):
         if getattr(eval_args, name) < 0:
             raise ValueError(f"{name}={getattr(eval_args, name)} must be 0 or more.")
+    for name, value in (
+        ("eval_max_episode_steps", eval_args.eval_max_episode_steps),
+        ("frame_stack", data_args.frame_stack),
+        ("cpu_threads", args.cpu_threads),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
     if not np.isfinite(eval_args.target_return or [0.0]).all():
         raise ValueError(f"target_return={eval_args.target_return} must be finite.")
-    if args.cpu_threads is not None and args.cpu_threads < 1:
-        raise ValueError(f"cpu_threads={args.cpu_threads} must be at least 1.")
     if args.metric_for_best_model in ("normalized_score", "eval_normalized_score") and not eval_args.rollout_episodes:
         raise ValueError(
             "metric_for_best_model=eval_normalized_score needs rollouts in training: --rollout_episodes 10"
@@ -270,77 +279,32 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
     return _Data(trajectories.statistics(), train, held_out, eval_args.env_id or trajectories.env_id)
 
 
-def _build(
-    model_args: ModelArguments, data_args: DataArguments, data: _Data
-) -> tuple[PreTrainedModel, DecisionMambaProcessor]:
-    """The model and its processor: new from a preset, or those of a checkpoint to fine-tune."""
-    source, overrides, longest = model_args.model_name_or_path, model_args.overrides(), data.statistics.length_max
-    dimensions = {"state_dim": data.train.state_dim, "act_dim": data.train.act_dim}
-    statistics = data.train.statistics()
-    settings: dict[str, Any] = {
-        "state_mean": statistics.state_mean,
-        "state_std": statistics.state_std,
-        "return_scale": DEFAULT_RETURN_SCALE,
-        "context_length": DEFAULT_CONTEXT_LENGTH,
-    }
-    if source is None:
-        config = DecisionMambaConfig.from_preset(model_args.preset, **dimensions, **overrides)
-        if "max_ep_len" not in overrides:
-            config.max_ep_len = max(config.max_ep_len, longest)
-        model = DecisionMambaModel(config)
-    else:
-        overrides.pop("scan_backend", None)
-        if overrides:
-            raise ValueError(
-                f"{next(iter(overrides))} cannot be changed when fine-tuning {source}: its architecture is kept."
-            )
-        model = AutoModel.from_pretrained(source)
-        config = model.config
-        config.scan_backend = model_args.scan_backend
-        for name, value in dimensions.items():
-            if getattr(config, name) != value:
-                raise ValueError(
-                    f"Data set {data.name!r} has {name}={value}, but {source} was trained with {getattr(config, name)}."
-                )
-        if not config.use_timestep_embedding:
-            config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it
-        kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
-        settings = {name: getattr(kept, name) for name in settings}
-    if longest > config.max_ep_len:
-        raise ValueError(
-            f"Data set {data.name!r} has an episode of {longest} steps, but the model knows only max_ep_len="
-            f"{config.max_ep_len}; raise max_ep_len, or shorten the episodes."
-        )
-    for name in ("return_scale", "context_length"):
-        given = getattr(data_args, name)
-        settings[name] = settings[name] if given is None else given
-    if settings["context_length"] > config.max_ep_len:
-        raise ValueError(
-            f"context_length={settings['context_length']} is longer than any episode can be: max_ep_len is "
-            f"{config.max_ep_len}."
-        )
-    return model, DecisionMambaProcessor(**settings, env_id=data.env_id)
-
-
 def _prepare_environment(
     eval_args: EvaluationArguments, model: PreTrainedModel, processor: DecisionMambaProcessor, data: _Data
 ) -> bool:
     """Make the environment once, before the training: whether it can be evaluated in, and its action bounds.
 
     Raises:
-        ValueError: the environment is unknown, or not the one that the data set is of.
+        ValueError: the environment is unknown, or not the one that the data set is of; or the model cannot act in it.
     """
     wanted = eval_args.eval_episodes > 0 or eval_args.rollout_episodes > 0
     if data.env_id is None:
         if wanted:
             say("No evaluation in an environment: the data set's card names none, and --env_id is not given.")
         return False
+    policy = DecisionMambaPolicy(model, processor, mode=eval_args.eval_mode)
     try:
-        envs = make_environments(data.env_id, 1)
+        envs = make_environments(data.env_id, 1, max_episode_steps=eval_args.eval_max_episode_steps)
         try:
-            check_spaces(data.env_id, envs, DecisionMambaPolicy(model, processor))
+            check_spaces(data.env_id, envs, policy)
+            limit = eval_args.eval_max_episode_steps or getattr(envs.spec, "max_episode_steps", None)
+            if limit is not None and embeds_time(model.config) and limit > model.config.max_ep_len:
+                raise ValueError(
+                    f"Episodes of {data.env_id} last up to {limit} steps, but the model knows only max_ep_len="
+                    f"{model.config.max_ep_len}; raise --max_ep_len or cut them with --eval_max_episode_steps."
+                )
             bounds: Any = envs.single_action_space
-            if np.isfinite(bounds.low).all() and np.isfinite(bounds.high).all():
+            if policy.action_type == "continuous" and np.isfinite([bounds.low, bounds.high]).all():
                 processor.action_low, processor.action_high = bounds.low.tolist(), bounds.high.tolist()
         finally:
             envs.close()
@@ -366,14 +330,16 @@ def _target_returns(eval_args: EvaluationArguments, data: _Data) -> list[float]:
 def _build_trainer(
     model: PreTrainedModel,
     processor: DecisionMambaProcessor,
+    window_length: int,
     data: _Data,
     eval_args: EvaluationArguments | None,
     args: DecisionMambaTrainingArguments,
 ) -> DecisionMambaTrainer:
     windows: dict[str, Any] = {
-        "context_length": processor.context_length,
+        "context_length": window_length,
         "state_mean": processor.state_mean,
         "state_std": processor.state_std,
+        "frame_stack": processor.frame_stack,
         "return_scale": processor.return_scale,
     }
     callbacks: list[TrainerCallback] = []
@@ -390,6 +356,7 @@ def _build_trainer(
                 target_return=float(processor.target_return or 0.0),
                 seed=_ROLLOUT_SEED,
                 mode=eval_args.eval_mode,
+                max_episode_steps=eval_args.eval_max_episode_steps,
             )
         )
     return DecisionMambaTrainer(
@@ -428,6 +395,7 @@ def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, dat
         data.env_id,
         episodes=eval_args.eval_episodes,
         target_returns=_target_returns(eval_args, data),
+        max_episode_steps=eval_args.eval_max_episode_steps,
         progress=not trainer.args.disable_tqdm,
     )
     result.checkpoint = "best" if trainer.args.load_best_model_at_end else "last"
@@ -460,26 +428,37 @@ def _push(output_dir: Path, args: DecisionMambaTrainingArguments) -> None:
 # ----------------------------------------------------------------------------------------- what a run tells of itself
 
 
-def _summary(source: str, data: _Data, trainer: DecisionMambaTrainer) -> str:
+def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrainer) -> str:
     """What is about to happen, in five lines."""
     statistics, args = data.statistics, trainer.args
     config: Any = trainer.model.config
     held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
     device = trainer.args.device
-    backend = choose_backend(torch.empty(0, device=device), config.scan_backend)
+    preset, count = _preset(model_args), trainer.model.num_parameters()
+    as_published = paper_parameter_count(trainer.model, preset)
+    published = f" ({as_published:,} as its paper counts)" if as_published != count else ""
+    backend = ""
+    if config.model_type == "decision_mamba":
+        backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     return (
         f"data         {data.name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
         f" return {statistics.return_mean:,.0f} ± {statistics.return_std:,.0f}, at best {statistics.return_max:,.0f}\n"
-        f"model        {source}: {trainer.model.num_parameters():,} parameters, {config.n_layer} layers of width "
-        f"{config.hidden_size}, scan backend {backend}\n"
+        f"model        {model_args.model_name_or_path or preset or model_args.architecture}: {count:,} parameters"
+        f"{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {trainer.train_dataset.context_length} time "
         f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
         f"device       {device}{threads}{processes}\n"
         f"output       {args.output_dir}"
     )
+
+
+def _preset(model_args: ModelArguments) -> str | None:
+    """The preset that a model was built from; None for baselines and fine-tuned checkpoints."""
+    built = model_args.model_name_or_path is None and model_args.architecture == "decision_mamba"
+    return model_args.preset if built else None
 
 
 def _closing(output_dir: Path) -> str:
@@ -500,16 +479,20 @@ def _record(
     """training.json: what a reader needs to judge the run and to repeat it, and nothing about the machine's folders."""
     processor = trainer.processing_class
     config: Any = trainer.model.config
-    given = {**vars(model_args), **vars(data_args), "dataset_name": data.name}
+    preset, count = _preset(model_args), trainer.model.num_parameters()
+    given = {**vars(model_args), **vars(data_args), "preset": preset, "dataset_name": data.name}
+    given["architecture"] = architecture_of(config)
+    given["frame_stack"] = processor.frame_stack if data.train.state_type == "image" else None
     given["model_name_or_path"] = _portable(model_args.model_name_or_path or "") or None
     return {
-        "preset": model_args.preset if model_args.model_name_or_path is None else None,
-        "architecture": config.model_type,
-        "num_parameters": trainer.model.num_parameters(),
+        "preset": preset,
+        "architecture": architecture_of(config),
+        "num_parameters": count,
+        "num_parameters_as_published": paper_parameter_count(trainer.model, preset),
         "dataset": data.facts(data_args.dataset_revision),
         "arguments": {
             **{name: value for name, value in given.items() if value is not None},
-            "context_length": processor.context_length,
+            "context_length": trainer.train_dataset.context_length,
             "return_scale": processor.return_scale,
             **_settings(trainer.args),
         },
@@ -520,6 +503,7 @@ def _record(
             "python": platform.python_version(),
             **{package: version(package) for package in ("torch", "transformers", "accelerate", "datasets", "numpy")},
         },
+        "loss_function": "mean squared error" if data.train.action_type == "continuous" else "cross-entropy",
         "loss": metrics.get("loss"),
         "eval_loss": metrics.get("eval_loss"),
         "global_step": metrics["global_step"],

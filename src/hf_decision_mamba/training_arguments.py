@@ -20,16 +20,28 @@ from transformers import (
     TrainingArguments,
 )
 
-DEFAULT_CONTEXT_LENGTH, DEFAULT_RETURN_SCALE = 20, 1000.0
+#: Context length and return scale by the type of the states. Source: Decision Transformer's settings for MuJoCo and for
+#: Atari (Chen et al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
+DEFAULTS: dict[str, tuple[int, float]] = {"vector": (20, 1000.0), "image": (30, 1.0)}
+DEFAULT_FRAME_STACK = 4
 
 
 @dataclass
 class ModelArguments:
-    """Which model to train: a preset with single fields replaced, or a checkpoint to fine-tune."""
+    """Which model to train: a preset with single fields replaced, a baseline, or a checkpoint to fine-tune."""
 
     _argument_group_name = "model"
 
-    preset: str = field(default="dema-b3ld", metadata={"help": "Variant to build, with its paper's settings."})
+    architecture: Literal["decision_mamba", "decision_transformer", "bc"] = field(
+        default="decision_mamba",
+        metadata={
+            "help": "One of the project's models (see preset), transformers' Decision Transformer or behaviour cloning."
+        },
+    )
+    preset: str = field(
+        default="dema-b3ld",
+        metadata={"help": "Variant of decision_mamba to build, with its paper's sizes; dema-atari for images."},
+    )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune, a folder or a Hub repository, instead of a preset."}
     )
@@ -50,7 +62,11 @@ class ModelArguments:
     def overrides(self) -> dict[str, Any]:
         """The config fields that were given."""
         chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {k: v for k, v in chosen.items() if v is not None and k not in ("preset", "model_name_or_path")}
+        return {name: value for name, value in chosen.items() if value is not None and name not in _MODEL_CHOICE}
+
+
+#: What says which model to build; all other settings of a model are changes to that one.
+_MODEL_CHOICE = ("architecture", "preset", "model_name_or_path")
 
 
 @dataclass
@@ -73,11 +89,14 @@ class DataArguments:
     )
     context_length: int | None = field(
         default=None,
-        metadata={"help": f"Steps in a window; {DEFAULT_CONTEXT_LENGTH}, or that of the fine-tuned checkpoint."},
+        metadata={"help": "Steps in a window; if unset 20, for images 30, or that of the fine-tuned checkpoint."},
     )
     return_scale: float | None = field(
         default=None,
-        metadata={"help": f"Divides returns-to-go; {DEFAULT_RETURN_SCALE:.0f}, or that of the fine-tuned checkpoint."},
+        metadata={"help": "Divides returns-to-go; if unset 1000, for images 1, or that of the fine-tuned checkpoint."},
+    )
+    frame_stack: int | None = field(
+        default=None, metadata={"help": "Frames in the state of an image; if unset 4, or as the checkpoint reads."}
     )
 
     def columns(self) -> dict[str, str]:
@@ -112,6 +131,9 @@ class EvaluationArguments:
             "12000 (halfcheetah), 5000 (walker2d), elsewhere the best return of the data set."
         },
     )
+    eval_max_episode_steps: int | None = field(
+        default=None, metadata={"help": "Steps after which an episode is cut off; the environment's limit if unset."}
+    )
     eval_mode: Literal["window", "recurrent"] = field(
         default="window", metadata={"help": "Re-read the last steps at each decision, or carry the states along."}
     )
@@ -127,8 +149,8 @@ class DecisionMambaTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (transformers.TrainingArguments)"
 
-    output_dir: str = field(
-        default="runs/decision-mamba", metadata={"help": "Where checkpoints and results are written."}
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Where checkpoints and results are written; if unset runs/<model>-<data set>."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the run that output_dir already holds, and start again."}
@@ -199,6 +221,9 @@ def build_parser() -> HfArgumentParser:
 def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> Arguments:
     """Read settings from a YAML file (the first argument, if it is no option) and the command line, which wins.
 
+    A command line that chooses another model than the file (preset, architecture, checkpoint) leaves out the file's
+    settings of its model: they are sizes and the context length of another one.
+
     In the YAML file, a value that starts with `./` or `../` is a path relative to the file's folder; all other paths
     are relative to the working directory, as they are on the command line.
 
@@ -213,17 +238,41 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     parser, argv = build_parser(), list(argv)
     known = sorted({action.dest for action in parser._actions} - {"help"})
     config = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else default_config
-    from_file = [] if config is None else _read_yaml(config, known)
+    from_file = {} if config is None else _read_yaml(config, known)
+    chosen, chosen_in_file = (
+        parser.parse_known_args(words)[0] for words in (_joined(from_file, argv), _joined(from_file))
+    )
+    named = [name for name in _MODEL_CHOICE if name in from_file]
+    if named and any(getattr(chosen, name) != getattr(chosen_in_file, name) for name in _MODEL_CHOICE):
+        of_the_model = {*(entry.name for entry in fields(ModelArguments)), "context_length"}
+        from_file = {name: words for name, words in from_file.items() if name not in of_the_model}
+    words = _joined(from_file, argv)
+    if chosen.output_dir is None:
+        words = [f"--output_dir={_run_folder(*parser.parse_known_args(words)[:1])}", *words]
     *arguments, unknown = parser.parse_args_into_dataclasses(
-        [*from_file, *argv], return_remaining_strings=True, look_for_args_file=False
+        words, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], known, '--')}")
     return tuple(arguments)  # type: ignore[return-value]
 
 
-def _read_yaml(path: Path, known: Sequence[str]) -> list[str]:
-    """A YAML file of settings as command-line arguments, so that one parser checks both."""
+def _joined(from_file: dict[str, list[str]], argv: Sequence[str] = ()) -> list[str]:
+    return [*(word for words in from_file.values() for word in words), *argv]
+
+
+def _run_folder(settings: Any) -> str:
+    """Where a run is written that nobody gave a folder: named after its model and its data."""
+    model = settings.preset if settings.architecture == ModelArguments.architecture else settings.architecture
+    names = []
+    for source in (settings.model_name_or_path or model, settings.dataset_name or "data"):
+        path = Path(source)
+        names.append(path.stem if path.is_file() else path.resolve().name)
+    return f"runs/{'-'.join(names)}"
+
+
+def _read_yaml(path: Path, known: Sequence[str]) -> dict[str, list[str]]:
+    """The settings of a YAML file, each as command-line arguments, so that one parser checks both."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {path}; the first argument is a YAML file or an option.")
     try:
@@ -232,13 +281,13 @@ def _read_yaml(path: Path, known: Sequence[str]) -> list[str]:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold lines of the form `setting: value`, not a {type(settings).__name__}.")
-    arguments = []
+    arguments = {}
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"{path}: unknown setting {name!r}{_closest(str(name), known)}")
         values = [_as_text(item, path.parent) for item in (value if isinstance(value, list) else [value])]
         if value is not None and len(values) > 0:
-            arguments += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+            arguments[name] = [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
     return arguments
 
 

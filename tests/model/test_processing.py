@@ -1,5 +1,7 @@
 """DecisionMambaProcessor: what it does to numbers, that it travels, what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -30,13 +32,47 @@ def test_numbers():
     assert set(features) == {"states", "returns_to_go", "timesteps"}
 
 
+def test_images_pass_unchanged():
+    """The model divides pixels by 255 itself; bytes are a quarter of the memory on the way there."""
+    processor = DecisionMambaProcessor(return_scale=1.0, frame_stack=2)
+    assert (processor.state_type, DecisionMambaProcessor(**SETTINGS).state_type) == ("image", "vector")
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 2, 6, 6), np.uint8)
+    np.testing.assert_array_equal(processor.normalize_states(images), images)
+    features = processor(states=images, returns_to_go=np.full((5, 3, 1), 90.0), return_tensors="pt")
+    assert features["states"].dtype == torch.uint8 and features["returns_to_go"].unique() == 90
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((3, 2, 6, 6)), r"float64 of shape \(3, 2, 6, 6\); image states are uint8 of shape \(..., 2, height"),
+        (np.zeros((3, 4, 6, 6), np.uint8), r"uint8 of shape \(3, 4, 6, 6\); .* stack the last 2 frames"),
+        (np.zeros((6, 6), np.uint8), r"uint8 of shape \(6, 6\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        DecisionMambaProcessor(frame_stack=2).normalize_states(images)
+
+
+IMAGES = {"state_mean": None, "state_std": None, "frame_stack": 3, "env_id": "ALE/Pong-v5", "context_length": 30}
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, IMAGES], ids=["vectors", "images"])
 @pytest.mark.parametrize("auto_class", [AutoProcessor, AutoFeatureExtractor])
-def test_travels_with_the_weights(auto_class, tmp_path):
+def test_travels_with_the_weights(auto_class, settings, tmp_path):
     DecisionMambaConfig().save_pretrained(tmp_path)
-    DecisionMambaProcessor(**SETTINGS).save_pretrained(tmp_path)
+    DecisionMambaProcessor(**settings).save_pretrained(tmp_path)
     loaded = auto_class.from_pretrained(tmp_path)
     assert isinstance(loaded, DecisionMambaProcessor)
-    assert {name: getattr(loaded, name) for name in SETTINGS} == SETTINGS
+    assert {name: getattr(loaded, name) for name in settings} == settings
+
+
+def test_files_from_before_images_load(tmp_path):
+    settings = {**SETTINGS, "feature_extractor_type": "DecisionMambaProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    loaded = DecisionMambaProcessor.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in SETTINGS} == SETTINGS and loaded.state_type == "vector"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +85,8 @@ def test_travels_with_the_weights(auto_class, tmp_path):
         ({"return_scale": 0.0}, "return_scale=0.0"),
         ({"target_return": float("inf")}, "target_return=inf"),
         ({"context_length": 0}, "context_length=0"),
+        ({"frame_stack": 0}, "frame_stack=0"),
+        ({"state_std": None}, "state_mean and state_std must be given together"),
         ({"action_high": None}, "given together"),
         ({"action_low": [1.0]}, "exceeds action_high"),
     ],

@@ -1,0 +1,167 @@
+"""What a policy remembers between decisions: a window of the last steps, or the model's recurrent state.
+
+Both answer the same two calls, `predict` and `remember`, for many rows at once, each an episode of its own.
+Source: the Transformer-like and RNN-like modes of DeMa (arXiv 2405.12094, section 4).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .model import DecisionMambaCache, DecisionMambaConfig
+from .model.cache_decision_mamba import NO_ACTION
+
+
+class WindowMemory:
+    """The last steps of every row, newest last, on a tape that is written to the right and wound back when it is full.
+
+    All rows share the place of the newest step, so a row that was reset later is padded on its left. Reading a window
+    is a view, and a step costs one write, whatever the context length.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, count: int, context_length: int, previous_actions: bool, timesteps: bool
+    ):
+        self.frame_stack = frame_stack(model.config)
+        history = max(1, self.frame_stack - 1)  # places in front of a window: the previous action, the stack's frames
+        self.kept = context_length - 1 + history
+        length = 2 * self.kept + 1
+        self.model = model
+        self.device = model.device
+        self.context_length = context_length
+        self.previous_actions = previous_actions
+        self.needs_timesteps = timesteps
+        self.states = no_states(model, count, length)
+        # Place t holds a_t, so the places before a window's hold the previous actions: none before the first step.
+        self.actions = no_actions(model, count, length)
+        self.no_action = NO_ACTION if kinds_of(model.config)[1] == "discrete" else 0
+        self.returns_to_go = torch.zeros(count, length, 1, device=model.device, dtype=model.dtype)
+        self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
+        self.end = history
+
+    def predict(self, states: Tensor, returns_to_go: Tensor, steps: NDArray[np.int64]) -> Tensor:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        if self.end == self.states.shape[1]:
+            self._wind_back()
+        now, self.end = self.end, self.end + 1
+        self.states[:, now] = states
+        self.actions[:, now] = self.no_action  # not known yet; what stood here belongs to a lap before
+        self.returns_to_go[:, now, 0] = returns_to_go
+        if self.needs_timesteps:
+            self.timesteps[:, now] = torch.from_numpy(steps)
+
+        lengths = np.minimum(steps + 1, self.context_length)
+        longest, shortest = int(lengths.max()), int(lengths.min())
+        start = self.end - longest
+        inputs: dict[str, Any] = {
+            "states": self._stacked(start, steps) if self.frame_stack else self.states[:, start : self.end],
+            "actions": self.actions[:, start : self.end],
+            "returns_to_go": self.returns_to_go[:, start : self.end],
+        }
+        if self.previous_actions:
+            inputs["previous_actions"] = self.actions[:, start - 1 : now]
+        if self.needs_timesteps:
+            inputs["timesteps"] = self.timesteps[:, start : self.end]
+        # Rows of one length need no mask; DecisionTransformer does, because the one it makes itself lies on the CPU.
+        if shortest < longest or not self.previous_actions:
+            padding = longest - torch.from_numpy(lengths)
+            inputs["attention_mask"] = (torch.arange(longest) >= padding[:, None]).long().to(self.device)
+        return self.model(**inputs).action_preds[:, -1]
+
+    def remember(self, actions: Tensor) -> None:
+        """Note the actions (n, ...) that were taken."""
+        self.actions[:, self.end - 1] = actions
+
+    def reset_rows(self, rows: Tensor) -> None:
+        """Forget the last action; the steps themselves are masked because their rows are short again."""
+        self.actions[rows, self.end - 1] = self.no_action
+
+    def _stacked(self, start: int, steps: NDArray[np.int64]) -> Tensor:
+        """Stacks (n, k, frames, height, width) of the frames from `start` on, that end at time steps `steps` (n,)."""
+        places = torch.arange(start, self.end)[:, None] + torch.arange(1 - self.frame_stack, 1)
+        first = self.end - 1 - torch.from_numpy(steps)  # where each row's episode began, or would on an endless tape
+        places = torch.maximum(places, first[:, None, None]).to(self.device)
+        return self.states[torch.arange(len(steps), device=self.device)[:, None, None], places]
+
+    def _wind_back(self) -> None:
+        kept = self.kept  # one less than a window of steps, and what is read in front of them
+        for tape in (self.states, self.actions, self.returns_to_go, self.timesteps):
+            tape[:, :kept] = tape[:, self.end - kept : self.end]
+        self.end = kept
+
+
+class RecurrentMemory:
+    """The model's recurrent state of every row, and the action that it took last."""
+
+    def __init__(self, model: PreTrainedModel, count: int, timesteps: bool):
+        self.model = model
+        self.device = model.device
+        self.needs_timesteps = timesteps
+        config = cast(DecisionMambaConfig, model.config)
+        self.cache = DecisionMambaCache(config, count, device=model.device, dtype=model.dtype)
+        self.last_actions = no_actions(model, count)
+        self.no_action = NO_ACTION if config.action_type == "discrete" else 0
+        self.frame_stack = frame_stack(config)
+        self.frames = no_states(model, count, self.frame_stack) if self.frame_stack else None
+
+    def predict(self, states: Tensor, returns_to_go: Tensor, steps: NDArray[np.int64]) -> Tensor:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        output = self.model(
+            states=(states if self.frames is None else self._stacked(states, steps))[:, None],
+            returns_to_go=returns_to_go[:, None, None],
+            previous_actions=self.last_actions[:, None],
+            timesteps=torch.from_numpy(steps)[:, None].to(self.device) if self.needs_timesteps else None,
+            cache_params=self.cache,
+        )
+        return output.action_preds[:, 0]
+
+    def remember(self, actions: Tensor) -> None:
+        """Note the actions (n, ...) that were taken."""
+        self.last_actions.copy_(actions)
+
+    def reset_rows(self, rows: Tensor) -> None:
+        """Put rows back to the start of an episode."""
+        self.cache.reset(rows)
+        self.last_actions[rows] = self.no_action
+
+    def _stacked(self, frames: Tensor, steps: NDArray[np.int64]) -> Tensor:
+        """Stacks (n, frames, height, width) whose newest frames these (n, height, width) are."""
+        assert self.frames is not None
+        newest = frames[:, None]
+        begins = torch.from_numpy(steps == 0)[:, None, None, None].to(self.device)
+        self.frames = torch.where(begins, newest, torch.cat([self.frames[:, 1:], newest], dim=1))
+        return self.frames
+
+
+def kinds_of(config: Any) -> tuple[str, str]:
+    """State type and action type of a model; DecisionTransformer's config has no such fields."""
+    return getattr(config, "state_type", "vector"), getattr(config, "action_type", "continuous")
+
+
+def observation_shape(config: Any) -> tuple[int, ...]:
+    """Shape of what one row observes at one step: (state_dim,), or (height, width) of a frame."""
+    return (config.image_size, config.image_size) if kinds_of(config)[0] == "image" else (config.state_dim,)
+
+
+def frame_stack(config: Any) -> int:
+    """Frames in a state; 0 where states are vectors, which are not stacked."""
+    return config.num_channels if kinds_of(config)[0] == "image" else 0
+
+
+def no_states(model: PreTrainedModel, count: int, length: int) -> Tensor:
+    """Room for the observations (count, length, ...) of so many rows and steps; frames stay bytes."""
+    dtype = torch.uint8 if kinds_of(model.config)[0] == "image" else model.dtype
+    return torch.zeros(count, length, *observation_shape(model.config), device=model.device, dtype=dtype)
+
+
+def no_actions(model: PreTrainedModel, *shape: int) -> Tensor:
+    """Room for actions (*shape, act_dim), or of discrete ones (*shape), none of which has been taken."""
+    if kinds_of(model.config)[1] == "discrete":
+        return torch.full(shape, NO_ACTION, device=model.device)
+    return torch.zeros(*shape, model.config.act_dim, device=model.device, dtype=model.dtype)

@@ -1,0 +1,97 @@
+"""The behaviour-cloning baseline: one step in, one action out, and at home in the Auto classes and the policy."""
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from hf_decision_mamba import DecisionMambaPolicy, DecisionMambaProcessor
+from hf_decision_mamba.baselines import DecisionBCConfig, DecisionBCModel
+
+
+@pytest.fixture(scope="module")
+def model() -> DecisionBCModel:
+    torch.manual_seed(0)
+    return DecisionBCModel(DecisionBCConfig(state_dim=5, act_dim=3)).eval()
+
+
+def windows(batch: int = 2, steps: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "states": torch.randn(batch, steps, 5, generator=generator),
+        "actions": torch.randn(batch, steps, 3, generator=generator),
+        "rewards": torch.randn(batch, steps, 1, generator=generator),
+        "returns_to_go": torch.randn(batch, steps, 1, generator=generator),
+        "timesteps": torch.arange(steps).expand(batch, steps),
+        "attention_mask": torch.ones(batch, steps, dtype=torch.int64),
+    }
+
+
+def test_it_is_two_hidden_layers_of_256_and_a_tanh(model):
+    assert model.num_parameters() == (6 * 256 + 256) + (256 * 256 + 256) + (256 * 3 + 3)
+    inputs = windows()
+    features = torch.cat([inputs["states"], inputs["returns_to_go"]], dim=-1)
+    for layer in model.layers:
+        features = (features @ layer.weight.T + layer.bias).clamp(min=0)
+    expected = torch.tanh(features @ model.predict_action.weight.T + model.predict_action.bias)
+    torch.testing.assert_close(model(**inputs).action_preds, expected)
+    torch.testing.assert_close(model(**inputs, return_dict=False)[0], expected)
+    assert not torch.equal(model.train()(**inputs).action_preds, expected)  # dropout
+    model.eval()
+
+
+def test_an_action_depends_on_its_own_state_and_return_and_on_nothing_else(model):
+    inputs = windows()
+    expected = model(**inputs).action_preds
+    for name in inputs:
+        changed = {**inputs, name: inputs[name].clone()}
+        changed[name][:, 1] += 1
+        differs = (model(**changed).action_preds != expected).any(-1)
+        seen = name in ("states", "returns_to_go")
+        assert differs.tolist() == [[False, seen, False, False]] * 2, name
+
+
+def test_every_parameter_is_initialised_as_torch_does_and_learns(model):
+    fresh = DecisionBCModel(model.config)
+    for layer in (*fresh.layers, fresh.predict_action):
+        bound = layer.in_features**-0.5
+        assert 0.8 * bound < layer.weight.abs().max() <= bound
+        assert 0 < layer.bias.abs().max() <= bound
+    fresh(**windows()).action_preds.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in fresh.parameters())
+
+
+def test_the_auto_classes_and_the_policy_load_it(model, tmp_path):
+    processor = DecisionMambaProcessor(
+        state_mean=[1.0] * 5, state_std=[2.0] * 5, return_scale=10.0, target_return=30.0, context_length=1
+    )
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), DecisionBCConfig)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), DecisionBCModel)
+    assert AutoProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path)
+    policy.reset(num_envs=2)
+    observations = np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)
+    for step, (observation, earned) in enumerate(zip(observations, (0.0, 4.0, 9.0), strict=True)):
+        actions = policy.act(observation, reward=[0.0, 4.0, 5.0][step])
+        states = torch.from_numpy(observation - 1)[:, None] / 2
+        returns = torch.full((2, 1, 1), (30.0 - earned) / 10.0)
+        with torch.no_grad():
+            expected = model(states=states, returns_to_go=returns).action_preds[:, 0]
+        torch.testing.assert_close(torch.from_numpy(actions), expected)
+    with pytest.raises(ValueError, match="DecisionBCModel carries no state between decisions; use mode='window'"):
+        DecisionMambaPolicy.from_pretrained(tmp_path, mode="recurrent")
+
+
+@pytest.mark.parametrize("name", ["state_dim", "act_dim", "hidden_size", "n_layer"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(StrictDataclassClassValidationError, match=f"{name}=0 must be at least 1"):
+        DecisionBCConfig(**{name: 0})
+
+
+def test_missing_inputs_are_named(model):
+    with pytest.raises(ValueError, match="states and returns_to_go are required"):
+        model(states=torch.zeros(1, 1, 5))
