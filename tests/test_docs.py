@@ -1,6 +1,7 @@
 """The documents say what is: snippets run as printed, generated pages are up to date, links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import shutil
 from pathlib import Path
@@ -40,6 +41,19 @@ def test_the_presets_page_is_up_to_date():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PATH.read_text(encoding="utf-8") == module.render(), "run python docs/make_presets.py"
+
+
+def test_the_numbers_of_the_readme_stand_in_results_files():
+    results = json.loads((ROOT / "model_cards" / CHECKPOINT / "evaluation.json").read_text())["results"][0]
+    training = json.loads((ROOT / "model_cards" / CHECKPOINT / "training.json").read_text())
+    low, high = results["normalized_score_ci95"]
+    assert f"return {results['return_mean']:.1f} ± {results['return_std']:.1f}" in README
+    assert f"score {results['normalized_score_mean']:.1f} (95% interval {low:.1f} to {high:.1f})" in README
+    assert f"{training['num_parameters']:,} parameters, {training['global_step']:,} steps" in README
+    assert f"return is {training['dataset']['return_mean']:.0f}" in README
+    speed = json.loads((ROOT / "benchmarks" / "results" / "backbone_step.json").read_text())["results"]
+    for contender in speed.values():
+        assert f"| {contender['median']:.1f} |" in README
 
 
 def test_every_file_that_the_readme_names_exists():

@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, default=20, help="per target return (default: 20)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
     evaluate.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
+    evaluate.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
+    evaluate.add_argument("--sample", action="store_true", help="draw discrete actions instead of taking the likeliest")
     evaluate.add_argument("--num-envs", type=int, help="environments that run at once (default: 20)")
     evaluate.add_argument("--device", help="where the model computes (default: cpu)")
     evaluate.add_argument("--output", type=Path, help="folder for evaluation.json, evaluation.parquet and returns.png")
@@ -61,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     policy = DecisionMambaPolicy.from_pretrained(
-        arguments.checkpoint, mode=arguments.mode, device=arguments.device, revision=arguments.revision or "main"
+        arguments.checkpoint,
+        mode=arguments.mode,
+        device=arguments.device,
+        sample=arguments.sample,
+        revision=arguments.revision or "main",
     )
     result = evaluate_policy(
         policy,
@@ -70,6 +76,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         target_returns=arguments.target_return,
         seed=arguments.seed,
         num_envs=arguments.num_envs,
+        max_episode_steps=arguments.max_episode_steps,
     )
     print(result.table())
     if arguments.output is not None:

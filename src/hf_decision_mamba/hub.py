@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 LIBRARY_NAME = "hf_decision_mamba"
 LICENSE = "apache-2.0"
 DEFAULT_COMMIT_MESSAGE = "Upload checkpoint"
-TAGS = ("reinforcement-learning", "deep-reinforcement-learning", "offline-rl", "decision-mamba")
+TAGS = ("reinforcement-learning", "deep-reinforcement-learning", "offline-rl")
 
 # What a push sends, from the top of the folder only: no optimizer states, no trainer checkpoints, no pickles.
 WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors")
@@ -75,7 +75,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         library_name=LIBRARY_NAME,
         license=LICENSE,
         pipeline_tag="reinforcement-learning",
-        tags=[*TAGS, env_id] if env_id else list(TAGS),
+        tags=[tag for tag in (*TAGS, str(config.get("model_type")).replace("_", "-"), env_id) if tag],
         datasets=[dataset["name"]] if is_hub_dataset else None,
         model_name=model_name,
         eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
