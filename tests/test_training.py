@@ -127,7 +127,7 @@ def test_the_shipped_settings_are_those_of_the_readme(trajectories):
     config = model.config
     assert (config.embedding_size, config.hidden_size, config.state_size, config.n_layer) == (128, 64, 16, 3)
     assert Path(data.dataset_name).resolve() == ROOT / "datasets" / "hopper-medium-replay"
-    assert (processor.context_length, window_length, processor.return_scale) == (20, 20, 1000.0)
+    assert (processor.context_length, window_length, processor.return_scale) == (10, 10, 1000.0)
     assert (evaluation.eval_episodes, args.output_dir) == (20, "runs/dema-b3ld-hopper-medium-replay")
     assert (args.max_steps, args.per_device_train_batch_size, args.learning_rate) == (5000, 64, 1e-3)
     assert (args.warmup_steps, args.lr_scheduler_type, args.max_grad_norm) == (500, "cosine", 0.25)
@@ -180,11 +180,11 @@ def test_every_settings_file_is_of_a_preset_or_the_default():
 )
 def test_another_model_on_the_command_line_leaves_out_the_sizes_of_the_files_model(tmp_path, argv, kept):
     named, open_to_all = tmp_path / "named.yaml", tmp_path / "open.yaml"
-    sizes = "n_layer: 2\nresid_pdrop: 0.3\n"
+    sizes = "n_layer: 2\nresid_pdrop: 0.3\ncontext_length: 5\n"
     named.write_text(f"preset: dema-b3ld\n{sizes}max_steps: 7\n")
     open_to_all.write_text(sizes)
-    model, _, _, args = parse_arguments([str(named), *argv])
-    assert (model.n_layer, model.resid_pdrop) == ((2, 0.3) if kept else (None, None))
+    model, data, _, args = parse_arguments([str(named), *argv])
+    assert (model.n_layer, model.resid_pdrop, data.context_length) == ((2, 0.3, 5) if kept else (None, None, None))
     assert args.max_steps == 7
     assert parse_arguments([str(open_to_all), *argv])[0].n_layer == 2  # sizes of whichever model is chosen
 
