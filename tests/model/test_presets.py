@@ -1,5 +1,7 @@
 """What holds for every variant of the papers: padding, recurrence, causality, gradients, loading, precision."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,7 +100,9 @@ def test_padding_anywhere_never_changes_a_real_step(variant, data):
         for _ in range(data.draw(st.integers(1, 3)))
     ]
     inputs = inputs_for(model, len(positions), length, seed=data.draw(st.integers(0, 99)))
-    batch = {name: torch.full_like(tensor, 2 if name == "actions" else 9) for name, tensor in inputs.items()}
+    batch = {
+        name: torch.full_like(tensor, math.nan if tensor.is_floating_point() else 2) for name, tensor in inputs.items()
+    }
     batch["attention_mask"] = torch.zeros(len(positions), length)
     for row, index in enumerate(positions):
         batch["attention_mask"][row, index] = 1
@@ -186,6 +190,23 @@ def test_every_parameter_receives_a_gradient(model):
     gradients = torch.autograd.grad(sum(auxiliary, output.loss), list(model.parameters()), allow_unused=True)
     named = zip(dict(model.named_parameters()), gradients, strict=True)
     assert [name for name, gradient in named if gradient is None or not gradient.any()] == []
+
+
+def test_padding_poisons_no_gradient_and_no_state(model):
+    """Padding may hold anything, NaN too: it reaches neither a weight's gradient nor the states left behind."""
+    inputs = inputs_for(model, batch=2, steps=4)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    poisoned = {name: tensor.clone() for name, tensor in inputs.items()}
+    for tensor in poisoned.values():
+        tensor[0, 2:] = math.nan if tensor.is_floating_point() else 1
+    found, expected = [], []
+    for results, batch in ((found, poisoned), (expected, inputs)):
+        output = model(**batch, attention_mask=mask, labels=inputs["actions"], use_cache=True)
+        results += [*torch.autograd.grad(output.loss, model.predict_action.weight), *output.cache_params.ssm_states]
+        output = model(**batch, attention_mask=mask, labels=inputs["actions"])
+        results += torch.autograd.grad(output.loss, list(model.embed_state.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_loading_initialises_what_the_file_lacks(model, tmp_path):

@@ -285,14 +285,15 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if use_cache and cache_params is None:
             cache_params = DecisionMambaCache(config, states.shape[0], device=states.device, dtype=self.dtype)
 
-        # Padding moves to the end of its row, where no real step of a causal model can see it; `inverse` undoes it.
+        # Padding moves to the end of its row, where no real step of a causal model can see it; `inverse` undoes it. It
+        # becomes zero, because a gradient of zero times a NaN would be NaN.
         mask = order = inverse = None
         if attention_mask is not None:
             mask = attention_mask.bool()
             order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
             inverse, mask = torch.argsort(order, dim=1), take_steps(mask, order)
         states, actions, returns_to_go, timesteps, previous_actions = (
-            take_steps(x, order) for x in (states, actions, returns_to_go, timesteps, previous_actions)
+            _real_steps(x, order, mask) for x in (states, actions, returns_to_go, timesteps, previous_actions)
         )
         if previous_actions is None:
             previous_actions = self._shift(actions, cache_params)
@@ -460,6 +461,13 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                     f"timesteps range from {low} to {high}, but this model knows 0 to {config.max_ep_len - 1} "
                     "(max_ep_len): train with a larger max_ep_len or end the episode earlier."
                 )
+
+
+def _real_steps(x: Tensor | None, order: Tensor | None, mask: Tensor | None) -> Any:
+    """x (b, k, ...) with its steps in this order and zero where the mask (b, k) is false; without a mask, x itself."""
+    if x is None or mask is None:
+        return x
+    return take_steps(x, order).masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0)
 
 
 __all__ = ["DecisionMambaModel", "DecisionMambaOutput", "DecisionMambaPreTrainedModel"]
