@@ -182,7 +182,9 @@ def test_rows_act_as_if_alone(mode, model):
 @pytest.mark.parametrize("cut", [2, K + 3, 2 * K + 1])
 def test_reset_rows_starts_new_episodes_in_some_rows_only(mode, model, rows, cut):
     observations, rewards = episode(3 * K + 2, rows=3)
-    policy = make_policy(mode, model)
+    policy, single = make_policy(mode, model), make_policy(mode, model)
+    for one in (policy, single):
+        one.model.double()  # what float32 rounds differently in batches of one and three comes back as previous action
     policy.reset(num_envs=3)
     before = [policy.act(observations[0])]
     before += [policy.act(observations[t], rewards[t - 1]) for t in range(1, cut)]
@@ -190,11 +192,10 @@ def test_reset_rows_starts_new_episodes_in_some_rows_only(mode, model, rows, cut
     after = [policy.act(observations[t], rewards[t - 1]) for t in range(cut, len(observations))]
     actions = np.stack(before + after)
 
-    single = make_policy(mode, model)
     for row, target in ((0, 7.0), (2, 9.0)):
         single.reset(target)
         expected = play(single, observations[cut:, row], rewards[cut:, row])
-        np.testing.assert_allclose(actions[cut:, row], expected, atol=5e-6)
+        np.testing.assert_allclose(actions[cut:, row], expected, atol=1e-6)
     single.reset()
     np.testing.assert_allclose(actions[:, 1], play(single, observations[:, 1], rewards[:, 1]), atol=1e-6)
 

@@ -50,10 +50,8 @@ class TokenStream(NamedTuple):
         return window
 
 
-def take_steps(x: Tensor | None, index: Tensor | None) -> Any:
-    """x (b, k, ...) at the steps index (b, j) of every row; without x or index, x itself."""
-    if x is None or index is None:
-        return x
+def take_steps(x: Tensor, index: Tensor) -> Tensor:
+    """x (b, k, ...) at the steps index (b, j) of every row."""
     return x.gather(1, index.reshape(index.shape + (1,) * (x.dim() - 2)).expand(*index.shape, *x.shape[2:]))
 
 

@@ -465,7 +465,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
 
 def _real_steps(x: Tensor | None, order: Tensor | None, mask: Tensor | None) -> Any:
     """x (b, k, ...) with its steps in this order and zero where the mask (b, k) is false; without a mask, x itself."""
-    if x is None or mask is None:
+    if x is None or order is None or mask is None:
         return x
     return take_steps(x, order).masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0)
 
