@@ -51,10 +51,10 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
     assert f"score {results['normalized_score_mean']:.1f} (95% interval {low:.1f} to {high:.1f})" in README
     assert f"{training['num_parameters']:,} parameters, {training['global_step']:,} steps" in README
     assert f"return is {training['dataset']['return_mean']:.0f}" in README
-    runs = json.loads((ROOT / "benchmarks" / "results" / "default_run_context.json").read_text())["runs"]
-    with_20, chosen, second_seed = (f"{run['results'][0]['normalized_score_mean']:.1f}" for run in runs)
-    assert f"after a run with 20 had scored {with_20}; with 10, a second seed scored {second_seed}" in README
-    assert chosen == f"{results['normalized_score_mean']:.1f}"
+    for run, words in (("context_20", "had scored"), ("seed_0", "scored")):
+        folder = f"benchmarks/results/default_run_{run}"
+        other = json.loads((ROOT / folder / "evaluation.json").read_text())["results"][0]
+        assert f"]({folder}/evaluation.json) {words} {other['normalized_score_mean']:.1f}" in README
     speed = json.loads((ROOT / "benchmarks" / "results" / "backbone_step.json").read_text())["results"]
     for contender in speed.values():
         assert f"| {contender['median']:.1f} |" in README
