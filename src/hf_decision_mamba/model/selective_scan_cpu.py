@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LANES, BLOCK, CHUNK = 32, 256, 16  # as in selective_scan_kernels, which explains them; importing it would import numba
+LANES, BLOCK, CHUNK = 32, 256, 16  # as the kernels have them, whose import would import numba
 MAX_GROUPS = 16  # groups of batch rows: bounds the memory of partial sums and sets the threads that can help
 WORTH_A_THREAD = 1 << 16  # state updates (b·l·c·n)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None  # a constant, which torch.compile can look at

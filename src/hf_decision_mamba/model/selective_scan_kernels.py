@@ -3,279 +3,37 @@
 
 Equations: Gu & Dao, "Mamba" (arXiv 2312.00752), algorithm 2. The backward recomputes the states of a chunk of tokens
 from the state saved at its start. Importing this module imports numba.
-
-numba compiles loops over scalars and leaves it to LLVM to vectorise them, which LLVM gives up on loops as long as
-these. So the kernels are written over a small vector type: `load` takes LANES neighbouring channels, arithmetic acts on
-all of them, `store` puts them back, and LLVM maps that to whatever registers the machine has.
 """
 
 import functools
-import operator
-from typing import Any
 
 import numpy as np
 
 try:
     from llvmlite import ir
-    from numba import carray, cfunc, njit, types
-    from numba.extending import intrinsic, models, overload, register_model
+    from numba import carray, cfunc, types
+    from numba.extending import intrinsic
 except ImportError as error:
-    raise ImportError("the CPU kernels of the selective scan need numba: pip install numba") from error
+    raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
 
-LANES = 32  # of a vector; in float32 two of the widest registers, so that a sum over lanes is paid for every second one
+from .vector_cpu import (
+    LANES,
+    LN2,
+    compiled,
+    constant,
+    exp2,
+    fill,
+    inlined,
+    load,
+    sigmoid,
+    softplus,
+    softplus_slope,
+    store,
+    total,
+)
+
 BLOCK = 256  # channels of a work item, a multiple of LANES; long rows are what memory is fast at
 CHUNK = 16  # tokens between two saved states
-LN2 = float(np.log(2.0))
-INT32 = ir.IntType(32)
-
-# ------------------------------------------------------------------------------------------------------ the vector type
-
-
-class Vector(types.Type):
-    """LANES floats of one precision."""
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-        super().__init__(name=f"Vector({dtype})")
-
-
-@register_model(Vector)
-class VectorModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
-        element = dmm.lookup(fe_type.dtype).get_value_type()
-        super().__init__(dmm, fe_type, ir.VectorType(element, LANES))
-
-
-def broadcast(context, builder, vector, kind, value):
-    """`value` of numba type `kind` as an LLVM vector; numbers are rounded to the precision of `vector`."""
-    if isinstance(kind, Vector):
-        return value
-    number = context.cast(builder, value, kind, vector.dtype)
-    first = builder.insert_element(ir.Constant(context.get_value_type(vector), ir.Undefined), number, INT32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
-
-
-def define_operator(function, instruction):
-    """Let `function` (+, -, *, /) act on vectors, or on a vector and a number; FMA contraction is allowed, no more."""
-
-    @intrinsic
-    def apply(typingctx, a, b):
-        vector = a if isinstance(a, Vector) else b
-
-        def codegen(context, builder, signature, args):
-            operands = [broadcast(context, builder, vector, *pair) for pair in zip(signature.args, args, strict=True)]
-            return getattr(builder, instruction)(*operands, flags=("contract",))
-
-        return vector(a, b), codegen
-
-    @overload(function)
-    def operate(a, b):
-        if isinstance(a, Vector) or isinstance(b, Vector):
-            return lambda a, b: apply(a, b)
-        return None
-
-
-define_operator(operator.add, "fadd")
-define_operator(operator.sub, "fsub")
-define_operator(operator.mul, "fmul")
-define_operator(operator.truediv, "fdiv")
-
-
-@intrinsic
-def if_less(typingctx, a, b, yes, no):
-    """Lane by lane, `yes` where a < b and else `no` (so also where a or b is NaN)."""
-    vector = next(t for t in (a, b, yes, no) if isinstance(t, Vector))
-
-    def codegen(context, builder, signature, args):
-        pairs = zip(signature.args, args, strict=True)
-        a, b, yes, no = (broadcast(context, builder, vector, *pair) for pair in pairs)
-        return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
-
-    return vector(a, b, yes, no), codegen
-
-
-@intrinsic
-def power_of_two(typingctx, shifted):
-    """2**n, where the lowest bits of the floats `shifted` hold the integer n; -bias gives 0, bias + 1 infinity."""
-    bias, bits = (127, 23) if shifted.dtype == types.float32 else (1023, 52)
-
-    def codegen(context, builder, signature, args):
-        floats = context.get_value_type(shifted)
-        integers = ir.VectorType(ir.IntType(shifted.dtype.bitwidth), LANES)
-        n = builder.bitcast(args[0], integers)
-        n = builder.add(n, ir.Constant(integers, [bias] * LANES))
-        n = builder.shl(n, ir.Constant(integers, [bits] * LANES))
-        return builder.bitcast(n, floats)
-
-    return shifted(shifted), codegen
-
-
-def pointer(context, builder, array, value, index, kind):
-    data = context.make_array(array)(context, builder, value).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
-
-
-@intrinsic
-def load(typingctx, array, index):
-    """The vector array[index : index + LANES]; nothing is checked."""
-    vector = Vector(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, *args, context.get_value_type(vector))
-        return builder.load(at, align=array.dtype.bitwidth // 8)
-
-    return vector(array, types.intp), codegen
-
-
-@intrinsic
-def fill(typingctx, array, index):
-    """A vector whose lanes all are array[index]; nothing is checked."""
-    vector = Vector(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, *args, context.get_value_type(array.dtype))
-        return broadcast(context, builder, vector, array.dtype, builder.load(at))
-
-    return vector(array, types.intp), codegen
-
-
-@intrinsic
-def constant(typingctx, like, number):
-    """A vector of the precision of the array `like` whose lanes all are `number`."""
-    vector = Vector(like.dtype)
-
-    def codegen(context, builder, signature, args):
-        return broadcast(context, builder, vector, number, args[1])
-
-    return vector(like, number), codegen
-
-
-@intrinsic
-def store(typingctx, array, index, value):
-    """array[index : index + LANES] = value; nothing is checked."""
-
-    def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, args[0], args[1], context.get_value_type(value))
-        builder.store(args[2], at, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp, value), codegen
-
-
-@intrinsic
-def total(typingctx, value):
-    """The sum of the lanes, halves first."""
-
-    def codegen(context, builder, signature, args):
-        (v,), lanes = args, LANES
-        while lanes > 1:
-            lanes //= 2
-            low, high = (ir.Constant(ir.VectorType(INT32, lanes), list(range(i, i + lanes))) for i in (0, lanes))
-            v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
-        return builder.extract_element(v, INT32(0))
-
-    return value.dtype(value), codegen
-
-
-# ------------------------------------------------------------------------------------------------ elementary functions
-# Polynomials: there is no vector libm to count on. Minimax fits; the comments give their relative error.
-
-
-def exp2(x):
-    """2**x; zero below 2**-126.5 (float64: 2**-1022.5), infinity where the result is out of range."""
-
-
-@overload(exp2)
-def _exp2(x):
-    if x.dtype == types.float32:
-
-        def run(x):
-            x = if_less(x, -127.0, -127.0, x)
-            x = if_less(128.0, x, 128.0, x)
-            shifted = x + 12582912.0  # 1.5 * 2**23: rounds x to an integer, which then stands in the lowest bits
-            f = x - (shifted - 12582912.0)
-            p = 0.0013390863364671234 + f * 0.0001545316294512069  # (2**f - 1) / f on [-1/2, 1/2], 8e-9
-            p = 0.05550357114219078 + f * (0.009618082557277852 + f * p)
-            p = 1.0 + f * (0.6931471880262288 + f * (0.24022650760568126 + f * p))
-            return p * power_of_two(shifted)
-
-    else:
-
-        def run(x):
-            x = if_less(x, -1023.0, -1023.0, x)
-            x = if_less(1024.0, x, 1024.0, x)
-            shifted = x + 6755399441055744.0  # 1.5 * 2**52
-            f = x - (shifted - 6755399441055744.0)
-            p = 7.072585949269223e-09 + f * 4.4549605981865186e-10  # as above, 2e-17
-            p = 1.525273382983612e-05 + f * (1.321544258792169e-06 + f * (1.0178062445845774e-07 + f * p))
-            p = 0.009618129107606888 + f * (0.0013333558146416936 + f * (0.0001540353044173605 + f * p))
-            p = 0.6931471805599453 + f * (0.24022650695910097 + f * (0.0555041086648216 + f * p))
-            return (1.0 + f * p) * power_of_two(shifted)
-
-    return run
-
-
-def twice_atanh(s):
-    """2 atanh(s) for 0 <= s <= 1/3."""
-
-
-@overload(twice_atanh)
-def _twice_atanh(s):
-    if s.dtype == types.float32:
-
-        def run(s):
-            q = s * s
-            p = 0.40024595230703747 + q * (0.27965157745197267 + q * 0.2815777836310908)  # 4e-9
-            return s * (2.000000007681759 + q * (0.6666632164137777 + q * p))
-
-    else:
-
-        def run(s):
-            q = s * s
-            p = 0.12110168728069218 + q * (0.0832450651186082 + q * 0.17044163562781398)  # 2e-18
-            p = 0.18181740832504806 + q * (0.1538661404230401 + q * (0.13300374032674625 + q * p))
-            p = 0.4000000000018575 + q * (0.28571428545454114 + q * (0.22222224080747674 + q * p))
-            return s * (2.0 + q * (0.6666666666666615 + q * p))
-
-    return run
-
-
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-
-
-def compiled(function):
-    """`numba.njit`, keeping the machine code on disk wherever numba finds a folder that it may write to."""
-    try:
-        return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # "no locator available": compile again in every process
-        return njit(**OPTIONS)(function)
-
-
-inlined = njit(forceinline=True, **OPTIONS)  # a call costs more than these do
-
-
-@inlined
-def exp_of_minus_abs(x):
-    return exp2(if_less(x, 0.0, x, 0.0 - x) * (1.0 / LN2))
-
-
-@inlined
-def sigmoid(x):
-    e = exp_of_minus_abs(x)
-    return if_less(x, 0.0, e, 1.0) / (1.0 + e)
-
-
-@inlined
-def softplus(x):
-    """log(1 + exp(x)), the identity above 20 as in torch."""
-    e = exp_of_minus_abs(x)
-    return if_less(20.0, x, x, if_less(x, 0.0, 0.0, x) + twice_atanh(e / (2.0 + e)))
-
-
-@inlined
-def softplus_slope(x):
-    return if_less(20.0, x, 1.0, sigmoid(x))
-
 
 # ---------------------------------------------------------------------------------------------- a work item's workspace
 # One flat array `w`, whose parts start at the offsets below: quicker to compile and to pass on than twenty arrays.
