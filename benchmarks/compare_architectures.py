@@ -1,8 +1,8 @@
-"""Train every architecture on one data set by one protocol, and score it: `python benchmarks/compare_architectures.py`.
+"""Train every architecture on one data set by one protocol and score it: `python benchmarks/compare_architectures.py`.
 
-Each run is one `train.py` in a process of its own on one thread, `--jobs` of them at a time; the command continues where
-it was interrupted. With the first seed every learning rate is tried; the one with the lowest held-out loss at the end is
-then trained with the other seeds. No score decides anything. Writes results/comparison.json and docs/comparison.md.
+Each run is one `train.py` in a process of its own on one thread, `--jobs` of them at a time; the command goes on where
+it was interrupted. With the first seed every learning rate is tried; the one with the lowest held-out loss at the end
+is then trained with the other seeds. No score decides anything. Writes results/comparison.json and docs/comparison.md.
 """
 
 import argparse
@@ -35,12 +35,14 @@ SEEDS = (0, 1)
 
 HEADER = """# A first comparison
 
-{dataset}, {steps:,} steps of {batch} windows of {context} time steps, AdamW with cosine decay after {warmup} warm-up steps. Every model
-learns from the same windows with the same loss in the same trainer, and is scored by its last checkpoint in window mode: {episodes}
-episodes in {env} at a target return of {target:g}. Scores are D4RL's normalised returns.
+{dataset}, {steps:,} steps of {batch} windows of {context} time steps, AdamW with cosine decay after {warmup} warm-up
+steps. Every model learns from the same windows with the same loss in the same trainer, and is scored by its last
+checkpoint in window mode: {episodes} episodes in {env} at a target return of {target:g}. Scores are D4RL's normalised
+returns.
 
-The learning rate of each model is the one of {rates} with the lowest loss on held-out episodes (5%) after training with
-seed {first}; no score was looked at. The row gives the mean score of {seeds} seeds at that rate, and each seed's beside it.
+The learning rate of each model is the one of {rates} with the lowest loss on held-out episodes (5%) after
+training with seed {first}; no score was looked at. A row gives the mean score of {seeds} seeds at that rate, and each
+seed's beside it.
 
 | model | parameters | learning rate | held-out loss | score | each seed |
 |---|---|---|---|---|---|
@@ -52,11 +54,13 @@ Every run, so that another rule of choice can be tried:
 |---|---|---|---|---|
 """
 FOOTER = """
-What this does not say: two seeds tell large differences from small ones and no more; the papers train for 100,000 steps; the
-context of {context} steps is the one that suited DeMa in the default run, where Decision Transformer and Decision Mamba published with 20. The
-interval is over the episodes of one trained model, not over seeds. Behaviour cloning sees one state and the return-to-go at a time.
+What this does not say: two seeds tell large differences from small ones and no more; the papers train for 100,000
+steps; the context of {context} steps is the one that suited DeMa in the default run, where Decision Transformer and
+Decision Mamba published with 20. The intervals are over the episodes of one trained model, not over seeds. Behaviour
+cloning sees one state and one return-to-go at a time.
 
-Written by `{command}`; the numbers are in [comparison.json](../benchmarks/results/comparison.json).
+Written by `{command}`; the numbers are in
+[comparison.json](../benchmarks/results/comparison.json).
 """
 
 

@@ -1,5 +1,6 @@
 """Acting: what the model sees at every decision, rows that are independent episodes, and refusals."""
 
+import copy
 import json
 import re
 
@@ -19,6 +20,14 @@ ATARI = [name for name in PRESETS if "atari" in name]
 SIDE, FRAMES, ACTIONS = 36, 3, 4  # the smallest frames that the encoder reads
 MEAN, STD, SCALE = np.float32([0.5, -1, 0, 2]), np.float32([1, 2, 0.5, 1]), 10.0
 LOW, HIGH = np.float32([-0.3, -1]), np.float32([0.3, 1])  # narrow enough that clipping matters
+
+
+@pytest.fixture(autouse=True, params=["one compiled call", "torch"])
+def acting(request, monkeypatch):
+    """Every test is run with both: how a policy acts must not depend on what computes it."""
+    if request.param == "torch":
+        monkeypatch.setattr("hf_decision_mamba.policy.fuse", lambda model: None)
+    return request.param
 
 
 def make_model(preset: str = "dema-b3ld", **overrides) -> DecisionMambaModel:
@@ -95,7 +104,7 @@ def by_hand(model, observations, rewards, actions, t, context_length=K, target=3
     previous = np.concatenate([np.zeros((1, A)), actions])
 
     def tensor(x) -> torch.Tensor:
-        return torch.tensor(np.asarray(x, dtype=np.float32))[None, start : t + 1]
+        return torch.tensor(np.asarray(x, dtype=np.float32)).to(model.dtype)[None, start : t + 1]
 
     inputs = {"states": tensor((observations - MEAN) / STD), "returns_to_go": tensor(to_go[:, None] / SCALE)}
     if isinstance(model, DecisionMambaModel):
@@ -112,6 +121,7 @@ def by_hand(model, observations, rewards, actions, t, context_length=K, target=3
     ids=[*CONTINUOUS, "dema-timesteps", "decision-transformer"],
 )
 def test_a_window_is_one_forward_pass_over_the_last_steps(model):
+    model = copy.deepcopy(model).double()
     observations, rewards = episode(4 * K)  # long enough to wind the tape back twice
     actions = play(DecisionMambaPolicy(model, make_processor()), observations, rewards)
     assert actions.dtype == np.float32 and actions.shape == (4 * K, A)
@@ -348,9 +358,13 @@ class TestAtari:
                 np.testing.assert_array_equal(states[row], state[0])
                 np.testing.assert_allclose(logits[row], expected[0], atol=1e-5)
 
-    def test_frames_stay_bytes(self):
+    def test_frames_stay_bytes_until_they_are_encoded(self, acting):
         policy = make_player_policy()
         policy.reset(num_envs=2)
+        if acting == "one compiled call":  # each stack is encoded once, and what the encoder said is remembered
+            assert policy._memory.frames.dtype == torch.uint8
+            assert policy._memory.states.shape == (2, 2 * K + 1, 16)
+            return
         assert policy._memory.states.dtype == torch.uint8
         assert policy._memory.states.shape[1] == 2 * (K + FRAMES - 2) + 1  # single frames, none stacked
 

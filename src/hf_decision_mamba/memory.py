@@ -1,12 +1,13 @@
 """What a policy remembers between decisions: a window of the last steps, or the model's recurrent state.
 
-Both answer the same two calls, `predict` and `remember`, for many rows at once, each an episode of its own.
+All memories answer the same calls for many rows at once, each an episode of its own: arrays in, arrays out. On a CPU
+`FusedMemory` is the one that is used; the others run any model of torch, on any device.
 Source: the Transformer-like and RNN-like modes of DeMa (arXiv 2405.12094, section 4).
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +17,88 @@ from transformers import PreTrainedModel
 
 from .model import DecisionMambaCache, DecisionMambaConfig
 from .model.cache_decision_mamba import NO_ACTION
+from .model.fused_cpu import FusedModel
+
+Array = NDArray[Any]
+
+
+class Memory(Protocol):
+    """What a policy asks of its memory."""
+
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+
+    def remember(self, actions: Array) -> None:
+        """Note the actions (n, ...) that were taken."""
+
+    def reset_rows(self, rows: Array) -> None:
+        """Put rows (indices) back to the start of an episode."""
+
+
+class FusedMemory:
+    """Windows, or recurrent states, of a network that is one compiled call; all in numpy but an image encoder.
+
+    The last steps of every row stand on a tape, newest last, as in `WindowMemory`; recurrent states need one step.
+
+    Args:
+        context_length: steps of a window; None for recurrent states.
+    """
+
+    def __init__(self, model: PreTrainedModel, fused: FusedModel, count: int, context_length: int | None):
+        self.encode = getattr(model, "embed_state", None) if fused.config.state_type == "image" else None
+        self.fused = fused
+        self.memory = fused.new_memory(count) if context_length is None else None
+        self.context_length = context_length or 1
+        length = 2 * self.context_length + 1
+        self.states = np.zeros((count, length, fused.state_width), fused.dtype)
+        self.actions = no_actions(model, count, length).numpy()  # place t holds a_t
+        self.no_action = NO_ACTION if fused.config.action_type == "discrete" else 0
+        self.returns_to_go = np.zeros((count, length), fused.dtype)
+        self.timesteps = np.zeros((count, length), np.int64)
+        self.frames = no_states(model, count, frame_stack(model.config))
+        self.end = 1  # one place in front: the previous action of a window's first step
+
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        if self.end == self.states.shape[1]:
+            self._wind_back()
+        now, self.end = self.end, self.end + 1
+        self.states[:, now] = states if self.encode is None else self._encoded(states, steps)
+        self.returns_to_go[:, now] = returns_to_go
+        self.timesteps[:, now] = steps
+        lengths = np.minimum(steps + 1, self.context_length)
+        start = self.end - int(lengths.max())
+        return self.fused.predict(
+            self.states[:, start : self.end],
+            self.returns_to_go[:, start : self.end],
+            self.actions[:, start - 1 : now],
+            self.timesteps[:, start : self.end],
+            lengths,
+            self.memory,
+        )
+
+    def remember(self, actions: Array) -> None:
+        """Note the actions (n, ...) that were taken."""
+        self.actions[:, self.end - 1] = actions
+
+    def reset_rows(self, rows: Array) -> None:
+        """Put rows (indices) back to the start of an episode; in a window their steps are not read any more."""
+        self.actions[rows, self.end - 1] = self.no_action
+        if self.memory is not None:
+            self.memory[rows] = 0
+
+    def _encoded(self, frames: Array, steps: Array) -> Array:
+        """What the encoder makes of the stacks whose newest frames these are: each is encoded once."""
+        self.frames = _stacked(self.frames, torch.from_numpy(frames), torch.from_numpy(steps == 0))
+        assert self.encode is not None
+        encoded: Array = self.encode(self.frames[:, None])[:, 0].numpy()
+        return encoded
+
+    def _wind_back(self) -> None:
+        kept = self.context_length  # one less than a window of steps, and the action in front of them
+        for tape in (self.states, self.actions, self.returns_to_go, self.timesteps):
+            tape[:, :kept] = tape[:, self.end - kept : self.end].copy()
+        self.end = kept
 
 
 class WindowMemory:
@@ -45,14 +128,14 @@ class WindowMemory:
         self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
         self.end = history
 
-    def predict(self, states: Tensor, returns_to_go: Tensor, steps: NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
         if self.end == self.states.shape[1]:
             self._wind_back()
         now, self.end = self.end, self.end + 1
-        self.states[:, now] = states
+        self.states[:, now] = torch.from_numpy(states)
         self.actions[:, now] = self.no_action  # not known yet; what stood here belongs to a lap before
-        self.returns_to_go[:, now, 0] = returns_to_go
+        self.returns_to_go[:, now, 0] = torch.from_numpy(returns_to_go)
         if self.needs_timesteps:
             self.timesteps[:, now] = torch.from_numpy(steps)
 
@@ -72,15 +155,15 @@ class WindowMemory:
         if shortest < longest or not self.previous_actions:
             padding = longest - torch.from_numpy(lengths)
             inputs["attention_mask"] = (torch.arange(longest) >= padding[:, None]).long().to(self.device)
-        return self.model(**inputs).action_preds[:, -1]
+        return _to_numpy(self.model(**inputs).action_preds[:, -1])
 
-    def remember(self, actions: Tensor) -> None:
+    def remember(self, actions: Array) -> None:
         """Note the actions (n, ...) that were taken."""
-        self.actions[:, self.end - 1] = actions
+        self.actions[:, self.end - 1] = torch.from_numpy(actions)
 
-    def reset_rows(self, rows: Tensor) -> None:
+    def reset_rows(self, rows: Array) -> None:
         """Forget the last action; the steps themselves are masked because their rows are short again."""
-        self.actions[rows, self.end - 1] = self.no_action
+        self.actions[torch.from_numpy(rows), self.end - 1] = self.no_action
 
     def _stacked(self, start: int, steps: NDArray[np.int64]) -> Tensor:
         """Stacks (n, k, frames, height, width) of the frames from `start` on, that end at time steps `steps` (n,)."""
@@ -108,35 +191,42 @@ class RecurrentMemory:
         self.last_actions = no_actions(model, count)
         self.no_action = NO_ACTION if config.action_type == "discrete" else 0
         self.frame_stack = frame_stack(config)
-        self.frames = no_states(model, count, self.frame_stack) if self.frame_stack else None
+        self.frames = no_states(model, count, self.frame_stack)
 
-    def predict(self, states: Tensor, returns_to_go: Tensor, steps: NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        newest = torch.from_numpy(states).to(self.device)
+        if self.frame_stack:
+            newest = self.frames = _stacked(self.frames, newest, torch.from_numpy(steps == 0).to(self.device))
         output = self.model(
-            states=(states if self.frames is None else self._stacked(states, steps))[:, None],
-            returns_to_go=returns_to_go[:, None, None],
+            states=newest[:, None],
+            returns_to_go=torch.from_numpy(returns_to_go).to(self.device)[:, None, None],
             previous_actions=self.last_actions[:, None],
             timesteps=torch.from_numpy(steps)[:, None].to(self.device) if self.needs_timesteps else None,
             cache_params=self.cache,
         )
-        return output.action_preds[:, 0]
+        return _to_numpy(output.action_preds[:, 0])
 
-    def remember(self, actions: Tensor) -> None:
+    def remember(self, actions: Array) -> None:
         """Note the actions (n, ...) that were taken."""
-        self.last_actions.copy_(actions)
+        self.last_actions.copy_(torch.from_numpy(actions))
 
-    def reset_rows(self, rows: Tensor) -> None:
-        """Put rows back to the start of an episode."""
-        self.cache.reset(rows)
-        self.last_actions[rows] = self.no_action
+    def reset_rows(self, rows: Array) -> None:
+        """Put rows (indices) back to the start of an episode."""
+        index = torch.from_numpy(rows)
+        self.cache.reset(index)
+        self.last_actions[index] = self.no_action
 
-    def _stacked(self, frames: Tensor, steps: NDArray[np.int64]) -> Tensor:
-        """Stacks (n, frames, height, width) whose newest frames these (n, height, width) are."""
-        assert self.frames is not None
-        newest = frames[:, None]
-        begins = torch.from_numpy(steps == 0)[:, None, None, None].to(self.device)
-        self.frames = torch.where(begins, newest, torch.cat([self.frames[:, 1:], newest], dim=1))
-        return self.frames
+
+def _stacked(stacks: Tensor, newest: Tensor, begins: Tensor) -> Tensor:
+    """Stacks (n, frames, height, width) moved on by newest frames (n, height, width); repeated where a row begins."""
+    frames = newest[:, None]
+    return torch.where(begins[:, None, None, None], frames, torch.cat([stacks[:, 1:], frames], dim=1))
+
+
+def _to_numpy(predictions: Tensor) -> Array:
+    numbers: Array = predictions.float().cpu().numpy()
+    return numbers
 
 
 def kinds_of(config: Any) -> tuple[str, str]:

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import AutoModel, PreTrainedModel
 
-from .memory import RecurrentMemory, WindowMemory, kinds_of, observation_shape
+from .memory import FusedMemory, Memory, RecurrentMemory, WindowMemory, kinds_of, observation_shape
 from .model import DecisionMambaProcessor
+from .model.fused_cpu import fuse
 
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
@@ -89,7 +90,7 @@ class DecisionMambaPolicy:
             getattr(model.config, "use_timestep_embedding", False)
         )
         self._target_return: NDArray[np.float64] | None = None  # of the last reset, one number or one per row
-        self._memory: WindowMemory | RecurrentMemory | None = None
+        self._memory: Memory | None = None
 
     @classmethod
     def from_pretrained(
@@ -192,7 +193,7 @@ class DecisionMambaPolicy:
             ValueError: before the number of rows is known, or a mask, index or target return that does not fit.
         """
         count = self._rows("reset_rows")
-        memory = cast("WindowMemory | RecurrentMemory", self._memory)
+        memory = cast(Memory, self._memory)
         index = np.asarray(rows)
         if index.dtype == np.bool_ and index.shape != (count,):
             raise ValueError(f"rows is a mask of shape {index.shape}; the policy has {count} rows.")
@@ -208,7 +209,7 @@ class DecisionMambaPolicy:
         for row, stream in zip(index, self._next_streams(index.size), strict=True):
             self._streams[row] = stream
         with torch.inference_mode():  # in which the memory was made
-            memory.reset_rows(torch.from_numpy(index).to(memory.device))
+            memory.reset_rows(index)
 
     def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> Actions:
         """Choose the next action of every row.
@@ -235,7 +236,7 @@ class DecisionMambaPolicy:
             self.reset()
         if self._memory is None:
             self._start(observations.shape[0])
-        memory, count = cast("WindowMemory | RecurrentMemory", self._memory), self._steps.size
+        memory, count = cast(Memory, self._memory), self._steps.size
         if observations.shape[0] != count:
             raise ValueError(
                 f"observation has {observations.shape[0]} rows, but the policy was reset for {count}; "
@@ -247,12 +248,10 @@ class DecisionMambaPolicy:
         self._returns_to_go -= rewards
         if self.state_type == "vector":
             observations = self.processor.normalize_states(observations)
-        states = torch.from_numpy(observations).to(memory.device)
-        returns = torch.from_numpy(self.processor.scale_returns(self._returns_to_go)).to(memory.device)
+        returns_to_go = self.processor.scale_returns(self._returns_to_go)
         with torch.inference_mode():
-            predicted = memory.predict(states, returns, self._steps)
-            actions = self._choose(predicted.float().cpu().numpy())
-            memory.remember(torch.from_numpy(actions))
+            actions = self._choose(memory.predict(observations, returns_to_go, self._steps))
+            memory.remember(actions)
         self._steps += 1
         return actions[0].copy() if single else actions.copy()  # the caller may write into what it gets
 
@@ -283,12 +282,17 @@ class DecisionMambaPolicy:
         self._steps = np.zeros(count, dtype=np.int64)
         self._streams = self._next_streams(count)
         with torch.inference_mode():
-            if self.mode == "recurrent":
-                self._memory = RecurrentMemory(self.model, count, self._needs_timesteps)
-            else:
-                self._memory = WindowMemory(
-                    self.model, count, self.context_length, self._previous_actions, self._needs_timesteps
-                )
+            self._memory = self._new_memory(count)
+
+    def _new_memory(self, count: int) -> Memory:
+        """Room for so many rows; the weights that it acts with are the model's of now."""
+        context_length = None if self.mode == "recurrent" else self.context_length
+        fused = fuse(self.model)
+        if fused is not None:
+            return FusedMemory(self.model, fused, count, context_length)
+        if context_length is None:
+            return RecurrentMemory(self.model, count, self._needs_timesteps)
+        return WindowMemory(self.model, count, context_length, self._previous_actions, self._needs_timesteps)
 
     def _rows(self, what: str) -> int:
         if self._memory is None:

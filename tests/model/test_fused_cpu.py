@@ -1,0 +1,186 @@
+"""The network as one compiled call computes what torch computes: every preset, any size, windows and recurrence."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
+from hf_decision_mamba.model import PRESETS, fused_cpu
+from hf_decision_mamba.model.fused_cpu import fuse
+
+ATARI = {"num_channels": 2, "image_size": 36}
+#: Fields that no preset sets, or that meet in no preset.
+MIXTURES = {
+    "everything of one token": {"sequence_layout": "concatenated", "embedding_activation": "tanh", "embedding_size": 9},
+    "local mixers inside and outside": {"local_mixer": "conv", "local_mixer_inside": True, "share_local_mixer": True},
+    "no residual, shared norms": {"mixer_residual": False, "share_norms": True, "mixer_norm_type": "layer_norm"},
+    "no convolution, biases, no tanh": {"conv_kernel": 0, "use_bias": True, "action_tanh": False, "head_bias": False},
+    "two kinds of blocks in one": {"block_type": "mamba_mlp", "activation_function": "silu", "use_conv_bias": False},
+    "time steps of previous actions": {"use_timestep_embedding": True, "embedding_activation": "gelu"},
+    "Mamba-2 with biases": {"ssm": "mamba2", "use_bias": True, "head_dim": 1, "conv_kernel": 1},
+    "discrete actions": {"action_type": "discrete", "token_order": ["return", "state", "action"]},
+    "discrete previous actions": {"action_type": "discrete", "embedding_size": 33, "use_timestep_embedding": True},
+}
+
+
+def make_model(preset: str = "dema-b3ld", dtype: torch.dtype = torch.float64, seed: int = 0, **overrides):
+    """A small model no weight of which is zero or one."""
+    torch.manual_seed(seed)
+    image = ATARI if PRESETS[preset].get("state_type") == "image" else {}
+    sizes = {"state_dim": 5, "act_dim": 3, "hidden_size": 12, "state_size": 4, "n_layer": 2, "head_dim": 2}
+    config = DecisionMambaConfig.from_preset(preset, **{**sizes, **image, "max_ep_len": 40, **overrides})
+    model = DecisionMambaModel(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def make_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Whole episodes from their first step on."""
+    generator, config, dtype = torch.Generator().manual_seed(seed), model.config, model.dtype
+    state = (2, 36, 36) if config.state_type == "image" else (config.state_dim,)
+    if config.action_type == "discrete":
+        actions = torch.randint(0, config.act_dim, (rows, steps), generator=generator)
+        none = torch.full((rows, 1), -1)
+    else:
+        actions = torch.randn(rows, steps, config.act_dim, dtype=dtype, generator=generator)
+        none = torch.zeros(rows, 1, config.act_dim, dtype=dtype)
+    return {
+        "states": torch.rand(rows, steps, *state, dtype=dtype, generator=generator),
+        "actions": actions,
+        "returns_to_go": torch.randn(rows, steps, 1, dtype=dtype, generator=generator),
+        "timesteps": torch.arange(steps).expand(rows, -1),
+        "previous_actions": torch.cat([none, actions[:, :-1]], 1),
+    }
+
+
+@torch.no_grad()
+def arrays(model: DecisionMambaModel, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
+    """The arguments of `predict`, but for lengths and memory."""
+    states = model.embed_state(inputs["states"]) if model.config.state_type == "image" else inputs["states"]
+    returns = inputs["returns_to_go"][..., 0]
+    return [x.numpy() for x in (states, returns, inputs["previous_actions"], inputs["timesteps"])]
+
+
+def check(model: DecisionMambaModel, rows: int, steps: int, tolerance: float) -> None:
+    """Windows of different lengths, then the same episodes in two chunks, against one forward pass of torch."""
+    inputs, fused = make_steps(model, rows, steps), fuse(model)
+    with torch.no_grad():
+        expected = model(**inputs).action_preds.numpy()
+    given = arrays(model, inputs)
+    scale = max(1.0, np.abs(expected).max())
+
+    lengths = np.arange(rows) % steps + 1
+    rolled = [np.stack([np.roll(x[i], -length, axis=0) for i, length in enumerate(lengths)]) for x in given]
+    windows = fused.predict(*rolled, lengths)
+    np.testing.assert_allclose(windows, expected[np.arange(rows), lengths - 1], atol=tolerance * scale)
+
+    memory, cut = fused.new_memory(rows), steps // 2
+    for start, end in ((0, cut), (cut, steps)):
+        if end > start:
+            chunk = [x[:, start:end] for x in given]
+            out = fused.predict(*chunk, np.full(rows, end - start), memory)
+            np.testing.assert_allclose(out, expected[:, end - 1], atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset(preset, dtype):
+    check(make_model(preset, dtype), rows=3, steps=7, tolerance=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("fields", MIXTURES.values(), ids=MIXTURES)
+def test_fields_that_no_preset_sets(fields):
+    check(make_model(**fields), rows=3, steps=5, tolerance=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_size(data):
+    preset = data.draw(st.sampled_from([name for name in PRESETS if "atari" not in name]))
+    sizes = {
+        "state_dim": st.integers(1, 40),
+        "act_dim": st.integers(1, 40),
+        "hidden_size": st.integers(1, 70),
+        "state_size": st.integers(1, 9),
+        "n_layer": st.integers(1, 3),
+        "local_mixer_window": st.integers(1, 8),
+        "conv_kernel": st.integers(0, 8),
+        "embedding_size": st.none() | st.integers(1, 70),
+        "head_dim": st.just(1),
+    }
+    model = make_model(preset, **{name: data.draw(values, label=name) for name, values in sizes.items()})
+    check(model, data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9)), tolerance=1e-11)
+
+
+def test_rows_do_not_know_of_each_other_and_one_that_is_reset_starts_over():
+    model = make_model("dmm")
+    fused, given = fuse(model), arrays(model, make_steps(model, rows=3, steps=6))
+    step = [[x[:, t : t + 1] for x in given] for t in range(6)]
+    one, together = np.ones(3, int), fused.new_memory(3)
+    for t in range(3):
+        fused.predict(*step[t], one, together)
+    together[1] = 0
+    alone = fused.new_memory(1)
+    for t in range(3, 6):
+        out = fused.predict(*step[t], one, together)
+        np.testing.assert_array_equal(out[1:2], fused.predict(*[x[1:2] for x in step[t]], one[:1], alone))
+
+
+def test_it_holds_the_weights_of_when_it_was_made():
+    model = make_model()
+    given = arrays(model, make_steps(model, 1, 4))
+    before = fuse(model)
+    expected = before.predict(*given, np.full(1, 4))
+    with torch.no_grad():
+        model.predict_action.bias += 0.5
+    np.testing.assert_array_equal(before.predict(*given, np.full(1, 4)), expected)
+    assert np.abs(fuse(model).predict(*given, np.full(1, 4)) - expected).max() > 0.01
+
+
+class TestWhatIsLeftToTorch:
+    """Nothing that a user did to a model may be passed over."""
+
+    def test_a_hook(self):
+        model = make_model()
+        model.layers[1].mixer.in_proj.register_forward_hook(lambda *_: None)
+        assert fuse(model) is None
+
+    def test_a_module_of_somebody_else(self):
+        class Adapter(nn.Linear):
+            pass
+
+        model = make_model()
+        model.predict_action = Adapter(12, 3).double()
+        assert fuse(model) is None
+
+    def test_a_forward_of_somebody_else(self):
+        model = make_model()
+        model.predict_action.forward = lambda x: x[..., :3]
+        assert fuse(model) is None
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, dtype):
+        assert fuse(make_model(dtype=dtype)) is None
+
+    def test_mixed_precision(self):
+        model = make_model()
+        model.predict_action.float()
+        assert fuse(model) is None
+
+    def test_an_activation_that_is_not_known_here(self):
+        assert fuse(make_model("dema-post", activation_function="mish")) is None
+
+    def test_the_reference_when_asked_for(self):
+        assert fuse(make_model(scan_backend="reference")) is None
+
+    def test_everything_without_numba(self, monkeypatch):
+        monkeypatch.setattr(fused_cpu, "available", lambda: False)
+        assert fuse(make_model()) is None
+
+    def test_other_models(self):
+        assert fuse(nn.Linear(2, 2)) is None
