@@ -31,6 +31,7 @@ from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments,
 
 ROOT = Path(__file__).parents[1]
 TINY_DATA = ROOT / "tests" / "data" / "hopper-tiny-v5.parquet"
+SAMPLES = ROOT / "tests" / "data" / "samples"
 TINY_FRAMES = ROOT / "tests" / "data" / "breakout-tiny.parquet"
 TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
 # What differs in the command lines of the others.
@@ -402,6 +403,41 @@ def test_a_model_without_loss_trains_too(tmp_path, trajectories):
     assert trainer.state.global_step == 3
     assert not torch.equal(before, model.predict_action[0].weight)
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+# A source of each format, as `--dataset_name` names it, and the settings that it needs.
+SOURCES = {
+    "parquet, one row per episode": {"dataset_name": TINY_DATA},
+    "LeRobot, one row per step": {"dataset_name": SAMPLES / "lerobot"},
+    "Minari": {"dataset_name": "minari:hopper/sample-v0"},
+    "D4RL": {"dataset_name": SAMPLES / "d4rl.hdf5"},
+    "pickle": {"dataset_name": SAMPLES / "dt.pkl"},
+    "actions beyond their space": {"dataset_name": SAMPLES / "door-human.parquet", "held_out_fraction": 0.5},
+    "DQN replay": {**ATARI, "dataset_name": SAMPLES / "dqn-replay-Pong", "held_out_fraction": 0},
+}
+
+
+@pytest.mark.parametrize("source", [*SOURCES, "arrays in memory"])
+def test_ten_steps_of_training_from_each_source(source, tmp_path, trajectories, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(SAMPLES / "minari"))
+    if source in SOURCES:
+        settings = {
+            "max_steps": 10,
+            "logging_steps": 5,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            **SOURCES[source],
+        }
+        main(command_line(tmp_path / "run", **settings))
+        trained = json.loads((tmp_path / "run" / "training.json").read_text())
+    else:
+        columns = {"observations": trajectories.observations, "actions": trajectories.actions}
+        flags = {"rewards": trajectories.rewards, "terminals": trajectories.terminations}
+        windows = WindowDataset(load_trajectories({**columns, **flags, "timeouts": trajectories.truncations}), 4)
+        trainer = DecisionMambaTrainer(tiny_model(), tiny_arguments(tmp_path, max_steps=10), train_dataset=windows)
+        trained = {"loss": trainer.train().training_loss, "global_step": trainer.state.global_step}
+    assert trained["global_step"] == 10
+    assert 0 < trained["loss"] < 100
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, trajectories):

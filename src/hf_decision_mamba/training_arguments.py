@@ -76,11 +76,19 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub repository (org/name), folder or file with one row per episode."}
+        default=None,
+        metadata={
+            "help": "Hub repository (org/name), folder, file (.parquet, .hdf5, .pkl, ...) or minari:ID: docs/data.md."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, if the data set has several."})
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration, if the data set has several; transitions to take of a DQN replay, or all."},
+    )
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the repository."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to read; slices as train[:10%%] work."})
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split to read; slices as train[:10%%] are whole episodes."}
+    )
     dataset_columns: str | None = field(
         default=None, metadata={"help": 'Names of the columns where they differ, as JSON: {"observations": "obs"}.'}
     )

@@ -13,7 +13,7 @@ import pytest
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
-from hf_decision_mamba.data.sources import PARQUET_REVISION
+from hf_decision_mamba.data.formats.hub import PARQUET_REVISION
 
 HOPPER = Path(__file__).parent / "hopper-tiny-v5.parquet"
 SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
@@ -180,7 +180,7 @@ def test_one_integer_a_step_is_a_discrete_action() -> None:
     assert trajectories.action_type == "discrete"
     assert trajectories.actions.tolist() == [1, 0, 2]
     assert trajectories.act_dim == 3
-    assert load(actions=[[[1], [0]], [[2]]]).action_type == "continuous"
+    assert load(actions=[[[1], [0]], [[-1]]]).action_type == "continuous"
 
 
 NONE = {"terminations": None, "truncations": None}
@@ -261,6 +261,29 @@ def test_refuses_facts_that_cannot_be(beside: str, message: str, tmp_path: Path)
         load_trajectories(tmp_path / "a.parquet")
 
 
+def test_the_space_of_the_actions_may_be_said(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict(two_episodes(actions=[[[0.0, 200.0], [0.0, -7.0]], [[3.0, 0.0]]]))
+    data.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"episode 0, step 0, column 'actions', dimension 1: .* 200\.0, far outside of"
+    ):
+        load_trajectories(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text('{"action_low": -5, "action_high": [2, 180]}', encoding="utf-8")
+    assert load_trajectories(tmp_path / "a.parquet").actions.tolist() == [[0, 180], [0, -5], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    "bounds", ['"action_low": -1', '"action_low": -1, "action_high": [1, 1, 1]', '"action_low": "a"']
+)
+def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(two_episodes()).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(f"{{{bounds}}}", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"a\.json: action_\w+ must be a number or a list of 2, one for each dimension"
+    ):
+        load_trajectories(tmp_path / "a.parquet")
+
+
 # What is refused: the form of the episodes
 
 
@@ -309,7 +332,7 @@ def test_refuses_facts_that_cannot_be(beside: str, message: str, tmp_path: Path)
         ({"terminations": [[True, True], [False]]}, "episode 0, step 0, column 'terminations': the episode ends here"),
         (
             {**NONE, "dones": [[True, False], [True]]},
-            "episode 0, step 0, column 'dones': .* one row must be one episode",
+            "episode 0, step 0, column 'dones': the episode ends here, but more steps of it follow; split",
         ),
         ({"rewards": [[1.0, 2.0], None]}, "episode 1, column 'rewards' is null"),
         ({"rewards": [[1.0, None], [3.0]]}, "episode 0, step 1, column 'rewards': a value is missing"),
@@ -356,17 +379,17 @@ def test_refuses_a_mapping_to_nothing() -> None:
 
 
 def test_refuses_what_is_no_source() -> None:
-    with pytest.raises(TypeError, match="not from list"):
-        load_trajectories([1, 2])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"from a Hub repository id, .* or a dict of flat arrays, not from int"):
+        load_trajectories(7)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["episodes.pkl", "episodes.pickle", "https://somewhere.org/episodes.PKL"])
-def test_refuses_pickles(name: str) -> None:
-    with pytest.raises(ValueError, match="pickle files are not read, because unpickling can run any code; save"):
-        load_trajectories(name)
-
-
-@pytest.mark.parametrize("name", ["data/missing.parquet", "./missing", "a/b/c", "missing", "not a name", "json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("data/missing.parquet", "data/missing.hdf5", "data/missing.pkl"),
+        *("./missing", "a/b/c", "missing", "not a name", "json"),
+    ],
+)
 def test_says_where_it_looked_for_a_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     looked_for = f"no data set at {name!r}: there is no file or folder {tmp_path / name}, and it is not a repository id"
@@ -456,12 +479,19 @@ def test_names_other_files_that_cannot_be_read(name: str, tmp_path: Path) -> Non
 
 def test_lists_the_kinds_of_files_it_reads(tmp_path: Path) -> None:
     (tmp_path / "episodes.xyz").touch()
-    with pytest.raises(ValueError, match=r"cannot read a file of this kind; known endings: \.parquet, \.json"):
+    with pytest.raises(ValueError, match=r"cannot read a file of this kind; known endings: \.parquet,.*\.hdf5.*\.pkl"):
         load_trajectories(tmp_path / "episodes.xyz")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no data files; looked for \.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no data files; looked for \.parquet.*_ckpt"):
         load_trajectories(empty)
+
+
+def test_a_folder_of_files_that_are_each_a_data_set_is_not_one(tmp_path: Path) -> None:
+    for name in ("b.pkl", "a.hdf5", "a.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"holds files that are each a data set; name one of them, .*/a\.hdf5"):
+        load_trajectories(tmp_path)
 
 
 @pytest.mark.parametrize(

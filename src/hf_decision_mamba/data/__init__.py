@@ -1,7 +1,7 @@
 """Data: a source of trajectories -> flat columns -> windows that a model trains on.
 
-`sources` opens what there is, `rows` and `facts` read it, `episode_rows` flattens it; `trajectories` are the checked
-columns, `windows` the gather and the sampler.
+`sources` finds out what a source is, `formats` has an adaptor for each kind, `columns` the checks that all of them
+share; `trajectories` are the checked columns, `windows` the gather and the sampler.
 """
 
 from .sources import load_trajectories

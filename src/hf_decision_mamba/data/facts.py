@@ -1,7 +1,7 @@
-"""What a source says about itself beside its columns: its environment, the shape of a frame, the number of actions.
+"""What a source says about itself beside its columns: its environment, what it observes, the actions that it takes.
 
-A data set says it in the front matter of its card, `environment: {id, obs_shape, num_actions}`; a single file in the
-JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions"}`. All of it is optional.
+A data set says it in the front matter of its card, `environment: {id, obs_shape, num_actions, ...}`; a single file in
+the JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions", ...}`. All of it is optional.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import DatasetCard
+from numpy.typing import ArrayLike, NDArray
 
 #: A larger JSON file beside the data holds data itself.
 _LARGEST_JSON = 1 << 20
+_SAID = ("obs_shape", "num_actions", "action_low", "action_high", "max_episode_steps")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class SourceFacts:
     env_id: str | None = None
     obs_shape: Any = None
     num_actions: Any = None
+    action_low: Any = None
+    action_high: Any = None
+    max_episode_steps: Any = None
 
     def frame_shape(self) -> tuple[int, int] | None:
         """Return (height, width) of a frame, when it is said.
@@ -47,11 +53,44 @@ class SourceFacts:
         Raises:
             ValueError: `num_actions` is something else.
         """
-        if self.num_actions is None or _is_count(self.num_actions):
-            return self.num_actions
-        raise ValueError(
-            f"{self.where}: num_actions must be a positive whole number, found {self.num_actions!r}; correct it"
+        return self._count("num_actions", self.num_actions)
+
+    def step_limit(self) -> int | None:
+        """Return the number of steps after which the environment cuts an episode off, when it is said.
+
+        Raises:
+            ValueError: `max_episode_steps` is something else.
+        """
+        return self._count("max_episode_steps", self.max_episode_steps)
+
+    def action_bounds(self, act_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return the (lowest, highest) continuous action, each (A,), when they are said.
+
+        Raises:
+            ValueError: `action_low` or `action_high` is neither a number nor one for each dimension.
+        """
+        if self.action_low is None and self.action_high is None:
+            return None
+        return self._bound("action_low", self.action_low, act_dim), self._bound(
+            "action_high", self.action_high, act_dim
         )
+
+    def _count(self, name: str, value: Any) -> int | None:
+        if value is None or _is_count(value):
+            return value
+        raise ValueError(f"{self.where}: {name} must be a positive whole number, found {value!r}; correct it")
+
+    def _bound(self, name: str, value: ArrayLike | None, act_dim: int) -> NDArray[np.float32]:
+        try:
+            bound = np.broadcast_to(np.asarray(value, dtype=np.float32), (act_dim,))
+        except (TypeError, ValueError):
+            bound = np.full(act_dim, np.nan, np.float32)
+        if np.isnan(bound).any():
+            raise ValueError(
+                f"{self.where}: {name} must be a number or a list of {act_dim}, one for each dimension of the actions, "
+                f"as action_low and action_high go together; found {value!r}; correct it"
+            )
+        return bound
 
 
 def facts_of_card(card: Path) -> SourceFacts:
@@ -86,8 +125,7 @@ def _facts(where: Path, facts: object, env_id: str) -> SourceFacts:
     return SourceFacts(
         where=str(where),
         env_id=name if isinstance(name, str) else None,
-        obs_shape=facts.get("obs_shape"),
-        num_actions=facts.get("num_actions"),
+        **{said: facts.get(said) for said in _SAID},
     )
 
 

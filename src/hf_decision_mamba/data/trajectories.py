@@ -242,7 +242,7 @@ class Trajectories:
         count = min(max(round(held_out_fraction * self.num_episodes), 1), self.num_episodes - 1)
         held_out = np.zeros(self.num_episodes, dtype=np.bool_)
         held_out[np.random.default_rng(seed).permutation(self.num_episodes)[:count]] = True
-        return self._select(~held_out), self._select(held_out)
+        return self.select(~held_out), self.select(held_out)
 
     def check_finite(self) -> None:
         """Check every observation, action and reward.
@@ -266,8 +266,8 @@ class Trajectories:
                     f"is {rows[tuple(place)]} in float32; correct or remove this episode"
                 )
 
-    def _select(self, chosen: NDArray[np.bool_]) -> Trajectories:
-        """Copy the episodes that `chosen` (E,) marks."""
+    def select(self, chosen: NDArray[np.bool_]) -> Trajectories:
+        """Return a copy of the episodes that `chosen` (E,) marks."""
         lengths = self.lengths()
         rows = np.repeat(chosen, lengths)
         offsets = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)

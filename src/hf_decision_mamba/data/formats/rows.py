@@ -1,12 +1,13 @@
-"""The rows of an opened source, one row per episode: what `datasets` has loaded, or parquet files that are read as is.
+"""The rows of an opened table: what `datasets` has loaded, or parquet files that are read as they are.
 
-Frames of bytes are read without `datasets`: its cache on the disk would hold them uncompressed, hundreds of times the
-size of their parquet file.
+Frames of bytes and rows of single steps are read without `datasets`: its cache on the disk would hold the frames
+uncompressed, hundreds of times the size of their parquet file, and all pictures of a robot that are not needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,30 +86,33 @@ class ParquetRows:
             raise unreadable(self.label, f"the file {path}", error) from error
 
 
-def binary_rows(label: str, path: str, split: str, options: Mapping[str, Any]) -> ParquetRows | None:
-    """Find the parquet files of a split, as `datasets.load_dataset` would, when one of their columns is bytes.
+def parquet_rows(
+    label: str, path: str, split: str, options: Mapping[str, Any], as_they_are: Callable[[pa.Schema], bool]
+) -> ParquetRows | None:
+    """Find the parquet files of a split, as `datasets.load_dataset` would, when they are to be read as they are.
 
     Args:
         label: what errors call the data set.
         path: what to load: a Hub repository, a folder or a builder.
         split: names of splits, with slices such as "train[:10%]".
         options: of `datasets.load_dataset_builder`.
+        as_they_are: whether files with this schema are.
 
     Returns:
-        None if the data are not parquet files, have no column of bytes, or cannot be read.
+        None if the data are not parquet files, are to be read by `datasets`, or cannot be read.
 
     Raises:
         ValueError: the split is none of the data set's, or its files differ in their columns.
     """
     found = datasets.load_dataset_builder(path, **options).config.data_files or {}
-    files = {str(name): list(paths) for name, paths in found.items()}
+    files = {str(name): [file for file in paths if not _is_about_data(file)] for name, paths in found.items()}
     first = next((paths[0] for paths in files.values() if paths), "")
     if not first.endswith(".parquet"):
         return None
     download = datasets.DownloadManager().download  # what is local already stays where it is
     try:
         schema = pq.read_schema(download(first))
-        if not any(map(is_binary, schema.types)):
+        if not as_they_are(schema):
             return None
         local = {name: list(map(Path, download(paths))) for name, paths in files.items() if name in split}
         footers = {file: pq.read_metadata(file) for paths in local.values() for file in paths}
@@ -130,9 +134,9 @@ def binary_rows(label: str, path: str, split: str, options: Mapping[str, Any]) -
     return ParquetRows(label, schema, tuple(parts))
 
 
-def is_binary(found: pa.DataType) -> bool:
-    """Whether a column of this type holds bytes."""
-    return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
+def _is_about_data(file: str) -> bool:
+    """Whether a file of the Hub is one of LeRobot's tables about the data, not of the data."""
+    return re.match(r"hf://datasets/[^@]+@[^/]+/meta/", file) is not None
 
 
 def unreadable(label: str, what: str, cause: BaseException) -> ValueError:

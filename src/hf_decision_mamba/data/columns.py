@@ -1,0 +1,244 @@
+"""The columns that make trajectories: what they are called in every format, and the checks that all formats share.
+
+An adaptor says which of its arrays is which column and where its episodes lie; `assemble` checks them and decides how
+every episode ended. Nothing here knows a format.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .facts import SourceFacts
+from .trajectories import Trajectories, locate
+
+logger = logging.getLogger(__name__)
+
+#: Our columns, and the names that they are found under where no `columns` argument says another one: those of the
+#: Decision Transformer's data sets and gymnasium, of D4RL, and of LeRobot.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "observations": ("observations", "observation.state"),
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "next.reward"),
+    "terminations": ("terminations", "terminals"),
+    "truncations": ("truncations", "timeouts", "next.truncated"),
+    "dones": ("dones", "next.done"),
+}
+VALUES = ("observations", "actions", "rewards")
+FLAGS = ("terminations", "truncations", "dones")
+
+#: Actions of an unknown space are taken for ones in [-1, 1]. Up to here, they were recorded before the environment
+#: clipped them (as in D4RL's sources of human demonstrations); beyond, they are in other units.
+_FARTHEST_CLIPPED = 1.5
+_ROUNDING = 1e-5  # actions so little outside the space are clipped without a word
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of all episodes: values (N, ...), and what errors call it.
+
+    Args:
+        label: the data set, as the user called it.
+        theirs: the column's name there.
+        values: one row a step.
+        offsets: (E + 1,) where the episodes begin and end; None while that is not known.
+    """
+
+    label: str
+    theirs: str
+    values: np.ndarray
+    offsets: NDArray[np.int64] | None = None
+
+    @property
+    def known_offsets(self) -> NDArray[np.int64]:
+        """The offsets, of which there is one episode until they are known."""
+        return np.array([0, len(self.values)]) if self.offsets is None else self.offsets
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each episode, (E,)."""
+        return np.diff(self.known_offsets)
+
+    def at(self, row: int) -> str:
+        """Say where a row of the values is."""
+        if self.offsets is None:
+            return f"data set {self.label!r}, step {row}, column {self.theirs!r}"
+        episode, step = locate(self.offsets, row)
+        return f"data set {self.label!r}, episode {episode}, step {step}, column {self.theirs!r}"
+
+    def as_type(self, dtype: type[np.generic]) -> np.ndarray:
+        """Return the values as this type. What does not fit becomes infinite, which `check_finite` reports."""
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(self.values, dtype=dtype)
+
+    def as_flags(self) -> NDArray[np.bool_]:
+        """Return the values as true and false.
+
+        Raises:
+            ValueError: one of them is neither.
+        """
+        wrong = np.flatnonzero((self.values != 0) & (self.values != 1))
+        if len(wrong):
+            found = self.values[wrong[0]]
+            raise ValueError(f"{self.at(int(wrong[0]))}: expected true or false (1 or 0), found {found}")
+        return self.values.astype(np.bool_)
+
+
+def find_columns(
+    label: str,
+    found: Iterable[str],
+    columns: Mapping[str, str],
+    aliases: Mapping[str, tuple[str, ...]] = ALIASES,
+    needed: tuple[str, ...] = VALUES,
+) -> dict[str, str]:
+    """Return the source's names of its columns, by ours.
+
+    Args:
+        label: what errors call the data set.
+        found: the columns that the source has.
+        columns: the user's names for some of them, by ours.
+        aliases: our columns, and the names to look for.
+        needed: those that a source must have.
+
+    Raises:
+        ValueError: a needed or mapped column is not there, or what is mapped is none of our columns.
+    """
+    found = list(found)
+    unknown = [ours for ours in columns if ours not in aliases]
+    if unknown:
+        raise ValueError(f"columns: {unknown[0]!r} is none of our columns; map from {', '.join(aliases)}")
+    names = {}
+    for ours, usual in aliases.items():
+        wanted = (columns[ours],) if ours in columns else usual
+        present = [name for name in wanted if name in found]
+        if present:
+            names[ours] = present[0]
+        elif ours in columns or ours in needed:
+            raise ValueError(
+                f"data set {label!r} has no column {wanted[0]!r} for the {ours}; its columns are {', '.join(found)}. "
+                f'Say which one it is with columns={{"{ours}": "..."}}'
+            )
+    return names
+
+
+def without_spare_dones(names: Mapping[str, str]) -> dict[str, str]:
+    """Leave out `dones` where terminations or truncations say more."""
+    spare = "terminations" in names or "truncations" in names
+    return {ours: theirs for ours, theirs in names.items() if not (spare and ours == "dones")}
+
+
+def check_lengths(columns: Mapping[str, Column]) -> None:
+    """Check that an episode has as many steps in every column, and at least one.
+
+    Raises:
+        ValueError: it has not; names the episode and both columns.
+    """
+    first = columns.get("observations", columns["actions"])  # some adaptors read frames when the rest is known
+    for column in columns.values():
+        different = np.flatnonzero(column.lengths != first.lengths)
+        if len(different) == 0:
+            continue
+        episode, more = different[0], first.lengths - column.lengths
+        final_observation = "leave out the observation after the last action of each episode"
+        raise ValueError(
+            f"data set {first.label!r}, episode {episode}: the number of steps differs, {first.lengths[episode]} in "
+            f"column {first.theirs!r} and {column.lengths[episode]} in column {column.theirs!r}; "
+            + (
+                final_observation
+                if "observations" in columns and (more == 1).all()
+                else "every step needs a value in each column"
+            )
+        )
+    empty = np.flatnonzero(first.lengths == 0)
+    if len(empty):
+        raise ValueError(
+            f"data set {first.label!r}, episode {empty[0]} is empty in column {first.theirs!r}; every episode needs "
+            "one step or more, so remove it"
+        )
+
+
+def assemble(name: str, columns: Mapping[str, Column], facts: SourceFacts) -> Trajectories:
+    """Make trajectories of the columns, by the rules of `load_trajectories`.
+
+    Args:
+        name: what cards call the data set.
+        columns: by our names, with known offsets. Vectors and continuous actions are (N, D) numbers, discrete actions
+            (N,) integers, images (N, H, W) uint8, everything else (N,).
+        facts: what else the source says about itself.
+
+    Raises:
+        ValueError: an episode is not what it should be.
+    """
+    check_lengths(columns)
+    offsets, actions = columns["actions"].known_offsets, columns["actions"]
+    flags = {ours: _flags_at_ends(columns[ours]) for ours in FLAGS if ours in columns}
+    terminations, truncations = _endings(flags, offsets)
+    images = columns["observations"].values.dtype == np.uint8 and columns["observations"].values.ndim == 3
+    discrete = actions.values.ndim == 1
+    return Trajectories(
+        observations=columns["observations"].as_type(np.uint8 if images else np.float32),
+        actions=actions.as_type(np.int64) if discrete else _within_space(actions, facts),
+        rewards=columns["rewards"].as_type(np.float32),
+        terminations=terminations,
+        truncations=truncations,
+        episode_offsets=offsets,
+        name=name,
+        env_id=facts.env_id,
+        num_actions=facts.action_count() if discrete else None,
+    )
+
+
+def _flags_at_ends(column: Column) -> NDArray[np.bool_]:
+    """Return true and false (N,), which may only be true at the last step of an episode."""
+    flags = column.as_flags()
+    inside = flags.copy()
+    inside[column.known_offsets[1:] - 1] = False
+    early = np.flatnonzero(inside)
+    if len(early):
+        raise ValueError(
+            f"{column.at(int(early[0]))}: the episode ends here, but more steps of it follow; split it into two"
+        )
+    return flags
+
+
+def _endings(
+    flags: Mapping[str, NDArray[np.bool_]], offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return (terminations, truncations) from what the source has."""
+    last = np.zeros(offsets[-1], dtype=np.bool_)
+    last[offsets[1:] - 1] = True
+    truncations = flags.get("truncations", np.zeros_like(last))
+    if "truncations" in flags and "terminations" not in flags:
+        return last & ~truncations, truncations
+    terminations = flags.get("terminations", flags.get("dones", np.zeros_like(last)))
+    return terminations, truncations | (last & ~terminations)
+
+
+def _within_space(column: Column, facts: SourceFacts) -> NDArray[np.float32]:
+    """Return continuous actions (N, A) within their space, as the environment would have clipped them."""
+    actions = column.as_type(np.float32)
+    known = facts.action_bounds(actions.shape[1])
+    low, high = (np.float32(-1), np.float32(1)) if known is None else known
+    excess = np.maximum(low - actions, actions - high)
+    if not np.isfinite(actions).all() or not (excess > 0).any():
+        return actions  # what is not finite is refused later
+    farthest = np.unravel_index(int(excess.argmax()), excess.shape)
+    place = f"{column.at(int(farthest[0]))}, dimension {farthest[1]}: the action is {actions[farthest]}"
+    if known is None and excess[farthest] > _FARTHEST_CLIPPED - 1:
+        raise ValueError(
+            f"{place}, far outside of [-1, 1], which the models' actions are in; divide the actions by their scale, or "
+            "say their space: action_low and action_high, under environment: in the front matter of a data set's card "
+            "(README.md) or in the JSON file beside a single file"
+        )
+    if excess[farthest] > _ROUNDING:
+        logger.warning(
+            "%s, outside of its space; it is clipped, as the environment would, like those of %d steps in %d",
+            place,
+            np.count_nonzero((excess > 0).any(axis=1)),
+            len(actions),
+        )
+    return np.clip(actions, low, high)

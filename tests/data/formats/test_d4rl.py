@@ -1,0 +1,128 @@
+"""D4RL files: columns are read, groups left alone, episodes cut where they ended, and damaged files named."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from hf_decision_mamba.data import load_trajectories
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "d4rl.hdf5"
+
+
+def save(path: Path, **columns: Any) -> Path:
+    """Write five steps, of which the second terminates an episode; None leaves a column out."""
+    steps: dict[str, Any] = {
+        "observations": np.arange(15.0).reshape(5, 3),
+        "actions": np.zeros((5, 1)),
+        "rewards": np.ones(5),
+        "terminals": np.arange(5) == 1,
+        "timeouts": np.arange(5) == 3,
+    }
+    with h5py.File(path, "w") as file:
+        for name, values in {**steps, **columns}.items():
+            if values is not None:
+                file[name] = values
+    return path
+
+
+def test_columns_are_those_of_the_file_and_the_last_episode_is_cut_short() -> None:
+    trajectories = load_trajectories(SAMPLE)
+    with h5py.File(SAMPLE) as file:
+        assert "metadata" in file and "infos" in file
+        for ours, theirs in {"observations": "observations", "actions": "actions", "rewards": "rewards"}.items():
+            np.testing.assert_array_equal(getattr(trajectories, ours), file[theirs][()])
+        np.testing.assert_array_equal(trajectories.terminations, file["terminals"][()])
+    assert trajectories.lengths().tolist() == [24, 11, 21, 17, 27, 88, 10]
+    assert np.flatnonzero(trajectories.truncations).tolist() == [trajectories.num_steps - 1]
+    assert trajectories.name == "d4rl"
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", "a.h5"])
+def test_terminations_and_truncations_are_kept_apart(name: str, tmp_path: Path) -> None:
+    trajectories = load_trajectories(save(tmp_path / name))
+    assert trajectories.lengths().tolist() == [2, 2, 1]
+    assert np.flatnonzero(trajectories.terminations).tolist() == [1]
+    assert np.flatnonzero(trajectories.truncations).tolist() == [3, 4]
+
+
+def test_columns_are_mapped_and_facts_are_beside_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "cart.hdf5", obs=np.ones((5, 2)), actions=np.arange(5))
+    path.with_suffix(".json").write_text('{"env_id": "CartPole-v1", "num_actions": 7}')
+    trajectories = load_trajectories(path, columns={"observations": "obs"}, split="train[:1]")
+    assert repr(trajectories) == (
+        "Trajectories('cart': 1 episodes, 2 steps, state_dim=2, num_actions=7, env_id='CartPole-v1')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("terminals", "lengths", "truncations"),
+    [([0, 1, 0, 0, 0], [2, 2, 1], [3, 4]), ([0, 0, 0, 0, 0], [2, 2, 1], [1, 3, 4]), ([0, 0, 1, 0, 1], [2, 1, 2], [1])],
+)
+def test_without_timeouts_the_time_limit_beside_the_file_cuts(
+    terminals: list[int], lengths: list[int], truncations: list[int], tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.hdf5", timeouts=None, terminals=np.array(terminals, bool))
+    path.with_suffix(".json").write_text(json.dumps({"max_episode_steps": 2}))
+    trajectories = load_trajectories(path)
+    assert trajectories.lengths().tolist() == lengths
+    assert np.flatnonzero(trajectories.truncations).tolist() == truncations
+
+
+def test_refuses_a_time_limit_that_cannot_be(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.hdf5", timeouts=None)
+    path.with_suffix(".json").write_text('{"max_episode_steps": 2.5}')
+    with pytest.raises(ValueError, match=r"a\.json: max_episode_steps must be a positive whole number, found 2\.5"):
+        load_trajectories(path)
+
+
+def test_without_timeouts_and_time_limit_episodes_end_at_terminals(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert load_trajectories(save(tmp_path / "a.hdf5", timeouts=None)).lengths().tolist() == [2, 3]
+    assert "write max_episode_steps, the environment's time limit, into a JSON file beside" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"rewards": None}, "no column 'rewards' for the rewards; its columns are actions, observations, terminals"),
+        ({"timeouts": None, "terminals": None}, "nothing says where its episodes end"),
+        ({"actions": np.zeros((4, 1))}, "5 steps in column 'observations' and 4 in column 'actions'"),
+        ({"actions": [["a"]] * 5}, "column 'actions': expected .* found shape .* of object"),
+        ({"rewards": [0, 0, np.nan, 0, 0]}, "episode 1, step 0, column 'rewards': the value is nan"),
+        ({"terminals": [0, 5, 0, 0, 0]}, "step 1, column 'terminals': expected true or false .* found 5"),
+    ],
+)
+def test_names_what_is_wrong(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        load_trajectories(save(tmp_path / "a.hdf5", **columns))
+    assert "data set " in str(raised.value)
+
+
+def test_a_file_of_groups_is_another_format(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
+        file["episode_0/observations"] = np.zeros((3, 2))
+    with pytest.raises(
+        ValueError, match=r"only groups: episode_0/; .*a Minari data set is read by its id, minari:NAME"
+    ):
+        load_trajectories(tmp_path / "main_data.hdf5")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 100, SAMPLE.read_bytes()[:20_000]])
+def test_names_the_file_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.hdf5").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.hdf5' cannot be read: the file is corrupted, truncated or not what its"):
+        load_trajectories(tmp_path / "a.hdf5")
+
+
+def test_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(ImportError, match=r'HDF5 files need h5py .*pip install "hf_decision_mamba\[hdf5\]"'):
+        load_trajectories(SAMPLE)

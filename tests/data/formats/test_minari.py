@@ -1,0 +1,198 @@
+"""Minari data sets by their ids: the last observation goes, nested ones become a vector, spaces become facts."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.serialization import serialize_space
+
+from hf_decision_mamba.data import load_trajectories
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+ACTIONS = spaces.Box(-1, 1, (1,), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for data sets in a folder of the test, and nowhere else."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+
+    def no_download(dataset_id: str) -> None:
+        raise ConnectionError(f"no network for {dataset_id}")
+
+    monkeypatch.setattr("minari.storage.hosting.download_dataset", no_download)
+
+
+def observations(space: Any, steps: int, random: np.random.Generator) -> Any:
+    """Observations of a space as the storage nests them, one more than there are steps."""
+    if isinstance(space, spaces.Dict):
+        return {key: observations(inner, steps, random) for key, inner in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return {f"_index_{place}": observations(inner, steps, random) for place, inner in enumerate(space.spaces)}
+    if isinstance(space, spaces.Discrete):
+        return random.integers(space.start, space.start + space.n, steps + 1)
+    return random.normal(size=(steps + 1, *space.shape)).astype(space.dtype)
+
+
+def make(
+    folder: Path,
+    name: str,
+    observation_space: Any = BOX,
+    action_space: Any = ACTIONS,
+    env_id: str | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Write a data set of two episodes as Minari lays it out; return what is in the second one."""
+    data = folder / name / "data"
+    data.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    with h5py.File(data / "main_data.hdf5", "w") as file:
+        for number, steps in enumerate((2, 3)):
+            discrete = isinstance(action_space, spaces.Discrete)
+            episode = {
+                "observations": observations(observation_space, steps, random),
+                "actions": np.arange(steps) if discrete else random.uniform(-1, 1, (steps, 1)),
+                "rewards": random.normal(size=steps),
+                "terminations": np.arange(steps) == (steps - 1 if number == 0 else -1),
+                "truncations": np.arange(steps) == (steps - 1 if number == 1 else -1),
+                **changes,
+            }
+            write(file.create_group(f"episode_{number}"), episode)
+    metadata: dict[str, Any] = {
+        "total_episodes": 2,
+        "total_steps": 5,
+        "data_format": "hdf5",
+        "dataset_id": name,
+        "minari_version": "0.5.4",
+        "observation_space": serialize_space(observation_space),
+        "action_space": serialize_space(action_space),
+    }
+    if env_id is not None:
+        metadata["env_spec"] = gymnasium.spec(env_id).to_json()
+    (data / "metadata.json").write_text(json.dumps(metadata))
+    return episode
+
+
+def write(group: h5py.Group, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            write(group.create_group(key), value)
+        else:
+            group[key] = value
+
+
+def test_the_sample_holds_the_episodes_that_the_d4rl_sample_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(SAMPLES / "minari"))
+    trajectories = load_trajectories("minari:hopper/sample-v0")
+    flat = load_trajectories(SAMPLES / "d4rl.hdf5", split="train[:6]")
+    for name in ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets"):
+        np.testing.assert_array_equal(getattr(trajectories, name), getattr(flat, name))
+    assert trajectories.env_id == "Hopper-v5"
+
+
+def test_a_data_set_of_vectors(tmp_path: Path) -> None:
+    second = make(tmp_path, "mujoco/hopper/test-v0", env_id="Hopper-v5")
+    trajectories = load_trajectories("minari:mujoco/hopper/test-v0")
+    assert repr(trajectories) == (
+        "Trajectories('minari:mujoco/hopper/test-v0': 2 episodes, 5 steps, state_dim=2, act_dim=1, env_id='Hopper-v5')"
+    )
+    for name in ("actions", "rewards"):
+        np.testing.assert_array_equal(getattr(trajectories, name)[2:], second[name].astype(np.float32))
+    np.testing.assert_array_equal(trajectories.observations[2:], second["observations"][:-1].astype(np.float32))
+    assert np.flatnonzero(trajectories.terminations).tolist() == [1]
+    assert np.flatnonzero(trajectories.truncations).tolist() == [4]
+    assert load_trajectories("minari:mujoco/hopper/test-v0", split="train[1:]").lengths().tolist() == [3]
+
+
+NESTED = spaces.Dict(
+    {
+        "observation": BOX,
+        "achieved_goal": spaces.Box(-1, 1, (2, 2), np.float32),
+        "body": spaces.Dict({"joints": BOX, "grip": spaces.Tuple((spaces.Box(-1, 1, (1,)), spaces.Discrete(3)))}),
+    }
+)
+
+
+def test_nested_observations_become_what_flatten_observation_makes_of_them(tmp_path: Path) -> None:
+    second = make(tmp_path, "nested-v0", NESTED)["observations"]
+    grip = second["body"]["grip"]
+    for step in range(3):
+        whole = {
+            "achieved_goal": second["achieved_goal"][step],
+            "body": {
+                "grip": (grip["_index_0"][step], grip["_index_1"][step]),
+                "joints": second["body"]["joints"][step],
+            },
+            "observation": second["observation"][step],
+        }
+        expected = spaces.flatten(NESTED, whole).astype(np.float32)
+        np.testing.assert_array_equal(load_trajectories("minari:nested-v0").observations[2 + step], expected)
+
+
+def test_discrete_actions_and_grey_frames(tmp_path: Path) -> None:
+    second = make(tmp_path, "frames-v0", spaces.Box(0, 1, (4, 5), np.uint8), spaces.Discrete(6))
+    trajectories = load_trajectories("minari:frames-v0")
+    assert (trajectories.frame_shape, trajectories.act_dim) == ((4, 5), 6)
+    np.testing.assert_array_equal(trajectories.observations[2:], second["observations"][:-1])
+    assert trajectories.actions.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_actions_are_clipped_to_the_space(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    space = spaces.Box(-2, 2, (1,), np.float32)
+    make(tmp_path, "torque-v0", action_space=space, actions=np.array([[-1.5], [5.0]]), observations=np.zeros((3, 2)),
+         rewards=np.zeros(2), terminations=np.zeros(2, bool), truncations=np.zeros(2, bool))  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        assert load_trajectories("minari:torque-v0").actions.ravel().tolist() == [-1.5, 2, -1.5, 2]
+    assert "episode 0, step 1, column 'actions', dimension 0: the action is 5.0, outside" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"action_space": spaces.MultiBinary(2)}, "column 'actions': actions from MultiBinary.* are not read"),
+        ({"action_space": spaces.Discrete(3, start=1)}, "column 'actions': actions from Discrete.* are not read"),
+        (
+            {"observation_space": spaces.Dict({"eye": spaces.Box(0, 255, (64, 64, 3), np.float32)})},
+            "'observations.eye': ob",
+        ),
+        ({"rewards": np.zeros(1)}, "episode 0: the number of steps differs, 2 in column 'observations' and 1 in"),
+    ],
+)
+def test_names_what_is_wrong(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make(tmp_path, "bad-v0", **arguments)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_trajectories("minari:bad-v0")
+    assert "data set 'minari:bad-v0'" in str(raised.value)
+
+
+def test_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=rf"no data set 'minari:a/b-v0': it is not in {tmp_path} .*no network for a"
+    ):
+        load_trajectories("minari:a/b-v0")
+    (tmp_path / "c-v0" / "data").mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"'minari:c-v0' cannot be read from {tmp_path}/c-v0: "):
+        load_trajectories("minari:c-v0")
+
+
+@pytest.mark.parametrize(
+    "options", [{"columns": {"rewards": "r"}}, {"config": "a"}, {"revision": "b"}, {"split": "test"}]
+)
+def test_refuses_options_that_would_do_nothing(options: dict[str, Any], tmp_path: Path) -> None:
+    make(tmp_path, "a-v0")
+    with pytest.raises(ValueError, match=r"has no meaning for the data set minari:a-v0|its one split is 'train'"):
+        load_trajectories("minari:a-v0", **options)
+
+
+def test_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(ImportError, match=r'Minari data sets need minari .*pip install "hf_decision_mamba\[minari\]"'):
+        load_trajectories("minari:a-v0")

@@ -1,0 +1,277 @@
+"""One row per step (LeRobot): rows in any order become episodes, missing ones are named, missing rewards have rules."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import LoopbackHub
+
+from hf_decision_mamba.data import Trajectories, load_trajectories
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what `datasets` caches in a folder of the test, not among its data, and every test off the network."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def steps(**changes: Any) -> pa.Table:
+    """Episodes of three and of two steps; `changes` replace columns or, if None, drop them."""
+    columns: dict[str, Any] = {
+        "observation.state": pa.array([[float(row), 0.5] for row in range(5)], pa.list_(pa.float32(), 2)),
+        "action": pa.array([[row / 10] for row in range(5)], pa.list_(pa.float32(), 1)),
+        "next.reward": pa.array([1.0, 2.0, 3.0, 4.0, 5.0], pa.float32()),
+        "next.done": [False, False, True, False, True],
+        "episode_index": [0, 0, 0, 1, 1],
+        "frame_index": [0, 1, 2, 0, 1],
+        "timestamp": [0.0, 0.1, 0.2, 0.0, 0.1],
+    }
+    return pa.table({name: values for name, values in {**columns, **changes}.items() if values is not None})
+
+
+def save(folder: Path, table: pa.Table) -> Path:
+    path = folder / "steps.parquet"
+    pq.write_table(table, path)
+    return path
+
+
+def made(trajectories: Trajectories) -> None:
+    """Check that these are the episodes that `steps` makes."""
+    assert trajectories.observations.tolist() == [[row, 0.5] for row in range(5)]
+    assert trajectories.actions.tolist() == np.float32([[row / 10] for row in range(5)]).tolist()
+    assert trajectories.rewards.tolist() == [1, 2, 3, 4, 5]
+    assert trajectories.episode_offsets.tolist() == [0, 3, 5]
+    assert trajectories.terminations.tolist() == [False, False, True, False, True]
+
+
+def test_the_sample_holds_the_episodes_that_the_d4rl_sample_holds(own_cache: Path) -> None:
+    steps, flat = load_trajectories(SAMPLES / "lerobot"), load_trajectories(SAMPLES / "d4rl.hdf5", split="train[:6]")
+    for name in ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets"):
+        np.testing.assert_array_equal(getattr(steps, name), getattr(flat, name))
+    assert steps.name == "lerobot"
+    assert not list(own_cache.rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("kind", ["v2", "v3", "file", "json", "dataset", "dataset dict", "out of order", "other names"])
+def test_every_layout_gives_the_same_episodes(kind: str, tmp_path: Path) -> None:
+    table, columns = steps(), None
+    if kind in ("v2", "v3"):
+        (tmp_path / "data" / "chunk-000").mkdir(parents=True)
+        (tmp_path / "meta" / "episodes").mkdir(parents=True)
+        (tmp_path / "meta" / "info.json").write_text('{"total_frames": 5, "features": {}}')
+        (tmp_path / "meta" / "episodes.jsonl").write_text('{"episode_index": 0, "length": 3}\n')
+        pq.write_table(
+            pa.table({"episode_index": [0, 1], "length": [3, 2]}), tmp_path / "meta/episodes/file-000.parquet"
+        )
+        pieces = {"episode_000000": table.slice(0, 3), "episode_000001": table.slice(3)}
+        for name, piece in pieces.items() if kind == "v2" else [("file-000", table)]:
+            pq.write_table(piece, tmp_path / "data" / "chunk-000" / f"{name}.parquet")
+        source: Any = tmp_path
+    elif kind == "json":
+        source = tmp_path / "steps.jsonl"
+        datasets.Dataset(table).to_json(source)
+    elif kind in ("dataset", "dataset dict"):
+        source = datasets.Dataset(table)
+        source = datasets.DatasetDict(train=source) if kind == "dataset dict" else source
+    elif kind == "other names":
+        source = save(tmp_path, table.rename_columns(["obs", "a", "r", "end", "trial", "tick", "time"]))
+        columns = dict(observations="obs", actions="a", rewards="r", dones="end", episodes="trial", steps="tick")
+    else:
+        source = save(tmp_path, table.take([4, 1, 3, 0, 2]) if kind == "out of order" else table)
+    made(load_trajectories(source, columns=columns))
+
+
+def test_a_robot_of_the_hub_is_read_without_the_tables_about_it(tmp_path: Path) -> None:
+    upload = (
+        "import sys; from huggingface_hub import HfApi\n"
+        "HfApi().create_repo('alice/robot', repo_type='dataset')\n"
+        "HfApi().upload_folder(folder_path=sys.argv[1], repo_id='alice/robot', repo_type='dataset')\n"
+    )
+    load = "from hf_decision_mamba.data import load_trajectories; print(load_trajectories('alice/robot'))"
+    folder = tmp_path / "robot"
+    shutil.copytree(SAMPLES / "lerobot", folder)
+    (folder / "meta" / "episodes").mkdir()
+    pq.write_table(pa.table({"episode_index": [0, 1], "length": [3, 2]}), folder / "meta/episodes/file-000.parquet")
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"]["observation.images.top"] = {"dtype": "video"}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    with LoopbackHub({"hf_alice": "alice"}) as hub:
+        environment = hub.client_environment(tmp_path / "home", "hf_alice")
+        for code, more in ((upload, {}), (load, {}), (load, {"HF_HUB_OFFLINE": "1"})):
+            command = [sys.executable, "-c", code, str(folder)]
+            done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            if code == load:
+                assert done.stdout.startswith("Trajectories('alice/robot': 6 episodes, 188 steps, state_dim=11")
+                assert "pictures are not read (observation.images.top)" in done.stderr
+
+
+def test_rows_without_a_count_of_steps_stay_as_they_are(tmp_path: Path) -> None:
+    made(load_trajectories(save(tmp_path, steps(frame_index=None))))
+    with pytest.raises(
+        ValueError, match=r"the rows of episode 0 do not stand together, and no column counts the steps"
+    ):
+        load_trajectories(save(tmp_path, steps(frame_index=None).take([0, 3, 1, 2, 4])))
+
+
+@pytest.mark.parametrize(
+    ("split", "rewards"), [("train[:1]", [1, 2, 3]), ("train[1:]", [4, 5]), ("train[50%:]", [4, 5])]
+)
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_slices_are_whole_episodes(split: str, rewards: list[float], ending: str, tmp_path: Path) -> None:
+    source = save(tmp_path, steps())
+    if ending == "jsonl":
+        source = tmp_path / "steps.jsonl"
+        datasets.Dataset(steps()).to_json(source)
+    assert load_trajectories(source, split=split).rewards.tolist() == rewards
+    with pytest.raises(ValueError, match=r"has no episodes in split|corresponds to no data"):
+        load_trajectories(source, split="train[:0]")
+    with pytest.raises(ValueError, match=r"cannot be loaded with .*split='test'"):
+        load_trajectories(source, split="test")
+
+
+def test_one_number_a_step(tmp_path: Path) -> None:
+    trajectories = load_trajectories(save(tmp_path, steps(**{"observation.state": [0.0, 1.0, 2.0, 3.0, 4.0]})))
+    assert trajectories.observations.tolist() == [[0], [1], [2], [3], [4]]
+    discrete = load_trajectories(save(tmp_path, steps(action=[0, 2, 1, 0, 0])))
+    assert (discrete.action_type, discrete.act_dim) == ("discrete", 3)
+    continuous = load_trajectories(save(tmp_path, steps(action=[0.0, 0.5, 1.0, 0.0, 0.0])))
+    assert (continuous.action_type, continuous.act_dim) == ("continuous", 1)
+
+
+def test_truncations_are_kept_apart(tmp_path: Path) -> None:
+    truncated = {
+        "next.truncated": [False, False, False, False, True],
+        "terminations": [False, False, True, False, False],
+    }
+    trajectories = load_trajectories(save(tmp_path, steps(**truncated)))
+    assert np.flatnonzero(trajectories.terminations).tolist() == [2]
+    assert np.flatnonzero(trajectories.truncations).tolist() == [4]
+
+
+def test_a_success_is_the_reward_where_there_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    successes = {"next.success": [False, True, True, False, False], "next.reward": None}
+    with caplog.at_level(logging.WARNING):
+        trajectories = load_trajectories(save(tmp_path, steps(**successes)))
+    assert trajectories.rewards.tolist() == [0, 1, 0, 0, 0]
+    assert "1 at the first step of an episode with 'next.success', which 1 of 2 episodes have" in caplog.text
+    kept = load_trajectories(save(tmp_path, steps(**{**successes, "next.reward": [1.0, 2.0, 3.0, 4.0, 5.0]})))
+    assert kept.rewards.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("done", [None, [False, False, True, False, True]])
+def test_demonstrations_without_rewards_may_all_be_successes(done: list[bool] | None, tmp_path: Path) -> None:
+    path = save(tmp_path, steps(**{"next.reward": None, "next.done": done}))
+    with pytest.raises(
+        ValueError, match=r"no column 'next\.reward' .*columns=\{\"rewards\": \"next\.done\"\} rewards the"
+    ):
+        load_trajectories(path)
+    trajectories = load_trajectories(path, columns={"rewards": "next.done"})
+    assert trajectories.rewards.tolist() == [0, 0, 1, 0, 1]
+    assert trajectories.returns().tolist() == [1, 1]
+
+
+def test_pictures_are_left_alone_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "meta").mkdir()
+    features = {"observation.images.top": {"dtype": "video", "shape": [480, 640, 3]}}
+    (tmp_path / "meta" / "info.json").write_text(json.dumps({"total_frames": 9, "features": features}))
+    picture = [{"bytes": b"png", "path": None}] * 5
+    pq.write_table(steps(**{"observation.image": picture}), tmp_path / "data" / "train-0.parquet")
+    with caplog.at_level(logging.WARNING):
+        made(load_trajectories(tmp_path))
+    assert "pictures are not read (observation.image, observation.images.top)" in caplog.text
+    assert "5 of the 9 steps that meta/info.json counts are here" in caplog.text
+    pq.write_table(
+        steps(**{"observation.image": picture, "observation.state": None}), tmp_path / "data/train-0.parquet"
+    )
+    with pytest.raises(
+        ValueError, match=r"no column 'observation\.state' .* Pictures \(observation\.image, .*not read"
+    ):
+        load_trajectories(tmp_path)
+
+
+def test_a_description_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{")
+    pq.write_table(steps(), tmp_path / "data" / "train-0.parquet")
+    with pytest.raises(ValueError, match=r"info\.json is not the description of a LeRobot data set"):
+        load_trajectories(tmp_path)
+
+
+def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "observations": [[[0.0], [1.0]], [[2.0]]],
+            "actions": [[0, 1], [0]],
+            "rewards": [[0.0, 0.0], [1.0]],
+            "episode_index": [0, 1],
+        }
+    )
+    assert load_trajectories(save(tmp_path, table)).lengths().tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frame_index": [0, 1, 1, 0, 1]}, "episode 0, column 'frame_index': step 1 is there twice; remove one"),
+        ({"frame_index": [0, 1, 3, 0, 1]}, r"episode 0, column 'frame_index': step 2 is missing \(the next one is 3\)"),
+        ({"frame_index": [0, 1, 2, 1, 2]}, r"episode 1, column 'frame_index': step 0 is missing \(the next one is 1\)"),
+        ({"episode_index": [0, 0, 0, 0, 0]}, "episode 0, column 'frame_index': step 0 is there twice"),
+        (
+            {"episode_index": [0.0, 0.0, 0.0, 1.0, 1.0]},
+            "'episode_index': expected one whole number for each step, found d",
+        ),
+        ({"frame_index": [0, 1, None, 0, 1]}, "'frame_index': expected one whole number .* with 1 missing"),
+        (
+            {"episode_index": None},
+            r"one row per episode .* needs a column that says each step's episode: columns=\{\"epi",
+        ),
+        ({"action": None}, "no column 'actions' for the actions; its columns are observation.state, next.reward"),
+        ({"action": [[0.0], [0.0], [0.0], [0.0], None]}, "episode 1, step 1, column 'action': a value is missing"),
+        ({"action": [[0.0], [0.0], [0.0], [0.0], [None]]}, "episode 1, step 1, column 'action': a value is missing"),
+        ({"action": [[0.0], [0.0], [0.0, 1.0], [0.0], [0.0]]}, "episode 0, step 2, column 'action': 2 numbers, where"),
+        (
+            {"action": ["a"] * 5},
+            "column 'action': expected one row per step with a list of numbers, or one number, found s",
+        ),
+        ({"next.reward": [0.0, 1.0, np.nan, 0.0, 0.0]}, r"episode 0, step 2, column 'rewards': the value is nan"),
+        ({"next.reward": [0.0, 1.0, None, 0.0, 0.0]}, r"episode 0, step 2, column 'next\.reward': a value is missing"),
+        (
+            {"next.done": [False, True, True, False, True]},
+            r"episode 0, step 1, column 'next\.done': the episode ends here",
+        ),
+        ({"next.done": [0, 0, 7, 0, 1]}, r"episode 0, step 2, column 'next\.done': expected true or false .*found 7"),
+        ({"action": [[0.0], [0.0], [0.0], [0.0], [180.0]]}, "episode 1, step 1, column 'action', dimension 0: .* 180"),
+    ],
+)
+def test_names_what_is_wrong(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        load_trajectories(save(tmp_path, steps(**changes)))
+    assert "steps" in str(raised.value)
+
+
+def test_rows_of_different_files_may_be_interleaved_but_not_be_there_twice(tmp_path: Path) -> None:
+    for name, rows in {"a": [4, 0, 2], "b": [1, 3]}.items():
+        pq.write_table(steps().take(rows), tmp_path / f"{name}.parquet")
+    made(load_trajectories(tmp_path))
+    pq.write_table(steps().take([3]), tmp_path / "c.parquet")
+    with pytest.raises(
+        ValueError, match=r"episode 1, column 'frame_index': step 0 is there twice; .*of different files"
+    ):
+        load_trajectories(tmp_path)
