@@ -13,11 +13,13 @@ from torch import Tensor
 
 from hf_decision_mamba import model
 
+SHARED_BY_KERNELS = ("vector_cpu.py", "threads_cpu.py", "threads_kernels.py")
+
 
 def pytest_configure() -> None:
     """Forget kernels that were compiled before the last change of what all of them use; numba would not notice."""
     folder = Path(model.__file__).parent
-    changed = (folder / "vector_cpu.py").stat().st_mtime
+    changed = max((folder / name).stat().st_mtime for name in SHARED_BY_KERNELS)
     for index in folder.glob("__pycache__/*.nbi"):
         if index.stat().st_mtime < changed:
             index.unlink()

@@ -131,6 +131,25 @@ def test_rows_do_not_know_of_each_other_and_one_that_is_reset_starts_over():
         np.testing.assert_array_equal(out[1:2], fused.predict(*[x[1:2] for x in step[t]], one[:1], alone))
 
 
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(fused_cpu, "WORTH_A_THREAD", 1)
+    model = make_model("decision-mamba")
+    given, lengths = arrays(model, make_steps(model, rows=7, steps=5)), np.array([5, 1, 3, 2, 5, 4, 1])
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            fused = fuse(model)
+            memory = fused.new_memory(7)
+            results.append((fused.predict(*given, lengths), fused.predict(*given, lengths, memory), memory))
+            assert fused._groups == count
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_it_holds_the_weights_of_when_it_was_made():
     model = make_model()
     given = arrays(model, make_steps(model, 1, 4))

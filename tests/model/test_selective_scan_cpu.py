@@ -18,6 +18,7 @@ from torch import Tensor
 pytest.importorskip("numba")
 
 from hf_decision_mamba.model import selective_scan_cpu as cpu
+from hf_decision_mamba.model import threads_cpu
 
 GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -198,7 +199,7 @@ def test_overflow_is_never_a_finite_number():
 def threads_from(request, monkeypatch):
     """Threads of torch's OpenMP, where there is one, and threads of our own, as elsewhere."""
     if request.param == "pool":
-        monkeypatch.setattr(cpu, "_openmp", lambda: None)
+        monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
 
 
 def test_every_number_of_threads_gives_the_same_bits(monkeypatch, threads_from):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from .mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaConvLocalMixer, DecisionMambaLinearLocalMixer
 from .modeling_decision_mamba import DecisionMambaModel
 from .selective_scan_cpu import available
+from .threads_cpu import run_items
 
+WORTH_A_THREAD = 1 << 21  # multiplications
 LANES = 32  # as in vector_cpu, whose import would import numba
 ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh")
 Array = NDArray[Any]
@@ -68,14 +70,17 @@ class FusedModel:
         self._memory_size = LANES
         with torch.no_grad():
             self._write_program(model)
-        self.program = np.array(self._program, np.int64)
-        self.buffers = np.array(self._buffers, np.int64)
+        self.program = np.array(self._program, np.int64).reshape(-1)
+        self.buffers = np.array(self._buffers, np.int64).reshape(-1)
         self.weights = np.concatenate(self._weights)
-        self._room = 0
+        self._numbers = np.array([self.config.layer_norm_epsilon], self.dtype)
+        self._nothing = np.zeros(0, self.dtype)
+        act_dim, discrete = self.config.act_dim, self.config.action_type == "discrete"
+        self._sizes = 0 if discrete else act_dim, act_dim, len(self.kinds), self.decision, self.cut
+        self._room = self._groups = 0
         # The first call compiles, or loads from the disk: now, rather than when the first decision is due.
         zeros, none = np.zeros((1, 1, self.state_width), self.dtype), np.zeros((1, 1), np.int64)
-        discrete = self.config.action_type == "discrete"
-        actions = none if discrete else np.zeros((1, 1, self.config.act_dim), self.dtype)
+        actions = none if discrete else np.zeros((1, 1, act_dim), self.dtype)
         self.predict(zeros, zeros[..., 0], actions, none, none[0] + 1)
 
     # ------------------------------------------------------------------------------------------------------- running
@@ -106,21 +111,28 @@ class FusedModel:
         Returns:
             Actions (rows, act_dim), or logits.
         """
-        steps = states.shape[1]
-        if steps > self._room:
-            self._room = steps
-            self._work = np.zeros(self._size + steps * self._growth, self.dtype)
-            self._indices = np.zeros((3, steps), np.int64)
-        out = np.empty((len(states), self.config.act_dim), self.dtype)
+        rows, steps = lengths.shape[0], states.shape[1]
+        groups = 1
+        if rows > 1:
+            worth = rows * steps * len(self.kinds) * self.weights.size // WORTH_A_THREAD
+            groups = max(1, min(rows, torch.get_num_threads(), worth))
+        if steps > self._room or groups > self._groups:
+            self._room, self._groups = max(steps, self._room), max(groups, self._groups)
+            self._work = np.zeros((self._groups, self._size + self._room * self._growth), self.dtype)
+            self._indices = np.zeros((self._groups, 3 * self._room), np.int64)
         if self.config.action_type == "discrete":
-            discrete, continuous = previous_actions, np.empty((len(states), steps, 0), self.dtype)
+            discrete, continuous = previous_actions, self._nothing
         else:
             discrete, continuous = timesteps, previous_actions
-        inputs = states, returns_to_go, continuous, discrete, timesteps
-        self.kernels.run(
-            self.program, self.buffers, self.weights, self.config.layer_norm_epsilon, self._work, self._indices,
-            self.new_memory(len(states)) if memory is None else memory, len(self.kinds), self.decision, self.cut, out,
-            *map(np.ascontiguousarray, inputs), lengths,
+        memory = self.new_memory(rows) if memory is None else memory
+        out = np.empty((rows, self.config.act_dim), self.dtype)
+        sizes = np.array([rows, steps, self.state_width, *self._sizes, groups], np.int64)
+        integers = (np.ascontiguousarray(x, np.int64).reshape(-1) for x in (timesteps, discrete, lengths))
+        floats = (np.ascontiguousarray(x, self.dtype).reshape(-1) for x in (states, returns_to_go, continuous))
+        run_items(
+            self.kernels.run, groups, groups, sizes, self.program, self.buffers,
+            self._indices[:groups].reshape(-1), *integers, self._numbers, self.weights, memory.reshape(-1),
+            *floats, out.reshape(-1), self._work[:groups].reshape(-1),
         )  # fmt: skip
         return out
 

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from .threads_kernels import as_call, part, take_item, team_of
 from .vector_cpu import LANES, compiled, constant, exp2, fill, load, sigmoid, softplus, store, total
 
 # An instruction is a line of integers: what to do with buffer x, to buffer y, for which rows, and parameters a ... g.
@@ -32,6 +33,7 @@ TIMESTEPS, TIMESTEPS_BEFORE, ACTIONS = 0, 1, 2
 
 # A line of the table of buffers: it starts at OFFSET + GROWTH · steps, its rows are STRIDE apart and WIDTH wide.
 OFFSET, GROWTH, STRIDE, WIDTH = 0, 1, 2, 3
+BUFFER = 4
 STATES, RETURNS, PREVIOUS_ACTIONS, PREDICTION = 0, 1, 2, 3  # the buffers of inputs and output
 STARTED = 0  # where it is remembered whether the episode has begun; what is remembered is zero in front of it
 
@@ -211,31 +213,58 @@ def run_steps(program, buffers, weights, epsilon, work, indices, memory, steps, 
 
 
 @compiled
-def run(program, buffers, weights, epsilon, work, indices, memory, kinds, decision, cut, out,
-        states, returns_to_go, actions, discrete, timesteps, lengths):  # fmt: skip
-    """Run the program for every row of a batch over its last `lengths` steps; fills `out` (rows, act_dim).
+def run(first, last, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights, memory, states,
+        returns_to_go, actions, out, work):  # fmt: skip
+    """Work items [first, last): groups of rows of a batch, over each row's last `lengths` steps; fills `out`.
 
-    states (rows, steps, S), returns_to_go (rows, steps), timesteps (rows, steps); previous actions (rows, steps, A), or
-    (rows, steps) in `discrete`. `memory` (rows, ...) moves on.
+    Arrays are flat. `sizes`: rows, steps, numbers in a state, in a continuous action and in what is predicted, tokens
+    of a step, which of them decides, whether the first may be absent, groups. `numbers`: the norms' epsilon.
     """
-    for row in range(len(out)):
-        steps, first = lengths[row], states.shape[1] - lengths[row]
-        for s in range(steps):
-            at = buffers[STATES, OFFSET] + buffers[STATES, GROWTH] * steps + s * buffers[STATES, STRIDE]
-            for j in range(states.shape[2]):
-                work[at + j] = states[row, first + s, j]
-            at = buffers[RETURNS, OFFSET] + buffers[RETURNS, GROWTH] * steps + s * buffers[RETURNS, STRIDE]
-            work[at] = returns_to_go[row, first + s]
-            at = buffers[PREVIOUS_ACTIONS, OFFSET] + buffers[PREVIOUS_ACTIONS, GROWTH] * steps
-            at += s * buffers[PREVIOUS_ACTIONS, STRIDE]
-            for j in range(actions.shape[2]):
-                work[at + j] = actions[row, first + s, j]
-            indices[TIMESTEPS, s] = timesteps[row, first + s]
-            indices[TIMESTEPS_BEFORE, s] = max(timesteps[row, first + s] - 1, 0)
-            indices[ACTIONS, s] = discrete[row, first + s]
-        run_steps(program, buffers, weights, epsilon, work, indices, memory[row], steps, kinds, decision, cut)
-        memory[row, STARTED] = 1
-        at = buffers[PREDICTION, OFFSET] + buffers[PREDICTION, GROWTH] * steps
-        at += ((steps - 1) * kinds + decision) * buffers[PREDICTION, STRIDE]
-        for j in range(out.shape[1]):
-            out[row, j] = work[at + j]
+    rows, steps, state_dim, act_dim, out_dim, kinds, decision, cut, groups = sizes
+    lines, table = program.reshape(-1, LINE), buffers.reshape(-1, BUFFER)
+    own_work, own_indices, remembered = len(work) // groups, len(indices) // groups, len(memory) // rows
+    for group in range(first, last):
+        w = work[group * own_work : (group + 1) * own_work]
+        index = indices[group * own_indices : (group + 1) * own_indices].reshape(3, -1)
+        for row in range(group * rows // groups, (group + 1) * rows // groups):
+            length = lengths[row]
+            starts = table[: PREDICTION + 1, OFFSET] + table[: PREDICTION + 1, GROWTH] * length
+            for s in range(length):
+                step = row * steps + steps - length + s
+                to_state = starts[STATES] + s * table[STATES, STRIDE]
+                for j in range(state_dim):
+                    w[to_state + j] = states[step * state_dim + j]
+                w[starts[RETURNS] + s * table[RETURNS, STRIDE]] = returns_to_go[step]
+                to_action = starts[PREVIOUS_ACTIONS] + s * table[PREVIOUS_ACTIONS, STRIDE]
+                for j in range(act_dim):
+                    w[to_action + j] = actions[step * act_dim + j]
+                index[TIMESTEPS, s], index[TIMESTEPS_BEFORE, s] = timesteps[step], max(timesteps[step] - 1, 0)
+                index[ACTIONS, s] = discrete[step]
+            own = memory[row * remembered : (row + 1) * remembered]
+            run_steps(lines, table, weights, numbers[0], w, index, own, length, kinds, decision, cut != 0)
+            own[STARTED] = 1
+            at = starts[PREDICTION] + ((length - 1) * kinds + decision) * table[PREDICTION, STRIDE]
+            for j in range(out_dim):
+                out[row * out_dim + j] = w[at + j]
+
+
+@team_of(run)
+def run_team(dtype):
+    """`run` for a team, in one precision."""
+
+    def team(address):
+        call = as_call(address, 15)
+        sizes, program, buffers = part(call, 0, np.int64), part(call, 1, np.int64), part(call, 2, np.int64)
+        indices, timesteps, discrete = part(call, 3, np.int64), part(call, 4, np.int64), part(call, 5, np.int64)
+        lengths, numbers, weights = part(call, 6, np.int64), part(call, 7, dtype), part(call, 8, dtype)
+        memory, states, returns_to_go = part(call, 9, dtype), part(call, 10, dtype), part(call, 11, dtype)
+        actions, out, work = part(call, 12, dtype), part(call, 13, dtype), part(call, 14, dtype)
+        item = take_item(call)
+        while item < call[1]:
+            run(
+                item, item + 1, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights,
+                memory, states, returns_to_go, actions, out, work,
+            )  # fmt: skip
+            item = take_item(call)
+
+    return team

@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .cache_decision_mamba import DecisionMambaCache
+from .causal_conv import causal_conv, conv_over_tokens
 from .configuration_decision_mamba import DecisionMambaConfig
 from .selective_scan import selective_scan
 
@@ -82,7 +83,8 @@ class DecisionMambaRMSNorm(nn.Module):
         hidden_states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         if gate is not None:
             hidden_states = hidden_states * F.silu(gate.to(hidden_states.dtype))
-        scale = torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
+        mean_square = torch.linalg.vecdot(hidden_states, hidden_states)[..., None] / hidden_states.shape[-1]
+        scale = torch.rsqrt(mean_square + self.eps)
         return self.weight * (hidden_states * scale).to(self.weight.dtype)
 
 
@@ -102,15 +104,6 @@ NORMS: dict[str, type[nn.Module]] = {"rms_norm": DecisionMambaRMSNorm, "layer_no
 # ---------------------------------------------------------------------------------------------------- local mixers
 
 
-def depthwise_conv(window: Tensor, conv: Any, stride: int = 1) -> Tensor:
-    """A causal depthwise convolution of window (b, k - 1 + l, c), every `stride`-th output: (b, ceil(l / stride), c).
-
-    As a two-dimensional convolution of height one, (b, l, c) is already in its channels-last layout: no copy.
-    """
-    weight, groups = conv.weight.unsqueeze(2), window.shape[2]
-    return F.conv2d(window.mT.unsqueeze(2), weight, conv.bias, stride=(1, stride), groups=groups).squeeze(2).mT
-
-
 class DecisionMambaLinearLocalMixer(nn.Module):
     """DMM's dense sequence mixer: the last W tokens, oldest first, through one linear map without bias."""
 
@@ -121,6 +114,9 @@ class DecisionMambaLinearLocalMixer(nn.Module):
     def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
         """(b, W - 1 + l, width) to (b, l, width)."""
         width = window.shape[2]
+        if window.device.type == "cpu" and type(self.proj) is nn.Linear:
+            # As a convolution, which needs no copy of every token's window; on a GPU it might be rounded to TF32.
+            return conv_over_tokens(window, self.proj.weight.unflatten(1, (-1, width)).mT)
         return self.proj(window.unfold(1, self.proj.in_features // width, 1).mT.flatten(2))
 
 
@@ -134,7 +130,8 @@ class DecisionMambaConvLocalMixer(nn.Module):
 
     def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
         """(b, W - 1 + l, width) to (b, l, width); each token passes the filter of its own kind only."""
-        outputs = [depthwise_conv(window[:, i:], self.conv[kind], len(kinds)) for i, kind in enumerate(kinds)]
+        filters: Any = [self.conv[kind] for kind in kinds]
+        outputs = [conv_over_tokens(window[:, i:], f.weight, f.bias, len(kinds)) for i, f in enumerate(filters)]
         return torch.stack(outputs, dim=2).flatten(1, 2)
 
 
@@ -176,14 +173,14 @@ class DecisionMambaMixer(nn.Module):
     def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
         """Mix (b, l, d) along the tokens."""
         x, z = self.in_proj(hidden_states).chunk(2, dim=-1) if self.gated else (hidden_states, None)
-        x = F.silu(self._mix_locally(x, tokens))
+        x = self._mix_locally(x, tokens)
         step, B, C = self.x_proj(x).split([self.rank, *[self.config.state_size] * 2], dim=-1)
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
         y = _scan(
             tokens,
             self.layer_idx,
             u=x,
-            delta=F.linear(step, self.dt_proj.weight),
+            delta=F.linear(step, self.dt_proj.weight.mT.contiguous().mT),  # its gradient is faster in this layout
             A=A,
             B=B,
             C=C,
@@ -195,12 +192,13 @@ class DecisionMambaMixer(nn.Module):
         return self.out_proj(y) if self.gated else y
 
     def _mix_locally(self, x: Tensor, tokens: TokenStream) -> Tensor:
-        history = self.config.conv_history
+        """SiLU(conv(x)), or with the local mixer in the convolution's place."""
         if self.config.local_mixer_inside:
-            return self.local_mixer(tokens.with_history(x, "conv_states", self.layer_idx, history), tokens.kinds)
+            window = tokens.with_history(x, "conv_states", self.layer_idx, self.config.conv_history)
+            return F.silu(self.local_mixer(window, tokens.kinds))
         if self.config.conv_kernel:
-            return depthwise_conv(tokens.with_history(x, "conv_states", self.layer_idx, history), self.conv1d)
-        return x
+            return _convolve(tokens, self.layer_idx, x, self.conv1d, self.config.scan_backend)
+        return F.silu(x)
 
     def init_weights(self) -> None:
         """Mamba's own initialisation of the parameters that a plain draw would break."""
@@ -240,9 +238,10 @@ class DecisionMamba2Mixer(nn.Module):
         channels, state_size, head_dim = config.intermediate_size, config.state_size, config.head_dim
         z, xBC, step = self.in_proj(hidden_states).split([channels, config.conv_channels, config.num_heads], dim=-1)
         if config.conv_kernel:
-            xBC = tokens.with_history(xBC, "conv_states", self.layer_idx, config.conv_history)
-            xBC = depthwise_conv(xBC, self.conv1d)
-        x, B, C = F.silu(xBC).split([channels, state_size, state_size], dim=-1)
+            xBC = _convolve(tokens, self.layer_idx, xBC, self.conv1d, config.scan_backend)
+        else:
+            xBC = F.silu(xBC)
+        x, B, C = xBC.split([channels, state_size, state_size], dim=-1)
         # The scan knows channels: a head is `head_dim` channels with equal step size, decay and skip.
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
         y = _scan(
@@ -268,6 +267,15 @@ class DecisionMamba2Mixer(nn.Module):
 
 
 MIXERS: dict[str, type[nn.Module]] = {"mamba": DecisionMambaMixer, "mamba2": DecisionMamba2Mixer}
+
+
+def _convolve(tokens: TokenStream, layer_idx: int, x: Tensor, conv: nn.Conv1d, backend: str | None) -> Tensor:
+    """`causal_conv` behind the tokens that the cache remembers, if there is one."""
+    history = 0
+    if tokens.cache is not None:
+        history = conv.kernel_size[0] - 1
+        x = tokens.with_history(x, "conv_states", layer_idx, history)
+    return causal_conv(x, conv, history, backend)
 
 
 def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:

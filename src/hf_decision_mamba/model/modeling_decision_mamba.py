@@ -290,8 +290,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         mask = order = inverse = None
         if attention_mask is not None:
             mask = attention_mask.bool()
-            order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
-            inverse, mask = torch.argsort(order, dim=1), take_steps(mask, order)
+            if not _is_at_the_end(mask):
+                order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
+                inverse, mask = torch.argsort(order, dim=1), take_steps(mask, order)
         states, actions, returns_to_go, timesteps, previous_actions = (
             _real_steps(x, order, mask) for x in (states, actions, returns_to_go, timesteps, previous_actions)
         )
@@ -463,11 +464,19 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                 )
 
 
+def _is_at_the_end(mask: Tensor) -> bool:
+    """Whether all padding stands behind the real steps already, as in training; asked only where it costs little."""
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return False  # the answer would have to come from the GPU, or would be data that the graph depends on
+    return bool((mask[:, 1:] <= mask[:, :-1]).all())
+
+
 def _real_steps(x: Tensor | None, order: Tensor | None, mask: Tensor | None) -> Any:
     """x (b, k, ...) with its steps in this order and zero where the mask (b, k) is false; without a mask, x itself."""
-    if x is None or order is None or mask is None:
+    if x is None or mask is None:
         return x
-    return take_steps(x, order).masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0)
+    x = x if order is None else take_steps(x, order)
+    return x.masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0)
 
 
 __all__ = ["DecisionMambaModel", "DecisionMambaOutput", "DecisionMambaPreTrainedModel"]

@@ -110,7 +110,7 @@ def reference_forward(
 
 def reference_backward(
     dy: Tensor,
-    dfinal_state: Tensor,
+    dfinal_state: Tensor | None,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -137,7 +137,7 @@ def reference_backward(
     du = torch.zeros_like(u) if D is None else dy * D
 
     dstep, dA, dB, dC = torch.zeros_like(step), torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
-    dh = dfinal_state.clone()
+    dh = torch.zeros_like(states[0]) if dfinal_state is None else dfinal_state.clone()
     for t in reversed(range(u.shape[1])):
         decay = torch.exp(step[:, t, :, None] * A)
         dh = dh + dy[:, t, :, None] * C[:, t, None, :]
@@ -220,7 +220,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state, 
 @torch.library.custom_op("hf_decision_mamba::selective_scan_backward", mutates_args=())
 def _scan_backward(
     dy: Tensor,
-    dfinal_state: Tensor,
+    dfinal_state: Tensor | None,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -253,11 +253,13 @@ def _setup_context(ctx, inputs, output):
     *tensors, delta_softplus, mask, initial_state, backend, _ = inputs
     ctx.save_for_backward(*tensors, mask, initial_state, output[2])
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # zeros for `saved` would be as large as it is
     ctx.delta_softplus, ctx.backend = delta_softplus, backend
 
 
 def _backward(ctx, dy, dfinal_state, _):
     *tensors, mask, initial_state, saved = ctx.saved_tensors
+    dy = torch.zeros_like(tensors[0]) if dy is None else dy
     grads = _scan_backward(dy, dfinal_state, *tensors, ctx.delta_softplus, mask, initial_state, saved, ctx.backend)
     present = iter(grads)
     *grads, dinitial = (None if t is None else next(present) for t in (*tensors, initial_state))

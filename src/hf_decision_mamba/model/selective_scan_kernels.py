@@ -5,45 +5,39 @@ Equations: Gu & Dao, "Mamba" (arXiv 2312.00752), algorithm 2. The backward recom
 from the state saved at its start. Importing this module imports numba.
 """
 
-import functools
-
 import numpy as np
 
-try:
-    from llvmlite import ir
-    from numba import carray, cfunc, types
-    from numba.extending import intrinsic
-except ImportError as error:
-    raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
-
+from .threads_cpu import BLOCK
+from .threads_kernels import as_call, part, take_item, team_of
 from .vector_cpu import (
     LANES,
     LN2,
+    allocate,
+    clear,
     compiled,
     constant,
     exp2,
     fill,
-    inlined,
     load,
+    read,
+    read_tiles,
     sigmoid,
     softplus,
     softplus_slope,
     store,
     total,
+    write,
+    write_tiles,
 )
 
-BLOCK = 256  # channels of a work item, a multiple of LANES; long rows are what memory is fast at
 CHUNK = 16  # tokens between two saved states
 
 # ---------------------------------------------------------------------------------------------- a work item's workspace
-# One flat array `w`, whose parts start at the offsets below: quicker to compile and to pass on than twenty arrays.
 # A `row` holds one number for each channel of the block, for each token of a chunk: [CHUNK, BLOCK]. A `tile` holds
 # LANES channels for each n: [BLOCK / LANES, n, LANES]. A `map` holds one number for each n and token: [CHUNK, n].
-# `left` counts the channels from a vector's first to the block's end, which the last vector of a row may reach beyond.
 
 ROW = CHUNK * BLOCK
-SCRATCH = 0  # (LANES,)
-ABSENT = LANES  # (CHUNK,) 1 where the token is absent
+ABSENT = 0  # (CHUNK,) 1 where the token is absent
 SKIP = ABSENT + LANES * -(-CHUNK // LANES)  # (BLOCK,) D
 BIAS = SKIP + BLOCK  # (BLOCK,) the bias of Δ
 STEP = BIAS + BLOCK  # row: Δ
@@ -68,61 +62,6 @@ DMAP_C = DMAP_B + CHUNK
 DECAY = DMAP_C + CHUNK  # [CHUNK, n, LANES] exp(Δ A) of one tile
 PAST = DECAY + CHUNK * LANES  # [CHUNK + 1, n, LANES] h of one tile, the one before the chunk first
 GROWING = PAST + (CHUNK + 1) * LANES
-
-
-@compiled
-def allocate(states, like):
-    """A workspace from a cache line's start on; what is in it is undefined."""
-    size = FIXED + GROWING * states
-    spare = np.empty(size + 64 // like.itemsize, like.dtype)
-    skip = (-spare.ctypes.data) % 64 // like.itemsize
-    return spare[skip : skip + size]
-
-
-@inlined
-def read(array, at, left, w):
-    """The vector array[at:], with zeros beyond the block's end."""
-    if left >= LANES:
-        return load(array, at)
-    for j in range(LANES):
-        w[SCRATCH + j] = array[at + j] if j < left else 0
-    return load(w, SCRATCH)
-
-
-@inlined
-def write(array, at, left, w, value):
-    """array[at:] = value, up to the block's end."""
-    if left >= LANES:
-        store(array, at, value)
-    else:
-        store(w, SCRATCH, value)
-        for j in range(left):
-            array[at + j] = w[SCRATCH + j]
-
-
-@compiled
-def clear(w, at, size):
-    for j in range(size):
-        w[at + j] = 0
-
-
-@compiled
-def read_tiles(w, tiles, states, count, array, at):
-    """Fill the tiles that start at w[tiles] from array[at:] of layout (channel, n); zeros beyond `count` channels."""
-    clear(w, tiles, BLOCK * states)
-    for c in range(count):
-        to = tiles + c // LANES * states * LANES + c % LANES
-        for n in range(states):
-            w[to + n * LANES] = array[at + c * states + n]
-
-
-@compiled
-def write_tiles(w, tiles, states, count, array, at):
-    """The reverse of `read_tiles`."""
-    for c in range(count):
-        start = tiles + c // LANES * states * LANES + c % LANES
-        for n in range(states):
-            array[at + c * states + n] = w[start + n * LANES]
 
 
 @compiled
@@ -155,12 +94,12 @@ def read_steps(w, tokens, count, use_softplus, backward, delta, at_delta, delta_
             row, left = k * BLOCK + j, count - j
             step = push = slope = constant(w, 0)
             if w[ABSENT + k] == 0:
-                step = read(delta, at_delta + k * delta_t + j, left, w) + load(w, BIAS + j)
+                step = read(delta, at_delta + k * delta_t + j, left) + load(w, BIAS + j)
                 slope = constant(w, 1)
                 if use_softplus:
                     slope = softplus_slope(step)
                     step = softplus(step)
-                push = step * read(u, at_u + k * u_t + j, left, w)
+                push = step * read(u, at_u + k * u_t + j, left)
             store(w, STEP + row, step)
             store(w, PUSH + row, push)
             if backward:
@@ -195,11 +134,11 @@ def write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y,
             left = count - j
             out = load(w, READOUT + k * BLOCK + j)
             if has_D:
-                out = out + load(w, SKIP + j) * read(u, at_u + k * u_t + j, left, w)
+                out = out + load(w, SKIP + j) * read(u, at_u + k * u_t + j, left)
             if has_z:
-                gate = read(z, at_z + k * z_t + j, left, w)
+                gate = read(z, at_z + k * z_t + j, left)
                 out = out * (gate * sigmoid(gate))
-            write(y, to + k * channels + j, left, w, out)
+            write(y, to + k * channels + j, left, out)
 
 
 @compiled
@@ -214,7 +153,7 @@ def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias
     has_D, has_z, use_softplus, has_mask, has_initial, save = flags
     u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t = strides
     chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
-    w = allocate(states, u)
+    w = allocate(FIXED + GROWING * states, u)
     state = FIXED + STATE * states
     for item in range(first, last):
         c0, group = item // groups * BLOCK, item % groups
@@ -299,9 +238,9 @@ def read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t):
     for k in range(tokens):
         for j in range(0, count, LANES):
             row, left = k * BLOCK + j, count - j
-            g = read(dy, at_dy + k * dy_t + j, left, w)
+            g = read(dy, at_dy + k * dy_t + j, left)
             if has_z:
-                gate = read(z, at_z + k * z_t + j, left, w)
+                gate = read(z, at_z + k * z_t + j, left)
                 s = sigmoid(gate)
                 store(w, DGATE + row, g * (s * (1.0 + gate * (1.0 - s))))
                 g = g * (gate * s)
@@ -314,15 +253,15 @@ def write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, c
     for k in range(tokens):
         for j in range(0, count, LANES):
             row, left, at = k * BLOCK + j, count - j, to + k * channels + j
-            input_, g, dpush = read(u, at_u + k * u_t + j, left, w), load(w, DREADOUT + row), load(w, DPUSH + row)
-            write(du, at, left, w, dpush * load(w, STEP + row) + load(w, SKIP + j) * g)
+            input_, g, dpush = read(u, at_u + k * u_t + j, left), load(w, DREADOUT + row), load(w, DPUSH + row)
+            write(du, at, left, dpush * load(w, STEP + row) + load(w, SKIP + j) * g)
             if has_z:
                 ungated = load(w, READOUT + row) + load(w, SKIP + j) * input_
-                write(dz, at, left, w, ungated * load(w, DGATE + row))
+                write(dz, at, left, ungated * load(w, DGATE + row))
             dx = constant(w, 0)
             if w[ABSENT + k] == 0:
                 dx = (dpush * input_ + load(w, DSTEP + row) * LN2) * load(w, SLOPE + row)
-            write(ddelta, at, left, w, dx)
+            write(ddelta, at, left, dx)
             store(w, DBIAS + j, load(w, DBIAS + j) + dx)
             store(w, DSKIP + j, load(w, DSKIP + j) + g * input_)
 
@@ -341,7 +280,7 @@ def backward(
     has_z, use_softplus, has_mask, has_dfinal, has_initial = flags
     u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t = strides
     chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
-    w = allocate(states, u)
+    w = allocate(FIXED + GROWING * states, u)
     dstate, drate, past = FIXED + STATE * states, FIXED + DRATE * states, FIXED + PAST * states
     dmap_B, dmap_C = FIXED + DMAP_B * states, FIXED + DMAP_C * states
     for item in range(first, last):
@@ -387,40 +326,14 @@ def backward(
 
 
 # ---------------------------------------------------------------------------------------------------- a team of threads
-# What every thread of a team runs: take the next work item until none is left. OpenMP hands a team nothing but an
-# address, so a call is one int64 array: next item, number of items, then address and size of each array in turn.
 
 
-@intrinsic
-def take_item(typingctx, call):
-    """Return call[0] and raise it by one, as one step that no other thread can divide."""
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
-
-    return types.int64(call), codegen
-
-
-@intrinsic
-def as_pointer(typingctx, address):
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), codegen
-
-
-@inlined
-def part(call, k, dtype):
-    """Array k of a call."""
-    return carray(as_pointer(call[2 + 2 * k]), (call[3 + 2 * k],), dtype)
-
-
+@team_of(forward)
 def forward_team(dtype):
     """`forward` for a team, in one precision."""
 
     def team(address):
-        call = carray(address, (2 + 2 * 16,), np.int64)
+        call = as_call(address, 16)
         sizes, flags, strides = part(call, 0, np.int64), part(call, 1, np.bool_), part(call, 2, np.int64)
         u, delta, rate, B = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype), part(call, 6, dtype)
         C, D, z, bias = part(call, 7, dtype), part(call, 8, dtype), part(call, 9, dtype), part(call, 10, dtype)
@@ -436,11 +349,12 @@ def forward_team(dtype):
     return team
 
 
+@team_of(backward)
 def backward_team(dtype):
     """`backward` for a team, in one precision."""
 
     def team(address):
-        call = carray(address, (2 + 2 * 24,), np.int64)
+        call = as_call(address, 24)
         sizes, flags, strides = part(call, 0, np.int64), part(call, 1, np.bool_), part(call, 2, np.int64)
         dy, dfinal, u, delta = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype), part(call, 6, dtype)
         rate, B, C, D = part(call, 7, dtype), part(call, 8, dtype), part(call, 9, dtype), part(call, 10, dtype)
@@ -457,19 +371,3 @@ def backward_team(dtype):
             item = take_item(call)
 
     return team
-
-
-@functools.cache
-def team_address(kernel, precision):
-    """Address of a kernel's team function, compiled or from the disk, for `"float32"` or `"float64"`."""
-    factory = {forward: forward_team, backward: backward_team}[kernel]
-    signature, function = types.void(types.voidptr), factory(getattr(np, precision))
-    try:
-        team = cfunc(signature, cache=True)(function)
-    except RuntimeError:  # "no locator available", as in `compiled`
-        team = cfunc(signature)(function)
-    teams.append(team)  # its machine code lives as long as it does
-    return team.address
-
-
-teams: list[object] = []

@@ -17,9 +17,12 @@ import numpy as np
 try:
     from llvmlite import ir
     from numba import njit, types
+    from numba.core.cgutils import get_or_insert_function
     from numba.extending import intrinsic, models, overload, register_model
 except ImportError as error:
     raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
+
+from .threads_cpu import BLOCK
 
 LANES = 32  # of a vector; in float32 two of the widest registers, so that a sum over lanes is paid for every second one
 LN2 = float(np.log(2.0))
@@ -272,3 +275,101 @@ def softplus(x):
 @inlined
 def softplus_slope(x):
     return if_less(20.0, x, 1.0, sigmoid(x))
+
+
+# -------------------------------------------------------------------------------------------------- blocks of channels
+# A work item has at most BLOCK channels and a workspace, one flat array `w`: quicker to compile and to pass on than
+# many arrays. `left` counts the channels from a vector's first to the block's end, which the last vector of a row may
+# reach beyond. A `tile` holds LANES channels for each n; the tiles of a block: [BLOCK / LANES, n, LANES].
+
+
+@compiled
+def allocate(size, like):
+    """A workspace from a cache line's start on; what is in it is undefined."""
+    spare = np.empty(size + 64 // like.itemsize, like.dtype)
+    skip = (-spare.ctypes.data) % 64 // like.itemsize
+    return spare[skip : skip + size]
+
+
+def first_lanes(builder, left):
+    """An LLVM vector that is true in the first `left` lanes."""
+    counts = ir.VectorType(INT32, LANES)
+    first = builder.insert_element(ir.Constant(counts, ir.Undefined), builder.trunc(left, INT32), INT32(0))
+    limits = builder.shuffle_vector(first, first, ir.Constant(counts, [0] * LANES))
+    return builder.icmp_signed("<", ir.Constant(counts, list(range(LANES))), limits)
+
+
+@intrinsic
+def load_first(typingctx, array, index, left):
+    """The vector array[index:], of which only the first `left` numbers are touched; zeros behind them."""
+    vector, bits = Vector(array.dtype), array.dtype.bitwidth
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_value_type(vector)
+        operands = [
+            pointer(context, builder, array, args[0], args[1], kind), INT32(bits // 8), first_lanes(builder, args[2]),
+            ir.Constant(kind, [0.0] * LANES),
+        ]  # fmt: skip
+        function = ir.FunctionType(kind, [operand.type for operand in operands])
+        name = f"llvm.masked.load.v{LANES}f{bits}.p0"
+        return builder.call(get_or_insert_function(builder.module, function, name), operands)
+
+    return vector(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_first(typingctx, array, index, left, value):
+    """array[index : index + left] = the first `left` lanes of value."""
+    bits = array.dtype.bitwidth
+
+    def codegen(context, builder, signature, args):
+        at = pointer(context, builder, array, args[0], args[1], args[3].type)
+        operands = [args[3], at, INT32(bits // 8), first_lanes(builder, args[2])]
+        function = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
+        name = f"llvm.masked.store.v{LANES}f{bits}.p0"
+        builder.call(get_or_insert_function(builder.module, function, name), operands)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp, value), codegen
+
+
+@inlined
+def read(array, at, left):
+    """The vector array[at:], with zeros beyond the block's end."""
+    if left >= LANES:
+        return load(array, at)
+    return load_first(array, at, left)
+
+
+@inlined
+def write(array, at, left, value):
+    """array[at:] = value, up to the block's end."""
+    if left >= LANES:
+        store(array, at, value)
+    else:
+        store_first(array, at, left, value)
+
+
+@compiled
+def clear(w, at, size):
+    for j in range(size):
+        w[at + j] = 0
+
+
+@compiled
+def read_tiles(w, tiles, states, count, array, at):
+    """Fill the tiles that start at w[tiles] from array[at:] of layout (channel, n); zeros beyond `count` channels."""
+    clear(w, tiles, BLOCK * states)
+    for c in range(count):
+        to = tiles + c // LANES * states * LANES + c % LANES
+        for n in range(states):
+            w[to + n * LANES] = array[at + c * states + n]
+
+
+@compiled
+def write_tiles(w, tiles, states, count, array, at):
+    """The reverse of `read_tiles`."""
+    for c in range(count):
+        start = tiles + c // LANES * states * LANES + c % LANES
+        for n in range(states):
+            array[at + c * states + n] = w[start + n * LANES]

@@ -1,0 +1,80 @@
+# Copyright 2026
+"""The short causal convolution of Mamba and its SiLU: one differentiable torch op on a CPU, plain torch elsewhere.
+
+Source: Gu & Dao, "Mamba" (arXiv 2312.00752), figure 3; a window of earlier tokens may come first, so that sequences may
+come in chunks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .causal_conv_cpu import conv_backward, conv_forward
+from .selective_scan import choose_backend
+
+
+def causal_conv(x: Tensor, conv: nn.Conv1d, history: int = 0, backend: str | None = None) -> Tensor:
+    """SiLU of a causal depthwise convolution: a token sees as many tokens up to itself as the filter is wide.
+
+    The CPU kernel computes half-precision inputs in float32.
+
+    Args:
+        x: (b, l, c); before its first token there are zeros.
+        conv: its filters (c, 1, width) and biases (c,).
+        history: how many of the first tokens are only seen and have no output, at most width - 1.
+        backend: as in `selective_scan`; `"reference"` is PyTorch's own convolution.
+
+    Returns:
+        (b, l - history, c) in the dtype of x.
+    """
+    if choose_backend(x, backend) == "reference":
+        padding = conv.kernel_size[0] - 1 - history
+        return F.silu(conv_over_tokens(F.pad(x, (0, 0, padding, 0)), conv.weight, conv.bias))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    bias = None if conv.bias is None else conv.bias.to(dtype)
+    return _conv(x.to(dtype), conv.weight.squeeze(1).to(dtype), bias, history).to(x.dtype)
+
+
+def conv_over_tokens(window: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """A convolution of window (b, k - 1 + l, c) with weight (d, c / groups, k), every `stride`-th output, (b, ..., d).
+
+    As a two-dimensional convolution of height one, (b, l, c) is already in its channels-last layout: no copy.
+    """
+    x, groups = window.mT.unsqueeze(2), window.shape[2] // weight.shape[1]
+    return F.conv2d(x, weight.unsqueeze(2), bias, stride=(1, stride), groups=groups).squeeze(2).mT
+
+
+# ---------------------------------------------------------------------------------------------------- the torch op
+
+
+@torch.library.custom_op("hf_decision_mamba::causal_conv", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -> Tensor:
+    return conv_forward(x, weight, bias, history)
+
+
+@_conv.register_fake
+def _(x, weight, bias, history):
+    return x.new_empty(x.shape[0], x.shape[1] - history, x.shape[2])
+
+
+@torch.library.custom_op("hf_decision_mamba::causal_conv_backward", mutates_args=())
+def _conv_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -> list[Tensor]:
+    return [grad for grad in conv_backward(dy, x, weight, bias, history) if grad is not None]
+
+
+@_conv_backward.register_fake
+def _(dy, x, weight, bias, history):
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight, bias) if t is not None]
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.history = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy):
+    dx, dweight, *dbias = _conv_backward(dy, *ctx.saved_tensors, ctx.history)
+    return dx, dweight, dbias[0] if dbias else None, None
+
+
+_conv.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,112 @@
+# Copyright 2026
+"""How the CPU kernels are called: torch's tensors as the flat arrays that they take, torch's threads for their work.
+
+A kernel is a numba function of (first, last, *arrays) that does the work items [first, last), independent of each
+other. Nothing here imports numba.
+"""
+
+import ctypes
+import functools
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 256  # channels of a work item, a multiple of the vectors' lanes; long rows are what memory is fast at
+MAX_GROUPS = 16  # groups of batch rows: bounds the memory of partial sums and sets the threads that can help
+
+
+def flat(tensor: Tensor) -> tuple[np.ndarray, int, int]:
+    """The memory that a (b, l, x) tensor spans, from its first number to its last, and its first two strides."""
+    tensor = tensor.detach()
+    if tensor.stride(2) != 1:
+        tensor = tensor.contiguous()
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.as_strided((span if tensor.numel() else 0,), (1,)).numpy()
+    return memory, tensor.stride(0), tensor.stride(1)
+
+
+def whole(tensor: Tensor | None, like: Tensor) -> np.ndarray:
+    """A tensor as one flat array: a view if it is contiguous."""
+    if tensor is None:
+        return nothing(like.dtype)
+    return tensor.detach().contiguous().view(-1).numpy()
+
+
+@functools.cache
+def nothing(dtype: torch.dtype) -> np.ndarray:
+    """Stands for a tensor that is not there; the kernels do not touch it."""
+    return torch.zeros(1, dtype=dtype).numpy()
+
+
+def run_items(kernel: Callable[..., None], items: int, threads: int, *arguments: np.ndarray) -> None:
+    """Run every work item of a kernel, on no more threads than are worth it and torch uses.
+
+    They are torch's own threads where its OpenMP can be reached. Any others would fight with them for the cores: after
+    each operation of torch they wait for the next one for some milliseconds, wide awake.
+    """
+    threads = 1 if _forked else min(torch.get_num_threads(), items, threads)
+    if threads <= 1:
+        return kernel(0, items, *arguments)
+    if (parallel := _openmp()) is None:
+        return _run_on_pool(kernel, items, threads, arguments)
+
+    from .threads_kernels import team_address
+
+    call = np.array([0, items, *(x for array in arguments for x in (array.ctypes.data, array.size))], np.int64)
+    parallel(team_address(kernel, arguments[-1].dtype.name), call.ctypes.data, threads, 0)
+    return None
+
+
+@functools.cache
+def _openmp() -> Callable[..., None] | None:
+    """The entry of the OpenMP runtime that runs a function on its team of threads; None if there is no such runtime.
+
+    torch loads libgomp on Linux; Intel's and LLVM's runtimes there have the same entry.
+    """
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):  # another runtime, or another operating system
+        return None
+    parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return parallel
+
+
+def _run_on_pool(kernel: Callable[..., None], items: int, threads: int, arguments: tuple[np.ndarray, ...]) -> None:
+    """Run the work items on threads of our own; whoever is free takes the next one."""
+    left = deque(range(items))
+
+    def work() -> None:
+        while left:
+            try:
+                item = left.popleft()
+            except IndexError:  # another thread has just taken the last one
+                return
+            kernel(item, item + 1, *arguments)
+
+    others = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="decision-mamba")
+
+
+# A forked child inherits the books of its parent's threads but not the threads: to wait for them is to hang.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
