@@ -8,6 +8,8 @@ import pytest
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
 
+BREAKOUT = Path(__file__).parent / "data" / "breakout-tiny.parquet"
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
@@ -30,12 +32,47 @@ def test_evaluate_prints_a_table_and_keeps_the_results(checkpoint, capsys):
     assert "Hopper-v5" in (checkpoint / "README.md").read_text()
 
 
+def test_collect_passes_its_options_on_in_either_spelling(tmp_path, capsys):
+    amount = ["--episodes=3", "--max_episode_steps", "7", "--num-envs", "2", "--seed", "9"]
+    main(["collect", "CartPole-v1", *amount, "--output", str(tmp_path / "poles")])
+    settings = json.loads((tmp_path / "poles" / "collection.json").read_text())["settings"]
+    assert (settings["episodes"], settings["max_episode_steps"], settings["num_envs"], settings["seed"]) == (3, 7, 2, 9)
+    assert settings["policy"] == "random" and str(tmp_path / "poles") in capsys.readouterr().out
+
+
+def test_interrupted_collecting_ends_as_shells_expect(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hf_decision_mamba.cli.collect", lambda settings, output: (output, False))
+    with pytest.raises(SystemExit) as stop:
+        main(["collect", "CartPole-v1", "--output", str(tmp_path), "--push-to-hub", "me/poles"])
+    assert stop.value.code == 130 and "nothing was pushed" in capsys.readouterr().err
+
+
+def test_inspect_data_speaks_to_people_and_to_machines(capsys):
+    main(["inspect-data", str(BREAKOUT)])
+    assert "BreakoutNoFrameskip-v4" in capsys.readouterr().out
+    main(["inspect-data", str(BREAKOUT), "--split", "train[:2]", "--json"])
+    assert json.loads(capsys.readouterr().out)["episodes"] == 2
+
+
+def test_inspect_data_fails_where_training_would(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect-data", str(BREAKOUT), "--columns", '{"rewards": "r"}', "--output", str(tmp_path)])
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "what is there:" in printed and "no column 'r'" in printed
+    assert json.loads((tmp_path / "inspection.json").read_text())["readable"] is False
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["evaluate", "nowhere/at-all"], "nowhere/at-all"),
         (["push", "no-such-folder", "me/policy"], "no-such-folder"),
         (["train", "--presett", "dmm"], "preset"),
+        (["collect", "NoSuchThing-v0", "--output", "there"], "No environment 'NoSuchThing-v0'"),
+        (["collect", "CartPole-v1", "--output", "there", "--private"], "--private needs --push-to-hub"),
+        (["collect", "CartPole-v1", "--output", "there", "--push_to_hub", "a/b/c"], "a/b/c"),
+        (["inspect-data", "there", "--columns", "obs"], "--columns 'obs' is not of the form"),
     ],
 )
 def test_user_errors_are_one_line(argv, message, capsys, monkeypatch):
@@ -51,4 +88,4 @@ def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(verb in printed for verb in ("train", "evaluate", "push"))
+    assert all(verb in printed for verb in ("train", "evaluate", "collect", "inspect-data", "push"))

@@ -130,6 +130,29 @@ def test_a_window_is_one_forward_pass_over_the_last_steps(model):
         np.testing.assert_allclose(actions[t], by_hand(model, observations, rewards, actions, t), atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+def test_the_model_sees_the_actions_that_were_really_taken(mode):
+    model, steps = make_model().double(), 2 * K
+    observations, rewards = episode(steps)
+    policy = DecisionMambaPolicy(model, make_processor(context_length=steps), mode)  # which sees the whole episode
+    taken = np.random.default_rng(1).uniform(-1, 1, (steps, A)).astype(np.float32)
+    for t in range(steps):
+        proposed = policy.act(observations[t], rewards[t - 1] if t else None)
+        expected = by_hand(model, observations, rewards, taken, t, context_length=steps)
+        np.testing.assert_allclose(proposed, expected, atol=1e-6)
+        policy.took(taken[None, t])
+
+
+def test_actions_that_were_taken_are_one_for_each_row():
+    policy = make_policy()
+    with pytest.raises(ValueError, match="took: the number of rows is not known yet"):
+        policy.took(np.zeros((1, A)))
+    policy.reset(num_envs=3)
+    policy.act(np.zeros((3, S)))
+    with pytest.raises(ValueError, match=r"actions have shape \(2, 2\); give \(3, 2\), one per row"):
+        policy.took(np.zeros((2, A)))
+
+
 def test_a_decision_transformer_sees_zeros_for_the_action_it_is_asked_for():
     model, seen = make_transformer(), []
     model.register_forward_pre_hook(

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hub_server import Blob, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
@@ -438,6 +440,64 @@ def test_ten_steps_of_training_from_each_source(source, tmp_path, trajectories, 
         trained = {"loss": trainer.train().training_loss, "global_step": trainer.state.global_step}
     assert trained["global_step"] == 10
     assert 0 < trained["loss"] < 100
+
+
+def in_files(folder: Path, files: int) -> dict[str, bytes]:
+    """The tiny data set in so many parquet files of two row groups each."""
+    table = pq.read_table(TINY_DATA)
+    folder.mkdir()
+    rows = -(-table.num_rows // files)
+    for number in range(files):
+        path = folder / f"train-{number:02}.parquet"
+        pq.write_table(table.slice(number * rows, rows), path, row_group_size=-(-rows // 2))
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+STREAMED = {"streaming": True, "streaming_buffer": 600, "save_steps": 2}
+
+
+def test_a_resumed_stream_goes_on_to_the_same_weights(tmp_path):
+    in_files(tmp_path / "episodes", files=4)
+    settings = {"dataset_name": tmp_path / "episodes", "max_steps": 60, **STREAMED, "save_steps": 30}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main(command_line(whole, **settings))
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoint-60")
+    (killed / "model.safetensors").unlink()
+    main(command_line(killed, **settings, resume_from_checkpoint="last"))
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    record = json.loads((killed / "training.json").read_text())
+    assert record["arguments"]["streaming"] is True
+    assert 0 < record["dataset"]["streaming_sample"]["transitions"] < 2000
+    assert "eval_loss" in record and "2,874" not in (killed / "README.md").read_text()
+
+
+def test_a_stream_needs_a_number_of_steps(tmp_path):
+    with pytest.raises(
+        ValueError, match="streaming has no epochs, as nobody knows how long a stream is; say --max_steps"
+    ):
+        main(command_line(tmp_path / "run", streaming=True, max_steps=-1, num_train_epochs=1))
+
+
+def test_streaming_from_the_hub_downloads_no_file(tmp_path):
+    """Twenty files: the sample is of seven, the first steps of training are of a few; and none is on the disk."""
+    repository = Repository("datasets", "alice/hopper", private=False)
+    content = in_files(tmp_path / "episodes", files=20)
+    repository.add("main", {f"data/{name}": Blob(file, lfs=True) for name, file in content.items()}, "episodes")
+    with LoopbackHub({}) as hub:
+        hub.repositories["datasets", "alice/hopper"] = repository
+        environment = hub.client_environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        words = command_line(tmp_path / "run", dataset_name="alice/hopper", **{**STREAMED, "max_steps": 2})
+        program = "import sys; from hf_decision_mamba.training import main; main(sys.argv[1:])"
+        command = [sys.executable, "-c", program, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr[-2000:]
+    asked = [(path.rsplit("/")[-1], status) for method, path, status in hub.requests if method == "GET"]
+    parquet = [(name, status) for name, status in asked if name.endswith(".parquet")]
+    assert {status for _, status in parquet} == {206}  # parts of files
+    assert 7 <= len({name for name, _ in parquet}) < 20
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.suffix in (".parquet", ".arrow", ".npy")]
+    assert "alice/hopper is streamed; a sample: 6 episodes (1 held out)" in done.stdout
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, trajectories):

@@ -4,12 +4,23 @@ Each verb is a function of the room that it belongs to; here are only its argume
 """
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub.utils import validate_repo_id
+
+from .behaviours import ALGORITHMS
+from .collecting import CollectSettings, collect
+from .data.inspection import inspect_source
+from .dataset_cards import is_dataset_folder, push_dataset_to_hub
+from .environments import install_hint
 from .evaluation import evaluate_policy
-from .hub import DEFAULT_COMMIT_MESSAGE, push_to_hub, write_model_card
+from .hub import push_to_hub, write_model_card
 from .policy import DecisionMambaPolicy
 from .training import main as train
 from .training import report_user_errors
@@ -26,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[:1] == ["train"]:
             train(argv[1:])
             return
-        arguments = _parser().parse_args(argv)
+        # Options are spelled with hyphens, but as train.py's are known with underscores too.
+        words = [re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+        arguments = _parser().parse_args(words)
         arguments.run(arguments)
 
 
@@ -51,14 +64,111 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, help="folder for evaluation.json, evaluation.parquet and returns.png")
     evaluate.set_defaults(run=_evaluate)
 
-    push = verbs.add_parser("push", help="upload a checkpoint folder with its card and results to the Hub")
+    _add_collect(verbs)
+    _add_inspect_data(verbs)
+
+    push = verbs.add_parser("push", help="upload a checkpoint, or a collected data set, with its card to the Hub")
     push.add_argument("folder", type=Path)
     push.add_argument("repository", help="owner/name; created if it does not exist")
     push.add_argument("--private", action="store_true", help="create it as a private repository")
     push.add_argument("--revision", help="branch to push to (default: main)")
-    push.add_argument("--commit-message", default=DEFAULT_COMMIT_MESSAGE)
+    push.add_argument("--commit-message", help="first line of the commit")
     push.set_defaults(run=_push)
     return parser
+
+
+def _add_collect(verbs: Any) -> None:
+    command = verbs.add_parser(
+        "collect",
+        help="roll a policy out, or record a training, and write a data set ready for the Hub",
+        argument_default=argparse.SUPPRESS,  # defaults are those of CollectSettings
+    )
+    command.add_argument("env_id", help="gymnasium id")
+    command.add_argument("--output", type=Path, required=True, help="folder of the data set; must not exist yet")
+    acting = command.add_mutually_exclusive_group()
+    acting.add_argument(
+        "--policy",
+        help="random (default); a checkpoint of ours, folder or Hub repository; or a policy of stable-baselines3, "
+        "sb3:sac:FILE.zip or sb3:sac:owner/name",
+    )
+    acting.add_argument("--train", choices=tuple(ALGORITHMS), help="record the training of a stable-baselines3 agent")
+    amount = command.add_mutually_exclusive_group()
+    amount.add_argument("--episodes", type=int, help="how many (default: 100)")
+    amount.add_argument("--steps", type=int, help="whole episodes until there are so many; of a training, its length")
+    command.add_argument("--seed", type=int, help="episode i is reset with this + i (default: 0)")
+    command.add_argument("--target-return", type=float, help="what to ask our checkpoint for (default: its own)")
+    command.add_argument("--mode", choices=("window", "recurrent"), help="of our checkpoint (default: window)")
+    command.add_argument("--sample", action="store_true", help="draw actions from the policy's distribution")
+    command.add_argument("--noise", type=float, help="Gaussian noise on actions, as a share of half their range")
+    command.add_argument("--epsilon", type=float, help="probability of a random action")
+    command.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
+    command.add_argument("--num-envs", type=int, help="environments that run at once (default: 8)")
+    command.add_argument("--device", help="where our checkpoint computes (default: cpu)")
+    command.add_argument("--license", help="of the data (default: apache-2.0)")
+    command.add_argument("--push-to-hub", metavar="OWNER/NAME", default=None, help="publish it when it is complete")
+    command.add_argument("--private", action="store_true", default=False, help="as a private repository")
+    command.set_defaults(run=_collect)
+
+
+def _add_inspect_data(verbs: Any) -> None:
+    command = verbs.add_parser("inspect-data", help="say what is in a data set, and what is wrong with it")
+    command.add_argument("source", help="what train.py takes as --dataset_name")
+    command.add_argument("--columns", help='names of its columns by ours, as JSON: \'{"observations": "obs"}\'')
+    command.add_argument("--split", default="train", help="such as train[:10%%] (default: train)")
+    command.add_argument("--config", help="configuration of the data set")
+    command.add_argument("--revision", help="branch, tag or commit of the repository")
+    command.add_argument("--output", type=Path, help="folder for inspection.json and returns.png")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_inspect_data)
+
+
+def _collect(arguments: argparse.Namespace) -> None:
+    given = vars(arguments)
+    settings = CollectSettings(
+        **{entry.name: given[entry.name] for entry in fields(CollectSettings) if entry.name in given}
+    )
+    if arguments.push_to_hub is not None:
+        validate_repo_id(arguments.push_to_hub)
+    elif arguments.private:
+        raise ValueError("--private needs --push-to-hub owner/name.")
+    folder, complete = collect(settings, arguments.output)
+    print(f"data set     {folder}")
+    if not complete:
+        print("interrupted: the episodes that had ended were written, and nothing was pushed", file=sys.stderr)
+        raise SystemExit(130)
+    if arguments.push_to_hub is not None:
+        print(push_dataset_to_hub(folder, arguments.push_to_hub, private=arguments.private))
+
+
+def _inspect_data(arguments: argparse.Namespace) -> None:
+    found = inspect_source(
+        arguments.source,
+        config=arguments.config,
+        revision=arguments.revision,
+        split=arguments.split,
+        columns=_columns(arguments.columns),
+    )
+    print(json.dumps(found.to_dict(), indent=2) if arguments.json else found.text())
+    if arguments.output is not None:
+        try:
+            written = found.save(arguments.output)
+        except ImportError as error:
+            raise ImportError(f"returns.png was not drawn ({error}); try: {install_hint('')}") from error
+        print(f"\nwritten: {', '.join(map(str, written))}", file=sys.stderr)
+    if not found.readable:
+        raise SystemExit(1)
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    try:
+        columns = json.loads(text)
+    except ValueError:
+        columns = None
+    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+        raise ValueError(f'--columns {text!r} is not of the form \'{{"observations": "obs"}}\'.')
+    return columns
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -87,14 +197,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    address = push_to_hub(
-        arguments.folder,
-        arguments.repository,
-        private=arguments.private,
-        revision=arguments.revision,
-        commit_message=arguments.commit_message,
+    push = push_dataset_to_hub if is_dataset_folder(arguments.folder) else push_to_hub
+    message = {} if arguments.commit_message is None else {"commit_message": arguments.commit_message}
+    print(
+        push(arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision, **message)
     )
-    print(address)
 
 
 if __name__ == "__main__":

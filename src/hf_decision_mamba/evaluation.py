@@ -320,7 +320,7 @@ def evaluate_policy(
         context_length=policy.context_length if policy.mode == "window" else None,
         seed=seed,
         episodes=rows,
-        versions=_versions(),
+        versions=package_versions(),
         max_episode_steps=max_episode_steps,
         temperature=policy.temperature if policy.sample else None,
     )
@@ -425,12 +425,12 @@ def _interval_text(interval: list[float] | list[None]) -> str:
     return "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
 
 
-def _versions() -> dict[str, str]:
-    """Versions of what a result depends on, of the packages that are installed."""
+def package_versions(*more: str) -> dict[str, str]:
+    """Return the versions of what a result depends on, and of `more`, as far as these packages are installed."""
     from hf_decision_mamba import __version__
 
     versions = {"hf_decision_mamba": __version__}
-    for package in ("torch", "transformers", "gymnasium", "mujoco", "ale-py", "opencv-python-headless"):
+    for package in ("torch", "transformers", "gymnasium", "mujoco", "ale-py", "opencv-python-headless", *more):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

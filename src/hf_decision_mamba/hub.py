@@ -11,12 +11,11 @@ import math
 import re
 import shlex
 import warnings
-from collections.abc import Mapping
-from fnmatch import fnmatch
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 logger = logging.getLogger(__name__)
@@ -63,10 +62,10 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         raise FileNotFoundError(
             f"{folder} is not a checkpoint folder: it has no config.json. Give the folder that `save_pretrained` wrote."
         )
-    config = _read_json(folder / "config.json")
-    processor = _read_json(folder / "preprocessor_config.json")
-    training = _read_json(folder / "training.json")
-    evaluation = _read_json(folder / "evaluation.json")
+    config = read_json(folder / "config.json")
+    processor = read_json(folder / "preprocessor_config.json")
+    training = read_json(folder / "training.json")
+    evaluation = read_json(folder / "evaluation.json")
     dataset = training.get("dataset") or {}
     env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
     model_name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
@@ -84,7 +83,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         metadata.pop("model_name")  # part of model-index; on its own it would become a stray metadata field
     return ModelCard.from_template(
         metadata,
-        template_path=str(_template_path()),
+        template_path=str(template_path()),
         model_name=model_name,
         model_id=json.dumps(repo_id or folder.as_posix()),
         env_id=env_id,
@@ -95,10 +94,10 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         evaluation=evaluation,
         has_plot=(folder / "returns.png").is_file(),
         versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
-        number=_number,
+        number=number,
         duration=_duration,
         bounds=_bounds,
-        cell=_cell,
+        cell=cell,
     )
 
 
@@ -111,13 +110,7 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
         The path of README.md. A README.md that differs from what was rendered is kept as it is; delete it to have the
         card rendered again.
     """
-    path = Path(folder) / "README.md"
-    card = str(render_model_card(folder, repo_id=repo_id)).rstrip() + "\n\n"
-    if path.is_file() and not _is_rendered(path):
-        logger.warning("%s was edited by hand and is kept as it is; delete it to have it rendered again.", path)
-        return path
-    path.write_text(f"{card}{_sign(card)}\n", encoding="utf-8", newline="\n")
-    return path
+    return write_card(Path(folder) / "README.md", render_model_card(folder, repo_id=repo_id))
 
 
 def push_to_hub(
@@ -152,26 +145,66 @@ def push_to_hub(
     folder = Path(folder)
     validate_repo_id(repo_id)
     render_model_card(folder)  # whatever is wrong with the files shows before the network is touched
-    if not any(_checkpoint_files(folder, WEIGHT_FILES)):
+    if not any(_files_at_top(folder, WEIGHT_FILES)):
         raise FileNotFoundError(
             f"{folder} has no weights (model.safetensors). Give the folder that `save_pretrained` wrote."
         )
+    return push_folder(
+        folder,
+        repo_id,
+        "model",
+        CHECKPOINT_FILES,
+        lambda name: write_model_card(folder, repo_id=name),
+        private=private,
+        revision=revision,
+        token=token,
+        commit_message=commit_message,
+    )
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    repo_type: Literal["model", "dataset"],
+    patterns: tuple[str, ...],
+    write: Callable[[str], object],
+    *,
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    commit_message: str,
+) -> str:
+    """Upload the files of a folder whose paths match `patterns`, in one commit; the others of the repository go.
+
+    Args: as `push_to_hub`, and
+
+        repo_type: what kind of repository it is.
+        patterns: of files at the top of the folder, or with one folder before the name (`data/*.parquet`).
+        write: writes the card, given the repository's full name.
+
+    Returns:
+        The address of the repository (of the branch, if `revision` is given).
+
+    Raises:
+        OSError: the push failed; the message ends with the command that repeats it.
+    """
     api = HfApi(token=token)
     try:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.model_info(repo.repo_id).private:
+        repo = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        if private and not api.repo_info(repo.repo_id, repo_type=repo_type).private:
             raise PermissionError(f"{repo.repo_id} exists and is public, but private=True was asked for")
         if revision is not None:
-            api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
-        write_model_card(folder, repo_id=repo.repo_id)
+            api.create_branch(repo.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        write(repo.repo_id)
         with warnings.catch_warnings():
             # The per-episode table is data in a model repository on purpose.
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
             api.upload_folder(
                 repo_id=repo.repo_id,
+                repo_type=repo_type,
                 folder_path=folder,
-                allow_patterns=_checkpoint_files(folder, CHECKPOINT_FILES),
-                delete_patterns=list(CHECKPOINT_FILES),
+                allow_patterns=_files_at_top(folder, patterns),
+                delete_patterns=list(patterns),
                 revision=revision,
                 commit_message=commit_message,
             )
@@ -193,25 +226,39 @@ def _repeat_command(folder: Path, repo_id: str, private: bool, revision: str | N
     return shlex.join(words)
 
 
-def _checkpoint_files(folder: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Names of the matching files at the top of `folder`. (The Hub client's own patterns match in subfolders too.)"""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+def _files_at_top(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    """Paths of the matching files, no deeper than the patterns say. (The Hub client's own match in subfolders too.)"""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def _template_path() -> Path:
-    """The card template: inside an installed package, or at the top of a source checkout."""
+def template_path(name: str = "template.md") -> Path:
+    """Return a card's template: inside an installed package, or at the top of a source checkout.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
     package = Path(__file__).resolve().parent
-    candidates = (package / "model_cards" / "template.md", package.parents[1] / "model_cards" / "template.md")
+    candidates = (package / "model_cards" / name, package.parents[1] / "model_cards" / name)
     for path in candidates:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"The model card template is neither at {candidates[0]} nor at {candidates[1]}: reinstall hf_decision_mamba."
+        f"The card template is neither at {candidates[0]} nor at {candidates[1]}: reinstall hf_decision_mamba."
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def write_card(path: Path, card: ModelCard | DatasetCard) -> Path:
+    """Write a rendered card with its checksum, unless the card that is there was edited by hand; return its path."""
+    if path.is_file() and not _is_rendered(path):
+        logger.warning("%s was edited by hand and is kept as it is; delete it to have it rendered again.", path)
+        return path
+    text = str(card).rstrip() + "\n\n"
+    path.write_text(f"{text}{_sign(text)}\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty when the file does not exist."""
     if not path.is_file():
         return {}
@@ -240,7 +287,7 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
                 "mode": evaluation["mode"],
                 "checkpoint": checkpoint,
             }
-            label = f"target return {_number(row['target_return'])}, {checkpoint} checkpoint"
+            label = f"target return {number(row['target_return'])}, {checkpoint} checkpoint"
             metrics = {"mean_reward": ("Mean return", f"{row['return_mean']:.2f} +/- {row['return_std']:.2f}")}
             if row.get("normalized_score_mean") is not None:
                 name = f"{source}-normalised score" if source else "Normalised score"
@@ -283,7 +330,7 @@ def _is_rendered(path: Path) -> bool:
 # Functions that the template calls
 
 
-def _number(value: float | None, digits: int | None = None) -> str:
+def number(value: float | None, digits: int | None = None) -> str:
     """A number for reading: with thousands separators, and `digits` decimals where given (1234.56 -> 1,234.6)."""
     if value is None or not math.isfinite(value):
         return "n/a"
@@ -302,7 +349,7 @@ def _bounds(low: list[float], high: list[float]) -> str:
     return f"{intervals[0]} in each dimension" if len(set(intervals)) == 1 else ", ".join(intervals)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     """Any value as the content of one table cell."""
-    text = _number(value) if isinstance(value, float) else str(value)
+    text = number(value) if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|")

@@ -255,6 +255,24 @@ class DecisionMambaPolicy:
         self._steps += 1
         return actions[0].copy() if single else actions.copy()  # the caller may write into what it gets
 
+    def took(self, actions: ArrayLike) -> None:
+        """Say which actions were really taken, where they are not the ones that the last `act` returned.
+
+        Args:
+            actions: as `act` returns them, of all rows (noise was added, or some were drawn at random): from now on the
+                model sees these as previous actions.
+
+        Raises:
+            ValueError: there was no `act` before, or the actions have another shape than those that it returned.
+        """
+        count = self._rows("took")
+        taken = np.asarray(actions, dtype=np.float32 if self.action_type == "continuous" else np.int64)
+        expected = (count, self.act_dim) if self.action_type == "continuous" else (count,)
+        if taken.shape != expected:
+            raise ValueError(f"actions have shape {taken.shape}; give {expected}, one per row.")
+        with torch.inference_mode():  # in which the memory was made
+            cast(Memory, self._memory).remember(taken)
+
     def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
         """The actions that predictions (n, act_dim) stand for: clipped, or of logits the most likely or drawn ones."""
         if self.action_type == "continuous":

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -31,7 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 
 from . import hub
-from .data import WindowDataset, WindowSampler, collate
+from .data import WindowDataset, WindowSampler, WindowStream, collate
 from .evaluation import EvaluationResult, evaluate_policy
 from .model import DecisionMambaProcessor
 from .policy import DecisionMambaPolicy
@@ -64,8 +65,9 @@ def action_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int |
 class DecisionMambaTrainer(Trainer):
     """Trainer for models with `DecisionTransformerModel`'s forward; a model without `labels` gets the same loss.
 
-    Batches come finished from a `WindowDataset`, in the order of a `WindowSampler`. The loss is a mean over all action
-    entries of a step's batch, over gradient accumulation and over processes; so is `eval_loss` over the whole data.
+    Batches come finished from a `WindowDataset`, in the order of a `WindowSampler`, or from a `WindowStream`. The loss
+    is a mean over all action entries of a step's batch, over gradient accumulation and over processes; so is
+    `eval_loss` over the whole data.
     """
 
     model: PreTrainedModel
@@ -99,6 +101,14 @@ class DecisionMambaTrainer(Trainer):
     def output_dir(self) -> Path:
         """Where the run is written."""
         return Path(str(self.args.output_dir))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's, but of a stream nothing is distributed: each process and worker reads its own part."""
+        if not isinstance(self.train_dataset, WindowStream):
+            return super().get_train_dataloader()
+        names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+        settings: dict[str, Any] = {name: getattr(self.args, f"dataloader_{name}") for name in names}
+        return DataLoader(self.train_dataset, batch_size=None, **settings)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset

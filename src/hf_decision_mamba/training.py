@@ -36,7 +36,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from . import hub
 from .building import architecture_of, build, embeds_time, paper_parameter_count
-from .data import Trajectories, TrajectoryStatistics, WindowDataset, load_trajectories
+from .data import (
+    EpisodeStream,
+    Trajectories,
+    TrajectoryStatistics,
+    WindowDataset,
+    WindowStream,
+    load_trajectories,
+    open_stream,
+)
 from .environments import check_spaces, make_environments, score_reference
 from .evaluation import evaluate_policy
 from .model import DecisionMambaProcessor
@@ -122,12 +130,17 @@ def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
 
 @dataclass
 class _Data:
-    """The data set of a run: whole, and split into what is learned from and what is held out."""
+    """The data set of a run: whole, and split into what is learned from and what is held out.
+
+    Of a stream, `statistics` and `train` are those of the sample that it is known from.
+    """
 
     statistics: TrajectoryStatistics
     train: Trajectories
     held_out: Trajectories | None
     env_id: str | None
+    stream: EpisodeStream | None = None
+    buffer_steps: int = 0
 
     @property
     def name(self) -> str:
@@ -136,12 +149,12 @@ class _Data:
     def facts(self, revision: str | None) -> dict[str, Any]:
         """What training.json and the card say about it."""
         kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
-        statistics = self.statistics.to_dict()
+        statistics = {name: self.statistics.to_dict()[name] for name in kept}
         return {
             "name": self.name,
             "revision": revision,
             "env_id": self.env_id,
-            **{name: statistics[name] for name in kept},
+            **(statistics if self.stream is None else {"streaming_sample": statistics}),
             "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,
         }
 
@@ -235,9 +248,12 @@ def _check_arguments(
         ("eval_max_episode_steps", eval_args.eval_max_episode_steps),
         ("frame_stack", data_args.frame_stack),
         ("cpu_threads", args.cpu_threads),
+        ("streaming_buffer", data_args.streaming_buffer),
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("streaming has no epochs, as nobody knows how long a stream is; say --max_steps.")
     if not np.isfinite(eval_args.target_return or [0.0]).all():
         raise ValueError(f"target_return={eval_args.target_return} must be finite.")
     if args.metric_for_best_model in ("normalized_score", "eval_normalized_score") and not eval_args.rollout_episodes:
@@ -265,18 +281,25 @@ def _set_cpu_threads(args: DecisionMambaTrainingArguments) -> None:
 
 
 def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: TrainingArguments) -> _Data:
-    trajectories = load_trajectories(
-        str(data_args.dataset_name),
-        config=data_args.dataset_config,
-        revision=data_args.dataset_revision,
-        split=data_args.dataset_split,
-        columns=data_args.columns(),
-    )
+    source: dict[str, Any] = {
+        "config": data_args.dataset_config,
+        "revision": data_args.dataset_revision,
+        "split": data_args.dataset_split,
+        "columns": data_args.columns(),
+    }
+    if data_args.streaming:
+        steps, stream = data_args.streaming_buffer, open_stream(str(data_args.dataset_name), **source)
+        stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
+        return _Data(train.statistics(), train, held_out, eval_args.env_id or train.env_id, stream, steps)
+    trajectories = load_trajectories(str(data_args.dataset_name), **source)
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
-        seed = args.seed if args.data_seed is None else args.data_seed
-        train, held_out = trajectories.split(data_args.held_out_fraction, seed)
+        train, held_out = trajectories.split(data_args.held_out_fraction, _data_seed(args))
     return _Data(trajectories.statistics(), train, held_out, eval_args.env_id or trajectories.env_id)
+
+
+def _data_seed(args: TrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 def _prepare_environment(
@@ -342,6 +365,19 @@ def _build_trainer(
         "frame_stack": processor.frame_stack,
         "return_scale": processor.return_scale,
     }
+    train_dataset: WindowDataset | WindowStream
+    if data.stream is None:
+        train_dataset = WindowDataset(data.train, **windows)
+    else:
+        train_dataset = WindowStream(
+            data.stream,
+            batch_size=args.train_batch_size,
+            buffer_steps=data.buffer_steps,
+            seed=_data_seed(args),
+            rank=args.process_index,
+            world_size=args.world_size,
+            **windows,
+        )
     callbacks: list[TrainerCallback] = []
     if eval_args is not None and eval_args.rollout_episodes:
         if args.metric_for_best_model and "score" in args.metric_for_best_model and not score_reference(data.env_id):
@@ -362,7 +398,7 @@ def _build_trainer(
     return DecisionMambaTrainer(
         model,
         args,
-        train_dataset=WindowDataset(data.train, **windows),
+        train_dataset=train_dataset,
         eval_dataset=None if data.held_out is None else WindowDataset.covering(data.held_out, **windows),
         processing_class=processor,
         callbacks=callbacks,
@@ -443,8 +479,9 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
+    name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
     return (
-        f"data         {data.name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
+        f"data         {name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
         f" return {statistics.return_mean:,.0f} ± {statistics.return_std:,.0f}, at best {statistics.return_max:,.0f}\n"
         f"model        {model_args.model_name_or_path or preset or model_args.architecture}: {count:,} parameters"
         f"{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
@@ -481,6 +518,7 @@ def _record(
     config: Any = trainer.model.config
     preset, count = _preset(model_args), trainer.model.num_parameters()
     given = {**vars(model_args), **vars(data_args), "preset": preset, "dataset_name": data.name}
+    given |= {} if data_args.streaming else {"streaming": None, "streaming_buffer": None}
     given["architecture"] = architecture_of(config)
     given["frame_stack"] = processor.frame_stack if data.train.state_type == "image" else None
     given["model_name_or_path"] = _portable(model_args.model_name_or_path or "") or None

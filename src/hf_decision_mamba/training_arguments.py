@@ -107,6 +107,17 @@ class DataArguments:
         default=None, metadata={"help": "Frames in the state of an image; if unset 4, or as the checkpoint reads."}
     )
 
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read parquet files with one row per episode as training goes, and download nothing."},
+    )
+    streaming_buffer: int = field(
+        default=50_000,
+        metadata={
+            "help": "Transitions that each process or worker draws from, and that normalisation is learned from."
+        },
+    )
+
     def columns(self) -> dict[str, str]:
         """The column names to read, by ours.
 

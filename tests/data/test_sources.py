@@ -19,13 +19,6 @@ HOPPER = Path(__file__).parent / "hopper-tiny-v5.parquet"
 SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what `datasets` caches in a folder of the test, not among its data, and every test off the network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
 def columns_of(trajectories: Trajectories) -> dict[str, np.ndarray]:
     names = ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets")
     return {name: getattr(trajectories, name) for name in names}

@@ -155,7 +155,7 @@ def test_columns_may_be_memory_mapped(tmp_path) -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99))
 def test_returns_are_sums_of_rewards(lengths: list[int], seed: int) -> None:
     trajectories = make(lengths, seed)
-    returns, returns_to_go = trajectories.returns(), trajectories.returns_to_go()
+    returns, returns_to_go = trajectories.returns(), trajectories.returns_to_go
     for episode, (start, end) in enumerate(
         zip(trajectories.episode_offsets[:-1], trajectories.episode_offsets[1:], strict=True)
     ):
@@ -170,7 +170,7 @@ def test_returns_to_go_are_summed_in_float64_and_episode_by_episode() -> None:
     rewards = np.full(10_001, 0.1, np.float32)
     rewards[-1] = 1e6
     trajectories = make([1, 10_001], rewards=np.concatenate([[np.float32(1e30)], rewards]))
-    assert trajectories.returns_to_go()[1] == pytest.approx(1_001_000, rel=1e-7)
+    assert trajectories.returns_to_go[1] == pytest.approx(1_001_000, rel=1e-7)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99))
@@ -231,10 +231,46 @@ def test_split_keeps_episodes_whole_and_in_order(fraction: float, held_out: int)
         assert part.env_id == "Hopper-v5"
         assert part.lengths().tolist() == sorted(part.lengths().tolist())
         for episode, length in enumerate(part.lengths()):
-            rows = slice(part.episode_offsets[episode], part.episode_offsets[episode + 1])
+            rows = slice(part.episode_starts[episode], part.episode_starts[episode] + length)
             origin = slice(trajectories.episode_offsets[length - 1], trajectories.episode_offsets[length])
             for column in ("observations", "actions", "rewards", "terminations", "truncations"):
                 np.testing.assert_array_equal(getattr(part, column)[rows], getattr(trajectories, column)[origin])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99), st.integers(1, 20))
+def test_a_selection_is_a_view_that_is_what_a_copy_is(lengths: list[int], seed: int, rows_at_once: int) -> None:
+    trajectories = make(lengths, seed)
+    chosen = np.random.default_rng(seed).random(len(lengths)) < 0.5
+    chosen[seed % len(lengths)] = True
+    part = trajectories.select(chosen)
+    with pytest.MonkeyPatch.context() as blocks:
+        blocks.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", rows_at_once)
+        copy = part.compact()
+        assert part.statistics().to_dict() == copy.statistics().to_dict()
+    assert np.shares_memory(part.observations, trajectories.observations)
+    assert not np.shares_memory(copy.observations, trajectories.observations)
+    assert (part.num_episodes, part.num_steps) == (chosen.sum(), np.array(lengths)[chosen].sum())
+    assert len(copy.observations) == copy.num_steps == part.num_steps
+    np.testing.assert_array_equal(part.returns(), copy.returns())
+    np.testing.assert_array_equal(part.step_offsets(), copy.episode_offsets)
+    rows = np.repeat(chosen, lengths)
+    np.testing.assert_array_equal(copy.observations, trajectories.observations[rows])
+    np.testing.assert_array_equal(copy.returns_to_go, trajectories.returns_to_go[rows])
+
+
+def test_a_selection_of_a_selection() -> None:
+    part = make([1, 2, 3, 4, 5]).select(np.array([True, False, True, True, True]))
+    assert part.select(np.array([False, True, False, True])).lengths().tolist() == [3, 5]
+    with pytest.raises(ValueError, match="'made': no episodes are selected"):
+        part.select(np.zeros(4, bool))
+
+
+def test_a_selection_counts_its_own_episodes() -> None:
+    trajectories = make([2, 3, 4])
+    trajectories.rewards[7] = np.nan
+    part = trajectories.select(np.array([True, False, True]))
+    with pytest.raises(ValueError, match="episode 1, step 2, column 'rewards': the value is nan"):
+        part.check_finite()
 
 
 def test_split_depends_on_the_seed_alone() -> None:

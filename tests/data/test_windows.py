@@ -1,9 +1,12 @@
 """The gather equals a naive loop, windows stay in their episode, and draw i of the sampler is a function of i."""
 
+import hashlib
 import multiprocessing
 import pickle
+import tracemalloc
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, collate
+from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, collate, load_trajectories
 
 some_lengths = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 
@@ -70,6 +73,62 @@ def test_gather_equals_a_loop_over_steps(lengths: list[int], context_length: int
     for name, values in batch.items():
         expected = [naive_window(trajectories, start, context_length)[name] for start in indices]
         np.testing.assert_allclose(values.numpy(), np.stack(expected), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+# Of sha256: all tensors of 64 drawn windows, and of the first 64 covering ones, by part of a split.
+DRAWS = {
+    "hopper-tiny-v5.parquet": [
+        (2874, 297, [71, 12, 62, 142], "9865418ca4a7f5f2", "37048c659076ab24"),
+        (2504, 259, [178, 107, 95, 135], "1b638a44e5692622", "37048c659076ab24"),
+        (370, 38, [121, 73, 142, 135], "918118fe4b63e610", "edebbe91f8226384"),
+    ],
+    "breakout-tiny.parquet": [
+        (1356, 137, [244, 45, 252, 332], "e819ec13376487e8", "741da0bd9d8c493b"),
+        (906, 92, [20, 177, 234, 178], "57fd5dd89c347ee5", "741da0bd9d8c493b"),
+        (450, 45, [164, 46, 205, 158], "a4efb19367d8637b", "9fe380fb492cb7f0"),
+    ],
+}
+
+
+def digest(batch: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(batch[name].numpy().tobytes() for name in sorted(batch))).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_windows_are_drawn_as_they_always_were(name: str) -> None:
+    """Resumed and published runs depend on it: these were drawn when every part of a split had columns of its own."""
+    trajectories = load_trajectories(Path(__file__).parent / name)
+    for part, expected in zip([trajectories, *trajectories.split(0.1, seed=3)], DRAWS[name], strict=True):
+        windows = WindowDataset(part, 10, return_scale=1000.0)
+        batch = windows.__getitems__(list(islice(WindowSampler(len(windows), seed=42, epoch=1), 64)))
+        covering = WindowDataset.covering(part, 10, return_scale=1000.0)
+        first = covering.__getitems__(range(min(len(covering), 64)))
+        starts = batch["timesteps"][:4, 0].tolist()
+        assert (len(windows), len(covering), starts, digest(batch), digest(first)) == expected
+
+
+@given(some_lengths, st.integers(1, 15), st.integers(0, 99))
+def test_windows_of_a_selection_are_those_of_a_copy(lengths: list[int], context_length: int, seed: int) -> None:
+    chosen = np.random.default_rng(seed).random(len(lengths)) < 0.5
+    chosen[seed % len(lengths)] = True
+    part = make(lengths, seed).select(chosen)
+    for kind in (WindowDataset, WindowDataset.covering):
+        windows, copy = kind(part, context_length), kind(part.compact(), context_length)
+        assert len(windows) == len(copy)
+        batch, expected = (data.__getitems__(range(len(copy))) for data in (windows, copy))
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_nothing_is_held_for_each_transition() -> None:
+    trajectories = make([1000] * 1000)
+    assert trajectories.returns_to_go.shape == (1_000_000,)
+    tracemalloc.start()
+    train, held_out = trajectories.split(0.1, seed=0)
+    windows, covering = WindowDataset(train, 20), WindowDataset.covering(held_out, 20)
+    windows.__getitems__([0, len(windows) - 1]), covering.__getitems__([0, len(covering) - 1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000  # bytes: numbers of each episode
 
 
 def make_atari(lengths: list[int], seed: int = 0) -> Trajectories:
@@ -187,7 +246,7 @@ def test_states_are_normalised_and_returns_scaled_but_padding_stays_zero() -> No
     expected = (trajectories.observations - mean) / std
     np.testing.assert_allclose(window["states"][:3].numpy(), expected, rtol=1e-6)
     assert window["states"][3].tolist() == [0, 0, 0]
-    np.testing.assert_allclose(window["returns_to_go"][:3, 0].numpy(), trajectories.returns_to_go() / 1000, rtol=1e-6)
+    np.testing.assert_allclose(window["returns_to_go"][:3, 0].numpy(), trajectories.returns_to_go / 1000, rtol=1e-6)
     np.testing.assert_array_equal(window["rewards"][:3, 0].numpy(), trajectories.rewards)
 
 

@@ -1,18 +1,24 @@
 """Data: a source of trajectories -> flat columns -> windows that a model trains on.
 
 `sources` finds out what a source is, `formats` has an adaptor for each kind, `columns` the checks that all of them
-share; `trajectories` are the checked columns, `windows` the gather and the sampler.
+share; `trajectories` are the checked columns, `windows` the gather and the sampler; `cache` keeps on the disk what has
+been read, and `streaming` reads what no disk holds.
 """
 
 from .sources import load_trajectories
-from .trajectories import Trajectories, TrajectoryStatistics
+from .statistics import TrajectoryStatistics
+from .streaming import EpisodeStream, WindowStream, open_stream
+from .trajectories import Trajectories
 from .windows import WindowDataset, WindowSampler, collate
 
 __all__ = [
+    "EpisodeStream",
     "Trajectories",
     "TrajectoryStatistics",
     "WindowDataset",
     "WindowSampler",
+    "WindowStream",
     "collate",
     "load_trajectories",
+    "open_stream",
 ]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from .cache import cached, files_of
 from .facts import SourceFacts
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.hub import Request
@@ -84,9 +85,36 @@ def load_trajectories(
         ValueError: the source cannot be read, or an episode is not what it should be; names data set, episode, step and
             column where there are such.
     """
-    trajectories = _read(source, Request(split, config, revision, columns or {}))
-    trajectories.check_finite()
-    return trajectories
+    request = Request(split, config, revision, columns or {})
+
+    def read() -> Trajectories:
+        try:
+            trajectories = _read(source, request)
+            trajectories.check_finite()
+        except ValueError as error:
+            if not isinstance(source, (str, Path)):
+                raise
+            raise ValueError(f"{error}\n`hf-decision-mamba inspect-data {source}` shows what is there") from error
+        return trajectories
+
+    identity = _identity(source, request)
+    return read() if identity is None else cached(str(source), identity, read)
+
+
+def _identity(source: Source, request: Request) -> list[object] | None:
+    """Return all that decides what is read, or None where that cannot be told, as of what is in memory already."""
+    if not isinstance(source, (str, Path)):
+        return None
+    text, path = str(source), Path(source).expanduser()
+    asked = [request.config, request.split, sorted(request.columns.items())]
+    if path.exists():
+        return [str(path.absolute()), files_of(path), request.revision, *asked]
+    if text.startswith(minari.PREFIX):
+        return [text, files_of(minari.find_minari(text)), request.revision, *asked]
+    if hub.is_repository_id(text):
+        commit = hub.resolved_commit(text, request.revision)
+        return None if commit is None else [text, commit, request.revision == hub.PARQUET_REVISION, *asked]
+    return None
 
 
 def _read(source: Source, request: Request) -> Trajectories:

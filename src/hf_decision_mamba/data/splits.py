@@ -41,7 +41,7 @@ def choose_episodes(trajectories: Trajectories, split: str, label: str) -> Traje
         chosen[piece.from_ : piece.to] = True
     if not chosen.any():
         raise ValueError(f"data set {label!r} has no episodes in split {split!r}; choose another split or source")
-    return trajectories.select(chosen)
+    return trajectories.select(chosen).compact()
 
 
 def only_train(split: str, label: str) -> None:

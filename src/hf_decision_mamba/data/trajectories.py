@@ -6,19 +6,21 @@ Source: the offline data of Decision Transformer (Chen et al. 2021, section 3), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: A state dimension that varies less than this is constant: it is centred, never divided by its tiny deviation.
-CONSTANT_STD = 1e-6
+from . import storage
+from .statistics import CONSTANT_STD, TrajectoryStatistics, mean_and_std
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
 #: The types that a column may have, and the axes that it has then.
-_FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
+FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
     "observations": {np.float32: ("steps", "dimensions"), np.uint8: ("steps", "height", "width")},
     "actions": {np.float32: ("steps", "dimensions"), np.int64: ("steps",)},
     "rewards": {np.float32: ("steps",)},
@@ -27,47 +29,14 @@ _FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class TrajectoryStatistics:
-    """What a model and its card need to know about a data set, computed in float64.
-
-    `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1. Images
-    have None: the model divides pixels by 255. `action_low`, `action_high` (A,) are the smallest and largest continuous
-    action taken; discrete actions have `action_counts` (A,) instead, how often each was taken. Returns are undiscounted
-    sums of rewards over whole episodes; lengths are in steps; standard deviations are those of the population.
-    `terminated` episodes ended by the task, all others count as `truncated`.
-    """
-
-    state_mean: NDArray[np.float64] | None
-    state_std: NDArray[np.float64] | None
-    action_low: NDArray[np.float64] | None
-    action_high: NDArray[np.float64] | None
-    action_counts: NDArray[np.int64] | None
-    episodes: int
-    transitions: int
-    return_mean: float
-    return_std: float
-    return_min: float
-    return_max: float
-    length_mean: float
-    length_min: int
-    length_max: int
-    terminated: int
-    truncated: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the statistics as plain lists and numbers, ready for JSON."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectories:
     """E episodes with N steps in all, as flat columns. Arrays may be memory-mapped.
 
     Row t of an episode holds the observation s_t, the action a_t taken there, the reward r_t which that action earned,
     and whether the episode terminated (task over) or was truncated (time limit, end of recording) with it.
-    Episode e is the rows `episode_offsets[e]` up to `episode_offsets[e + 1]`.
+    The columns hold N rows, in the order of the steps. Those of a selection (see `select`) are the columns of the
+    whole, with rows of other episodes: its episode e is the `lengths()[e]` rows from `episode_starts[e]` on.
 
     Args:
         observations: (N, S) float32, in the units of the environment; or (N, H, W) uint8, one grey frame a step, which
@@ -76,10 +45,12 @@ class Trajectories:
         rewards: (N,) float32.
         terminations: (N,) bool.
         truncations: (N,) bool.
-        episode_offsets: (E + 1,) int64, from 0 to N, strictly increasing: an episode has at least one step.
+        episode_offsets: int64, strictly increasing from 0 to the number of rows: where each episode of the columns
+            begins, and where the last one ends. An episode has at least one step.
         name: what messages and cards call this data set.
         env_id: the gymnasium id of the environment it was recorded in, when the source says so.
         num_actions: discrete actions that there are, when the source says so; default the largest one taken + 1.
+        episodes: (E,) int64, which episodes of the columns are meant, in this order; default all of them.
 
     Raises:
         ValueError: a column has the wrong type or shape, the offsets do not describe the rows, or a discrete action is
@@ -95,14 +66,19 @@ class Trajectories:
     name: str = field(default="trajectories")
     env_id: str | None = None
     num_actions: int | None = None
+    episodes: NDArray[np.int64] | None = None
+    #: Where the columns are, when they are memory-mapped ones that `save` wrote.
+    folder: Path | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _check_offsets(self.name, self.episode_offsets)
-        for column in _FORMS:
-            _check_column(self.name, column, getattr(self, column), self.num_steps)
-        if self.action_type == "discrete":
+        for column in FORMS:
+            _check_column(self.name, column, getattr(self, column), int(self.episode_offsets[-1]))
+        if self.episodes is not None and len(self.episodes) == 0:
+            raise ValueError(f"data set {self.name!r}: no episodes are selected")
+        if self.action_type == "discrete" and (self.episodes is None or self.num_actions is None):
             object.__setattr__(self, "num_actions", self._checked_num_actions())
-        elif self.num_actions is not None:
+        elif self.action_type == "continuous" and self.num_actions is not None:
             raise ValueError(
                 f"data set {self.name!r}: num_actions={self.num_actions} was given, but its actions are continuous "
                 "(float32); leave it out, or make each action one int64"
@@ -119,12 +95,17 @@ class Trajectories:
     @property
     def num_episodes(self) -> int:
         """Number of episodes, E."""
-        return len(self.episode_offsets) - 1
+        return len(self.episode_offsets) - 1 if self.episodes is None else len(self.episodes)
 
     @property
     def num_steps(self) -> int:
         """Number of steps (transitions) of all episodes, N."""
-        return int(self.episode_offsets[-1])
+        return int(self.episode_offsets[-1] if self.episodes is None else self.lengths().sum())
+
+    @property
+    def episode_starts(self) -> NDArray[np.int64]:
+        """The row of the columns at which each episode begins, (E,)."""
+        return self.episode_offsets[:-1] if self.episodes is None else self.episode_offsets[self.episodes]
 
     @property
     def state_type(self) -> Literal["vector", "image"]:
@@ -166,43 +147,59 @@ class Trajectories:
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the steps of each episode, (E,)."""
-        return np.diff(self.episode_offsets)
+        lengths = np.diff(self.episode_offsets)
+        return lengths if self.episodes is None else lengths[self.episodes]
 
     def returns(self) -> NDArray[np.float64]:
         """Return each episode's undiscounted sum of rewards, (E,) float64."""
-        return np.add.reduceat(self.rewards, self.episode_offsets[:-1], dtype=np.float64)
+        returns: NDArray[np.float64] = np.add.reduceat(self.rewards, self.episode_offsets[:-1], dtype=np.float64)
+        return returns if self.episodes is None else returns[self.episodes]
 
+    @cached_property
     def returns_to_go(self) -> NDArray[np.float32]:
-        """Return the sum of the rewards from each step to the end of its episode, (N,), in reward units.
+        """The sum of the rewards from each step to the end of its episode, a row of each of the columns' rows.
 
-        The sums are float64 inside. Each episode is summed on its own, so a return-to-go does not depend on which
-        other episodes the data set holds. Source: Chen et al. 2021, section 3 ("Trajectory representation").
+        In reward units; the sums are float64 inside. Each episode is summed on its own, so a return-to-go does not
+        depend on which other episodes the data set holds. Computed at first use; what comes from the cache brings it.
+        Source: Chen et al. 2021, section 3 ("Trajectory representation").
         """
-        returns_to_go = np.empty(self.num_steps, dtype=np.float32)
-        for start, end in zip(self.episode_offsets[:-1].tolist(), self.episode_offsets[1:].tolist(), strict=True):
-            backwards = self.rewards[start:end][::-1]
-            returns_to_go[start:end] = np.cumsum(backwards, dtype=np.float64)[::-1]
+        returns_to_go = np.empty(self.episode_offsets[-1], dtype=np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported by `check_finite`
+            for start, end in zip(self.episode_offsets[:-1].tolist(), self.episode_offsets[1:].tolist(), strict=True):
+                backwards = self.rewards[start:end][::-1]
+                returns_to_go[start:end] = np.cumsum(backwards, dtype=np.float64)[::-1]
         return returns_to_go
 
     def statistics(self) -> TrajectoryStatistics:
-        """Compute the statistics of this data set in one pass over the rows, in float64.
+        """Return the statistics of this data set, from one pass over the rows, in float64; kept in the `folder`.
 
         Raises:
             ValueError: an observation, action or reward is NaN or infinite; names the episode, step and column.
         """
+        return (
+            self._statistics()
+            if self.folder is None
+            else storage.kept_statistics(self.folder, self.episodes, self._statistics)
+        )
+
+    def _statistics(self) -> TrajectoryStatistics:
         lengths = self.lengths()
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
             returns = self.returns()
-            mean, std = _mean_and_std(self.observations) if self.state_type == "vector" else (None, None)
+            observed = (rows for _, rows in self._blocks("observations"))
+            mean, std = mean_and_std(observed) if self.state_type == "vector" else (None, None)
         low = high = counts = None
+        taken = (rows for _, rows in self._blocks("actions"))
         if self.action_type == "discrete":
-            counts = np.bincount(self.actions, minlength=self.act_dim)
+            counts = np.sum([np.bincount(rows, minlength=self.act_dim) for rows in taken], axis=0)
         else:
-            low, high = self.actions.min(axis=0).astype(np.float64), self.actions.max(axis=0).astype(np.float64)
+            bounds = np.array([(rows.min(axis=0), rows.max(axis=0)) for rows in taken], np.float64)
+            low, high = bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
         if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns) if values is not None):
             self.check_finite()
-        last = self.episode_offsets[1:] - 1
+        last = self.episode_starts + lengths - 1
         terminated = int(np.count_nonzero(self.terminations[last]))
+        self.release()
         return TrajectoryStatistics(
             state_mean=mean,
             state_std=None if std is None else np.where(std < CONSTANT_STD, 1.0, std),
@@ -224,6 +221,8 @@ class Trajectories:
 
     def split(self, held_out_fraction: float, seed: int) -> tuple[Trajectories, Trajectories]:
         """Split into (train, held out) by whole episodes, chosen at random from `seed`; their order is kept.
+
+        Both are selections (see `select`): no column is copied.
 
         Args:
             held_out_fraction: share of the episodes to hold out, between 0 and 1; at least one episode goes each way.
@@ -251,15 +250,14 @@ class Trajectories:
             ValueError: one is NaN or infinite; names the data set, episode, step and column.
         """
         for column in ("observations", "actions", "rewards"):
-            values = getattr(self, column)
-            if not np.issubdtype(values.dtype, np.floating):
+            if not np.issubdtype(getattr(self, column).dtype, np.floating):
                 continue  # every pixel and every discrete action is a number
-            for start, rows in _blocks(values):
+            for start, rows in self._blocks(column):
                 finite = np.isfinite(rows)
                 if finite.all():
                     continue
                 place = np.argwhere(~finite)[0]
-                episode, step = locate(self.episode_offsets, start + int(place[0]))
+                episode, step = locate(self.step_offsets(), start + int(place[0]))
                 dimension = f", dimension {place[1]}" if len(place) > 1 else ""
                 raise ValueError(
                     f"data set {self.name!r}, episode {episode}, step {step}, column {column!r}{dimension}: the value "
@@ -267,14 +265,85 @@ class Trajectories:
                 )
 
     def select(self, chosen: NDArray[np.bool_]) -> Trajectories:
-        """Return a copy of the episodes that `chosen` (E,) marks."""
-        lengths = self.lengths()
-        rows = np.repeat(chosen, lengths)
-        offsets = np.concatenate([[0], np.cumsum(lengths[chosen])]).astype(np.int64)
-        columns = {column: getattr(self, column)[rows] for column in _FORMS}
-        return Trajectories(
-            **columns, episode_offsets=offsets, name=self.name, env_id=self.env_id, num_actions=self.num_actions
-        )
+        """Return the episodes that `chosen` (E,) marks: other episodes of the same columns, of which none is copied."""
+        episodes = np.arange(self.num_episodes) if self.episodes is None else self.episodes
+        return replace(self, episodes=episodes[chosen])._attach(self.returns_to_go, self.folder)
+
+    def compact(self) -> Trajectories:
+        """Return a selection with columns of its own, which hold its rows alone."""
+        if self.episodes is None:
+            return self
+        columns: dict[str, Any] = {}
+        for column in FORMS:
+            values = getattr(self, column)
+            columns[column] = np.empty((self.num_steps, *values.shape[1:]), values.dtype)
+            for start, rows in self._blocks(column):
+                columns[column][start : start + len(rows)] = rows
+        return replace(self, **columns, episode_offsets=self.step_offsets(), episodes=None)
+
+    def save(self, folder: Path, **facts: Any) -> None:
+        """Write the columns of trajectories that are no selection, with their returns-to-go, into an empty folder.
+
+        Args:
+            folder: where to.
+            facts: what else to write; JSON.
+
+        Raises:
+            OSError: something cannot be written.
+        """
+        columns = {name: getattr(self, name) for name in (*FORMS, "episode_offsets", "returns_to_go")}
+        kept = {name: getattr(self, name) for name in ("name", "env_id", "num_actions")}
+        storage.save_columns(folder, columns, {**kept, **facts})
+
+    @classmethod
+    def open(cls, folder: Path) -> tuple[Trajectories, dict[str, Any]]:
+        """Open what `save` wrote, memory-mapped; and return what else it wrote.
+
+        Raises:
+            OSError, ValueError, KeyError, TypeError: a file is missing or damaged.
+        """
+        columns, facts = storage.open_columns(folder)
+        returns_to_go = columns.pop("returns_to_go")
+        kept = {name: facts.pop(name) for name in ("name", "env_id", "num_actions")}
+        return cls(**columns, **kept)._attach(returns_to_go, folder), facts
+
+    @property
+    def mapped_bytes(self) -> int:
+        """How much of the disk the memory-mapped columns are; 0 for columns in memory."""
+        columns = [getattr(self, column) for column in (*FORMS, "returns_to_go")]
+        return sum(values.nbytes for values in columns if storage.mapping(values) is not None)
+
+    def release(self) -> None:
+        """Take memory-mapped columns out of this process's memory until they are read again."""
+        for column in (*FORMS, "returns_to_go"):
+            storage.release(getattr(self, column))
+
+    def _attach(self, returns_to_go: NDArray[np.float32], folder: Path | None) -> Trajectories:
+        """Add what belongs to these columns, and must not outlive a `replace` of one of them."""
+        vars(self).update(returns_to_go=returns_to_go, folder=folder)
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Workers that are handed memory-mapped trajectories open them again, instead of getting a copy."""
+        return super().__reduce_ex__(protocol) if self.folder is None else (_reopen, (self.folder, self.episodes))
+
+    def step_offsets(self) -> NDArray[np.int64]:
+        """Return how many steps there are before each episode, and in all, (E + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.lengths())])
+
+    def _blocks(self, column: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first step, rows of a column) in blocks of bounded size, which together are all steps in order."""
+        values, offsets = getattr(self, column), self.step_offsets()
+        shifts = self.episode_starts - offsets[:-1]
+        for first in range(0, self.num_steps, _ROWS_AT_ONCE):
+            stop = min(first + _ROWS_AT_ONCE, self.num_steps)
+            if self.episodes is None:
+                yield first, values[first:stop]
+            else:
+                begin, end = np.searchsorted(offsets, first, side="right") - 1, np.searchsorted(offsets, stop)
+                counts = np.diff(offsets[begin : end + 1].clip(first, stop))
+                yield first, values[np.arange(first, stop) + np.repeat(shifts[begin:end], counts)]
+            storage.release(values)
 
     def _checked_num_actions(self) -> int:
         """Return the number of discrete actions, when every action is one of them."""
@@ -288,6 +357,34 @@ class Trajectories:
             f"data set {self.name!r}, episode {episode}, step {step}, column 'actions': the action is "
             f"{self.actions[row]}, but {known}; correct it, or num_actions where the data set says it"
         )
+
+
+def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
+    """Return the episodes of one or more trajectories as trajectories of their own.
+
+    Raises:
+        ValueError: their columns differ in type or dimensions.
+    """
+    parts = [part.compact() for part in parts]
+    first = parts[0]
+    for part in parts:
+        for column in FORMS:
+            mine, theirs = getattr(first, column), getattr(part, column)
+            if (mine.dtype, mine.shape[1:]) != (theirs.dtype, theirs.shape[1:]):
+                raise ValueError(
+                    f"data set {part.name!r}, column {column!r}: {theirs.dtype} of {theirs.shape[1:]} a step, where "
+                    f"other episodes have {mine.dtype} of {mine.shape[1:]}; every step needs the same dimensions"
+                )
+    columns: dict[str, Any] = {column: np.concatenate([getattr(part, column) for part in parts]) for column in FORMS}
+    lengths = np.concatenate([part.lengths() for part in parts])
+    num_actions = max((part.num_actions for part in parts if part.num_actions is not None), default=None)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return replace(first, **columns, episode_offsets=offsets, num_actions=num_actions)
+
+
+def _reopen(folder: Path, episodes: NDArray[np.int64] | None) -> Trajectories:
+    whole, _ = Trajectories.open(folder)
+    return whole if episodes is None else replace(whole, episodes=episodes)._attach(whole.returns_to_go, folder)
 
 
 def locate(episode_offsets: NDArray[np.int64], row: int) -> tuple[int, int]:
@@ -313,7 +410,7 @@ def _check_offsets(name: str, offsets: NDArray[np.int64]) -> None:
 
 def _check_column(name: str, column: str, values: np.ndarray, num_steps: int) -> None:
     """Check one flat column's type and shape."""
-    forms = {np.dtype(dtype): axes for dtype, axes in _FORMS[column].items()}
+    forms = {np.dtype(dtype): axes for dtype, axes in FORMS[column].items()}
     if not isinstance(values, np.ndarray) or values.dtype not in forms:
         found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         wanted = " or ".join(map(str, forms))
@@ -329,26 +426,3 @@ def _check_column(name: str, column: str, values: np.ndarray, num_steps: int) ->
         raise ValueError(
             f"data set {name!r}, column {column!r} has {len(values)} rows, but the episode offsets end at {num_steps}"
         )
-
-
-def _blocks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, rows) in blocks of bounded size."""
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        yield start, values[start : start + _ROWS_AT_ONCE]
-
-
-def _mean_and_std(values: np.ndarray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and population standard deviation (D,) of (N, D) values, block by block in float64.
-
-    Blocks are merged by Chan, Golub & LeVeque 1979 (equation 2.1): no cancellation, as sums of squares have.
-    """
-    mean = np.zeros(values.shape[1])
-    squares = np.zeros(values.shape[1])
-    for start, block in _blocks(values):
-        rows = block.astype(np.float64)
-        block_mean = rows.mean(axis=0)
-        total = start + len(rows)
-        shift = block_mean - mean
-        squares += np.square(rows - block_mean).sum(axis=0) + shift**2 * (start * len(rows) / total)
-        mean += shift * (len(rows) / total)
-    return mean, np.sqrt(squares / len(values))

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from .storage import release
 from .trajectories import Trajectories
 
 #: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
@@ -22,6 +23,10 @@ IGNORED_LABEL = -100.0
 
 #: The discrete action "before" an episode's first step: none has been taken.
 NO_ACTION = -1
+
+#: Of columns on the disk that are larger than this in all, what has been read is given back to the system at once: the
+#: process stays small, however much it reads. Of smaller ones it stays in the process, where it is read again faster.
+_MAPPED_AT_MOST = 1 << 30
 
 _DRAWS_AT_ONCE = 8192  # bounds the sampler's memory, whatever the length of an epoch
 
@@ -31,6 +36,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     With the default `starts`, every transition begins one window: to draw items uniformly is to draw an episode in
     proportion to its length and then a step of it. Windows that reach the end of their episode are padded on the right.
+    Nothing is held for each transition, and memory-mapped trajectories stay on the disk.
 
     A batch of b windows of K steps is a dict of tensors, float32 unless said otherwise:
 
@@ -54,7 +60,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         state_std: (S,), divides the centred states; default 1. Not for images.
         return_scale: divides the returns-to-go; in reward units.
         frame_stack: F, frames in the state of an image; a vector is one observation. Source: Mnih et al. 2015.
-        starts: (n,) the transition at which each window begins; default every transition.
+        starts: (n,) the transition at which each window begins, counted over the episodes; default every transition.
+        stride: steps from one window to the next in an episode, where `starts` are not given.
 
     Raises:
         ValueError: an argument is out of range or has the wrong shape.
@@ -70,6 +77,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         return_scale: float = 1.0,
         frame_stack: int = 4,
         starts: NDArray[np.int64] | None = None,
+        stride: int = 1,
     ) -> None:
         if context_length < 1:
             raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
@@ -88,24 +96,22 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.return_scale = float(return_scale)
         self.frame_stack = int(frame_stack)
         self.starts = None if starts is None else _checked_starts(starts, trajectories)
-        self._returns_to_go = trajectories.returns_to_go()
+        self.stride = 1 if starts is not None else stride
+        self._episode_starts, self._lengths = trajectories.episode_starts, trajectories.lengths()
+        counts = -(-self._lengths // self.stride)  # windows of each episode, rounded up
+        self._first_windows = np.concatenate([[0], np.cumsum(counts)])
+        self._gives_back = trajectories.mapped_bytes > _MAPPED_AT_MOST
 
     @classmethod
     def covering(cls, trajectories: Trajectories, context_length: int, **kwargs: Any) -> WindowDataset:
         """Cut every episode into windows that do not overlap: each transition is in exactly one (for `eval_loss`).
 
-        Takes the same arguments as the class, but for `starts`.
+        Takes the same arguments as the class, but for `starts` and `stride`.
         """
-        if context_length < 1:
-            raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
-        counts = -(-trajectories.lengths() // context_length)  # rounded up
-        first_window = np.repeat(np.cumsum(counts) - counts, counts)
-        window_of_episode = np.arange(len(first_window)) - first_window
-        starts = np.repeat(trajectories.episode_offsets[:-1], counts) + context_length * window_of_episode
-        return cls(trajectories, context_length, starts=starts, **kwargs)
+        return cls(trajectories, context_length, stride=max(context_length, 1), **kwargs)
 
     def __len__(self) -> int:
-        return self.trajectories.num_steps if self.starts is None else len(self.starts)
+        return int(self._first_windows[-1]) if self.starts is None else len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one window: the tensors of a batch without their first dimension."""
@@ -116,25 +122,27 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         chosen = np.asarray(indices, dtype=np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise IndexError(f"window indices must be in 0 ... {len(self) - 1}; got {chosen.min()} ... {chosen.max()}")
-        starts = chosen if self.starts is None else self.starts[chosen]
-        return self._gather(starts)
+        chosen = chosen if self.starts is None else self.starts[chosen]
+        episode = np.searchsorted(self._first_windows, chosen, side="right") - 1
+        return self._gather(episode, self.stride * (chosen - self._first_windows[episode]))
 
-    def _gather(self, starts: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Gather the windows that begin at these transitions, (b,)."""
-        data, offsets = self.trajectories, self.trajectories.episode_offsets
-        episode = np.searchsorted(offsets, starts, side="right") - 1
-        first, end = offsets[episode][:, None], offsets[episode + 1][:, None]
-        rows = starts[:, None] + np.arange(self.context_length)
+    def _gather(self, episode: NDArray[np.int64], step: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Gather the windows that begin at these steps of these episodes, (b,) each."""
+        data = self.trajectories
+        first = self._episode_starts[episode][:, None]
+        end = first + self._lengths[episode][:, None]
+        rows = first + step[:, None] + np.arange(self.context_length)
         real = rows < end
         padding = ~real
         # Padding reads the episode's last row: always a legal row, and cheaper than gathering the real rows alone.
         rows = np.minimum(rows, end - 1)
 
         states = self._gather_states(rows, first)
-        actions = data.actions[rows]
-        previous_actions = data.actions[np.maximum(rows - 1, 0)]
-        rewards = data.rewards[rows]
-        returns_to_go = self._returns_to_go[rows] / np.float32(self.return_scale)
+        before = np.maximum(rows[:, :1] - 1, 0)
+        taken = self._read(data.actions, np.concatenate([before, rows], axis=1))
+        previous_actions, actions = taken[:, :-1].copy(), taken[:, 1:].copy()
+        rewards = self._read(data.rewards, rows)
+        returns_to_go = self._read(data.returns_to_go, rows) / np.float32(self.return_scale)
         timesteps = rows - first
         previous_actions[padding | (timesteps == 0)] = NO_ACTION if data.action_type == "discrete" else 0
         labels = actions.copy()
@@ -153,13 +161,20 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
+    def _read(self, column: np.ndarray, rows: NDArray[np.int64]) -> np.ndarray:
+        """Return these rows of a column."""
+        # `take` copies whole rows, at the speed of memory; what it returns is one allocation.
+        values = column.take(rows, axis=0)
+        if self._gives_back:
+            release(column)
+        return values
+
     def _gather_states(self, rows: NDArray[np.int64], first: NDArray[np.int64]) -> np.ndarray:
         """Gather the states at `rows` (b, K) of episodes that begin at the rows `first` (b, 1)."""
         if self.state_mean is None or self.state_std is None:  # images
             stacked = rows[..., None] - np.arange(self.frame_stack)[::-1]
-            # `take` copies whole frames, at the speed of memory; the whole batch is one allocation.
-            return self.trajectories.observations.take(np.maximum(stacked, first[..., None]), axis=0)
-        states: NDArray[Any] = self.trajectories.observations[rows]
+            return self._read(self.trajectories.observations, np.maximum(stacked, first[..., None]))
+        states = self._read(self.trajectories.observations, rows)
         states -= self.state_mean
         states /= self.state_std
         return states

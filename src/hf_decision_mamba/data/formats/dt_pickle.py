@@ -40,11 +40,11 @@ def read_dt_pickle(text: str, path: Path, columns: Mapping[str, str]) -> Traject
         ValueError: the pickle holds anything but lists and dicts of NumPy arrays and numbers, or is damaged; or an
             episode is not what it should be.
     """
-    content = _arrays_of(text, path)
+    content = arrays_of(text, path)
     return read_arrays(content, text, path.stem, columns, facts_beside(path))
 
 
-def _arrays_of(text: str, path: Path) -> list[Any] | dict[str, Any]:
+def arrays_of(text: str, path: Path) -> list[Any] | dict[str, Any]:
     """Return the content of a pickle when it is one that this project reads."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

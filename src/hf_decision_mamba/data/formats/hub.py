@@ -16,7 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from ..facts import SourceFacts, facts_beside, facts_of_card
@@ -32,12 +32,28 @@ PARQUET_REVISION = "refs/convert/parquet"
 #: What `datasets` reads, by ending.
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
+_SECONDS_TO_ANSWER = 10.0
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def is_repository_id(source: str) -> bool:
     """Whether this could be a repository of the Hub, `organisation/name`."""
     return _REPOSITORY_ID.fullmatch(source) is not None
+
+
+def resolved_commit(repo_id: str, revision: str | None) -> str | None:
+    """Return the commit that a revision is; without a connection, that of what has been downloaded.
+
+    Returns:
+        None if it cannot be found out.
+    """
+    with suppress(OSError, HFValidationError):
+        if not datasets.config.HF_HUB_OFFLINE:
+            return HfApi().dataset_info(repo_id, revision=revision, timeout=_SECONDS_TO_ANSWER).sha
+    with suppress(OSError, HFValidationError):
+        folder = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)
+        return Path(folder).name
+    return None
 
 
 @dataclass(frozen=True)
@@ -107,16 +123,78 @@ def read_file(text: str, path: Path, request: Request) -> Trajectories:
 
 def read_repository(repo_id: str, request: Request) -> Trajectories:
     """Read a data set of the Hub."""
+    with _found_on_the_hub(repo_id):
+        rows = _load_repository(repo_id, request, **_chosen(repo_id, request))
+    info = None
+    if has_one_row_per_step(rows.schema, request.columns):
+        info = _file_of_repository(repo_id, INFO, request)
+    opened = _Opened(
+        rows,
+        label=repo_id,
+        name=repo_id,
+        facts=_facts_of_repository(repo_id, request),
+        info=RobotInfo() if info is None else RobotInfo.read(info),
+    )
+    return _read(opened, request)
+
+
+def find_parquet(text: str, path: Path, request: Request) -> tuple[list[str], str, SourceFacts]:
+    """Find the parquet files of a source without reading or downloading them.
+
+    Returns:
+        Where they are (paths, or hf:// on the Hub), what cards call the data set, and the facts of its card.
+
+    Raises:
+        FileNotFoundError, ConnectionError: as `load_trajectories`.
+        ValueError: there is no such split, or its files are no parquet files.
+    """
+    if path.is_file():
+        request.refuse(f"the local file {text}", "config", "revision")
+        files, name, facts = {"train": [str(path)]}, path.stem, facts_beside(path)
+    elif path.is_dir():
+        request.refuse(f"the local folder {text}", "revision")
+        files = _files(text, str(path), name=request.config)
+        name, facts = path.resolve().name, facts_of_card(path / "README.md")
+    else:
+        with _found_on_the_hub(text):
+            files = _files(text, text, revision=request.revision, **_chosen(text, request))
+        name, facts = text, _facts_of_repository(text, request)
+    found = files.get(request.split)
+    if found is None:
+        raise ValueError(f"data set {text!r} has no split {request.split!r} to stream; it has {', '.join(files)}")
+    others = [file for file in found if not file.endswith(".parquet")]
+    if others:
+        raise ValueError(
+            f"data set {text!r} cannot be streamed: only parquet files can, with one row per episode, and it holds "
+            f"{others[0]}; load it without streaming"
+        )
+    return found, name, facts
+
+
+def _files(label: str, path: str, **options: Any) -> dict[str, list[str]]:
+    """Return the data files of each split."""
+    with _explained(label, options):
+        found = datasets.load_dataset_builder(path, **options).config.data_files or {}
+    return {str(split): list(map(str, files)) for split, files in found.items()}
+
+
+def _chosen(repo_id: str, request: Request) -> dict[str, str | None]:
+    """Return the options of `datasets` that choose a configuration."""
     exported = request.revision == PARQUET_REVISION
     if exported and request.config is None:
         raise ValueError(
             f"data set {repo_id!r}: at revision {PARQUET_REVISION!r} every configuration is a folder, and reading all "
             'would mix them; name one with config=... ("default" where there is only one)'
         )
-    chosen = {"data_dir": request.config} if exported else {"name": request.config}
+    return {"data_dir": request.config} if exported else {"name": request.config}
+
+
+@contextmanager
+def _found_on_the_hub(repo_id: str) -> Iterator[None]:
+    """Say where a repository was looked for."""
     tried = f"there is no file or folder {Path(repo_id).absolute()}"
     try:
-        rows = _load_repository(repo_id, request, **chosen)
+        yield
     except (FileNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(f"no data set {repo_id!r}: {tried}, and on the Hub: {error}") from error
     except (ConnectionError, HfHubHTTPError) as error:
@@ -124,18 +202,11 @@ def read_repository(repo_id: str, request: Request) -> Trajectories:
             f"no data set {repo_id!r}: {tried}, and the Hub cannot be reached or is switched off (HF_HUB_OFFLINE); "
             f"check the connection or give a local path ({error})"
         ) from error
-    revision = None if exported else request.revision
-    card, info = _file_of_repository(repo_id, "README.md", revision), None
-    if has_one_row_per_step(rows.schema, request.columns):
-        info = _file_of_repository(repo_id, INFO, revision)
-    opened = _Opened(
-        rows,
-        label=repo_id,
-        name=repo_id,
-        facts=SourceFacts() if card is None else facts_of_card(card),
-        info=RobotInfo() if info is None else RobotInfo.read(info),
-    )
-    return _read(opened, request)
+
+
+def _facts_of_repository(repo_id: str, request: Request) -> SourceFacts:
+    card = _file_of_repository(repo_id, "README.md", request)
+    return SourceFacts() if card is None else facts_of_card(card)
 
 
 def _read(opened: _Opened, request: Request) -> Trajectories:
@@ -153,8 +224,9 @@ def _read(opened: _Opened, request: Request) -> Trajectories:
     return trajectories
 
 
-def _file_of_repository(repo_id: str, name: str, revision: str | None) -> Path | None:
+def _file_of_repository(repo_id: str, name: str, request: Request) -> Path | None:
     """Return a file that the trajectories can do without, None where there is none."""
+    revision = None if request.revision == PARQUET_REVISION else request.revision
     try:
         return Path(hf_hub_download(repo_id, name, repo_type="dataset", revision=revision))
     except (EntryNotFoundError, HfHubHTTPError):

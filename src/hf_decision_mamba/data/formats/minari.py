@@ -7,6 +7,7 @@ Source: Minari, https://minari.farama.org.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,13 @@ def read_minari(text: str) -> Trajectories:
         FileNotFoundError: there is no such data set, or it cannot be downloaded.
         ValueError: its spaces are of a kind that is not read, or an episode is not what it should be.
     """
-    data = _open(text, text.removeprefix(PREFIX))
+    data = open_minari(text, text.removeprefix(PREFIX))
     facts = _facts(text, data)
     episodes = [_columns(text, data.observation_space, episode) for episode in data.iterate_episodes()]
     return read_episode_arrays(episodes, text, text, {}, facts)
 
 
-def _open(text: str, name: str) -> Any:
+def open_minari(text: str, name: str) -> Any:
     try:
         import minari
         from minari.storage import get_dataset_path
@@ -55,6 +56,19 @@ def _open(text: str, name: str) -> Any:
             f"no data set {text!r}: it is not in {get_dataset_path()} (MINARI_DATASETS_PATH), and downloading it "
             f"failed: {type(error).__name__}: {error}"
         ) from error
+
+
+def find_minari(text: str) -> Path:
+    """Return the folder of a Minari data set, which is downloaded if it is not there yet.
+
+    Raises:
+        ImportError, FileNotFoundError, ValueError: as `read_minari`.
+    """
+    name = text.removeprefix(PREFIX)
+    open_minari(text, name)
+    from minari.storage import get_dataset_path
+
+    return Path(get_dataset_path(name))
 
 
 def _facts(text: str, data: Any) -> SourceFacts:

@@ -53,6 +53,23 @@ class LoadedRows:
 
 
 @dataclass(frozen=True)
+class TableRows:
+    """The rows of a table in memory."""
+
+    content: pa.Table
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.content.schema
+
+    def table(self, columns: list[str]) -> pa.Table:
+        return self.content.select(columns)
+
+    def pieces(self, column: str) -> Iterator[pa.Array]:
+        yield from self.content.column(column).chunks
+
+
+@dataclass(frozen=True)
 class ParquetRows:
     """Rows of parquet files: (file, first row, row after the last) in order."""
 
@@ -63,27 +80,29 @@ class ParquetRows:
     def table(self, columns: list[str]) -> pa.Table:
         tables = [self.schema.empty_table().select(columns)]
         for path, start, stop in self.parts:
-            with self._reading(path):
+            with reading(self.label, path):
                 tables.append(pq.ParquetFile(path).read(columns=columns).select(columns).slice(start, stop - start))
         return pa.concat_tables(tables)
 
     def pieces(self, column: str) -> Iterator[pa.Array]:
         for path, start, stop in self.parts:
-            with self._reading(path):
+            with reading(self.label, path):
                 file = pq.ParquetFile(path, pre_buffer=True)
                 row = 0
                 for batch in file.iter_batches(_EPISODES_AT_ONCE, columns=[column], use_threads=False):
                     first, row = row, row + len(batch)
                     yield batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
 
-    @contextmanager
-    def _reading(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk is full or the file may not be opened: the data are not to blame
-            raise unreadable(self.label, f"the file {path}", error) from error
+
+@contextmanager
+def reading(label: str, path: Path | str) -> Iterator[None]:
+    """Name a parquet file that is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk is full or the file may not be opened: the data are not to blame
+        raise unreadable(label, f"the file {path}", error) from error
 
 
 def parquet_rows(

@@ -1,0 +1,381 @@
+"""What acts while data are collected: one of our checkpoints or a stable-baselines3 policy, and chance beside them.
+
+A stable-baselines3 file is read without running code of it: its pickled settings are never opened, only their readable
+part, and the weights are loaded as weights. Source: https://stable-baselines3.readthedocs.io, the format of its files.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from numpy.typing import NDArray
+
+from .environments import check_spaces
+from .policy import DecisionMambaPolicy
+
+if TYPE_CHECKING:
+    from gymnasium import Space
+    from gymnasium.vector import VectorEnv
+
+PREFIX = "sb3:"
+#: stable-baselines3's algorithms, and the actions that they are for.
+ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "ppo": ("continuous", "discrete"),
+    "a2c": ("continuous", "discrete"),
+    "sac": ("continuous",),
+    "td3": ("continuous",),
+    "dqn": ("discrete",),
+}
+INSTALL = 'pip install "hf_decision_mamba[collect]"'
+
+_ACTOR_CRITIC = "common"  # where PPO's and A2C's policy is
+#: Settings of a policy that its weights or its actions depend on, and those that only training needs.
+_SETTINGS = {
+    *("net_arch", "activation_fn", "use_sde", "log_std_init", "full_std", "use_expln", "squash_output", "clip_mean"),
+    *("n_critics", "share_features_extractor", "normalize_images"),
+}
+_OF_TRAINING = {"ortho_init", "optimizer_class", "optimizer_kwargs", ":type:", ":serialized:"}
+_NORMALISATION = ("vec_normalize.pkl", "vecnormalize.pkl")
+
+
+class Behaviour(Protocol):
+    """What acts in all rows of a vector environment, each an episode of its own."""
+
+    def reset(self, count: int) -> None:
+        """Start new episodes in so many rows."""
+
+    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
+        """Start new episodes in these rows (n,)."""
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...); the rewards (n,) are those of the previous ones."""
+
+    def took(self, actions: NDArray[Any]) -> None:
+        """Note the actions (n, ...) that were taken instead."""
+
+
+class CheckpointBehaviour:
+    """One of our checkpoints, asked for a return.
+
+    Args:
+        path: folder or Hub repository.
+        envs: what it will act in.
+        target_return: the checkpoint's when not given.
+        mode, sample, seed, device: as for `DecisionMambaPolicy`.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint, or it is for another kind of environment.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        envs: VectorEnv,
+        env_id: str,
+        *,
+        target_return: float | None,
+        mode: Any,
+        sample: bool,
+        seed: int,
+        device: str | None,
+    ):
+        self.policy = DecisionMambaPolicy.from_pretrained(path, mode, device, sample=sample, seed=seed)
+        check_spaces(env_id, envs, self.policy)
+        self.target_return = self.policy.processor.target_return if target_return is None else target_return
+
+    def reset(self, count: int) -> None:
+        """Start new episodes in so many rows."""
+        self.policy.reset(self.target_return, num_envs=count)
+
+    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
+        """Start new episodes in these rows (n,)."""
+        self.policy.reset_rows(rows)
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...)."""
+        return np.asarray(self.policy.act(observations, rewards))
+
+    def took(self, actions: NDArray[Any]) -> None:
+        """Note the actions (n, ...) that were taken instead: the model reads them as previous actions."""
+        self.policy.took(actions)
+
+
+class StableBaselinesBehaviour:
+    """A policy that stable-baselines3 has saved. Frames are stacked as it was trained on them.
+
+    Args:
+        source: `sb3:sac:file.zip`, `sb3:file.zip`, or a Hub repository or a file of one in the place of the file.
+        envs: what it will act in.
+        sample: draw actions from the policy's distribution, instead of taking its mode.
+        seed: of these draws.
+
+    Raises:
+        ImportError: stable-baselines3 is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no such policy, or for another kind of environment.
+    """
+
+    def __init__(self, source: str, envs: VectorEnv, env_id: str, *, sample: bool, seed: int):
+        require_stable_baselines()
+        algorithm, place = split_source(source)
+        saved = _Saved.read(source, _find_file(source, place))
+        self.algorithm = saved.check_algorithm(algorithm)
+        self._policy, self._frames = saved.build(envs.single_observation_space, envs.single_action_space, env_id)
+        self._sample, self._seed = sample, seed
+        self._stacks: NDArray[np.uint8] | None = None
+        self._begins: NDArray[np.bool_] = np.empty(0, np.bool_)
+
+    def reset(self, count: int) -> None:
+        """Start new episodes in so many rows."""
+        torch.manual_seed(self._seed)  # its distributions draw from torch's global generator
+        if hasattr(self._policy, "reset_noise") and getattr(self._policy, "use_sde", False):
+            self._policy.reset_noise()
+        self._begins = np.ones(count, np.bool_)
+
+    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
+        """Start new episodes in these rows (n,)."""
+        self._begins |= rows
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...)."""
+        if self._frames:
+            observations = self._stacked(observations)
+        actions, _ = self._policy.predict(observations, deterministic=not self._sample)
+        return np.asarray(actions)
+
+    def took(self, actions: NDArray[Any]) -> None:
+        """Forget them: these policies see observations only."""
+
+    def _stacked(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The last frames (n, k, height, width); before the first one there are blank ones."""
+        if self._stacks is None:
+            self._stacks = np.zeros((len(frames), self._frames, *frames.shape[1:]), np.uint8)
+        self._stacks[self._begins] = 0
+        self._begins[:] = False
+        self._stacks = np.concatenate([self._stacks[:, 1:], frames[:, None]], axis=1)
+        return self._stacks
+
+
+class Exploration:
+    """Chance in the actions: every episode draws from a stream of its own, whatever the other rows do.
+
+    Args:
+        space: of one action.
+        count: rows.
+        seed: of all streams.
+        noise: standard deviation of Gaussian noise, as a share of half the range of each dimension (in the action's
+            unit where it has no range).
+        epsilon: probability of an action drawn uniformly from the space.
+    """
+
+    def __init__(self, space: Space, count: int, seed: int, noise: float, epsilon: float):
+        from gymnasium.spaces import Box
+
+        self._spaces = [copy.deepcopy(space) for _ in range(count)]
+        self._seed, self._noise, self._epsilon = seed, noise, epsilon
+        self._generators = [np.random.default_rng(seed)] * count
+        self._box = space if isinstance(space, Box) else None
+        if isinstance(space, Box):
+            half = (space.high.astype(np.float64) - space.low) / 2
+            self._scale = np.where(np.isfinite(half), half, 1.0)
+
+    def begin(self, row: int, episode: int) -> None:
+        """Start the stream of an episode in a row."""
+        self._generators[row] = np.random.default_rng([self._seed, episode])
+        self._spaces[row].seed(int(self._generators[row].integers(1 << 31)))
+
+    def explore(self, actions: NDArray[Any] | None) -> NDArray[Any]:
+        """Return the actions (n, ...) to take: those given, with noise, within their space; or random ones of all rows.
+
+        Args:
+            actions: what the policy would do; None where there is none.
+        """
+        if actions is None:
+            return self._stored(np.stack([space.sample() for space in self._spaces]))
+        taken = np.array(actions)
+        if self._noise or self._epsilon:
+            for row, (generator, space) in enumerate(zip(self._generators, self._spaces, strict=True)):
+                if self._noise:
+                    taken[row] += self._noise * self._scale * generator.standard_normal(taken[row].shape)
+                if self._epsilon and generator.random() < self._epsilon:
+                    taken[row] = space.sample()
+        return self._stored(taken)
+
+    def _stored(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Actions within their space, and rounded as a data set stores them: what is stored is what was done."""
+        if self._box is None:
+            return actions
+        return np.clip(actions, self._box.low, self._box.high).astype(np.float32).astype(self._box.dtype)
+
+
+def require_stable_baselines() -> None:
+    """Check that stable-baselines3 is there.
+
+    Raises:
+        ImportError: it is not; says what to install.
+    """
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"This needs stable-baselines3 ({error}); install it with: {INSTALL}") from error
+
+
+def split_source(source: str) -> tuple[str | None, str]:
+    """Return (algorithm, file or repository) of `sb3:algorithm:place` or `sb3:place`.
+
+    Raises:
+        ValueError: no such algorithm, or no place.
+    """
+    name, colon, place = source.removeprefix(PREFIX).partition(":")
+    if not colon:
+        name, place = "", name
+    if not place or (name and name.lower() not in ALGORITHMS):
+        raise ValueError(
+            f"policy {source!r}: expected {PREFIX}ALGORITHM:FILE.zip or {PREFIX}ALGORITHM:owner/name, with one of the "
+            f"algorithms {', '.join(ALGORITHMS)}"
+        )
+    return name.lower() or None, place
+
+
+def _find_file(source: str, place: str) -> Path:
+    """Return the file on this machine; from the Hub, the one .zip of a repository or the one that is named."""
+    path = Path(place).expanduser()
+    if path.is_file():
+        _refuse_normalisation(source, (file.name for file in path.parent.iterdir()))
+        return path
+    repository = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:/(.+))?", place)
+    if path.suffix == ".zip" and (repository is None or repository[2] is None):
+        raise FileNotFoundError(f"policy {source!r}: there is no file {path.absolute()}")
+    if repository is None:
+        raise FileNotFoundError(f"policy {source!r}: there is no file {path.absolute()}, and it is no Hub repository")
+    name, file = repository.groups()
+    try:
+        files = HfApi().list_repo_files(name)
+        found = [file] if file else [one for one in files if one.endswith(".zip")]
+        if len(found) != 1:
+            raise ValueError(
+                f"policy {source!r}: the repository has {len(found)} .zip files ({', '.join(found) or 'none'}); name "
+                f"one, {source}/FILE.zip"
+            )
+        _refuse_normalisation(source, files)
+        return Path(hf_hub_download(name, found[0]))
+    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"policy {source!r}: there is no file {path.absolute()}, and on the Hub: {reason}"
+        ) from error
+
+
+def _refuse_normalisation(source: str, files: Iterable[str]) -> None:
+    beside = [file for file in files if file.rsplit("/")[-1] in _NORMALISATION]
+    if beside:
+        raise ValueError(
+            f"policy {source!r} reads observations that were normalised by {beside[0]} beside it, a pickle, which is "
+            "not loaded; without it the policy would act at random. Use one that was trained without VecNormalize, or "
+            "remove that file if it belongs to another policy"
+        )
+
+
+class _Saved:
+    """What is read of a file: its settings, as far as they are plain, and its weights."""
+
+    def __init__(self, source: str, settings: Mapping[str, Any], weights: Mapping[str, Any]):
+        self.source = source
+        self.settings = settings
+        self.weights = weights
+        described = settings.get("policy_class")
+        module = described.get("__module__", "") if isinstance(described, dict) else ""
+        found = re.fullmatch(r"stable_baselines3\.(\w+)\.policies", str(module))
+        if found is None or found[1] not in (*ALGORITHMS, _ACTOR_CRITIC):
+            raise ValueError(
+                f"policy {source!r} is of {module or 'an unknown class'}; only stable-baselines3's own policies are "
+                f"read, of {', '.join(ALGORITHMS)}"
+            )
+        self.module = found[1]
+
+    @classmethod
+    def read(cls, source: str, path: Path) -> _Saved:
+        """Read a file; nothing of it is unpickled but tensors."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                settings = json.loads(archive.read("data"))
+                weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+        except Exception as error:  # zipfile, json and torch have many ways to say that a file is not what it should be
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"policy {source!r}: {path.name} is not what stable-baselines3 saves ({type(error).__name__}: {reason})"
+            ) from error
+        if not isinstance(settings, dict) or not isinstance(weights, dict):
+            raise ValueError(f"policy {source!r}: {path.name} is not what stable-baselines3 saves; save it again")
+        return cls(source, settings, weights)
+
+    def check_algorithm(self, wanted: str | None) -> str:
+        """Return the algorithm's name, as far as the file or the user says it."""
+        fits = (wanted in ("ppo", "a2c")) if self.module == _ACTOR_CRITIC else wanted == self.module
+        if wanted is not None and not fits:
+            name = "ppo or a2c" if self.module == _ACTOR_CRITIC else self.module
+            raise ValueError(f"policy {self.source!r} was trained by {name}, not by {wanted}; correct the name")
+        return wanted or ("actor-critic" if self.module == _ACTOR_CRITIC else self.module)
+
+    def build(self, observations: Space, actions: Space, env_id: str) -> tuple[Any, int]:
+        """Return the policy with its weights, and how many frames it stacks (0 for vectors)."""
+        from gymnasium.spaces import Box
+
+        frames = 0
+        if len(observations.shape or ()) == 2:
+            first = next((value for value in self.weights.values() if value.ndim == 4), None)
+            if first is None:
+                raise ValueError(f"policy {self.source!r} reads no frames, which {env_id} shows")
+            frames = int(first.shape[1])
+            observations = Box(0, 255, (frames, *(observations.shape or ())), np.uint8)
+        arguments = self._arguments()
+        try:
+            policy = self._class(bool(frames))(observations, actions, lr_schedule=lambda _: 0.0, **arguments)
+            policy.load_state_dict(self.weights)
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"policy {self.source!r} does not fit {env_id}, which shows {observations} and takes {actions}, or was "
+                f"saved by another version of stable-baselines3: {reason}"
+            ) from error
+        policy.set_training_mode(False)
+        return policy, frames
+
+    def _class(self, images: bool) -> Callable[..., Any]:
+        import stable_baselines3
+
+        name = "ppo" if self.module == _ACTOR_CRITIC else self.module
+        aliases: dict[str, Any] = getattr(stable_baselines3, name.upper()).policy_aliases
+        found: Callable[..., Any] = aliases["CnnPolicy" if images else "MlpPolicy"]
+        return found
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the class was made with; of pickled settings, what stands beside the pickle."""
+        settings = dict(self.settings.get("policy_kwargs") or {})
+        unknown = sorted(set(settings) - _SETTINGS - _OF_TRAINING)
+        if unknown:
+            raise ValueError(f"policy {self.source!r} was made with {unknown[0]}, which is not read from a file")
+        arguments = {name: value for name, value in settings.items() if name in _SETTINGS}
+        if "activation_fn" in arguments:
+            described = str(arguments["activation_fn"])
+            activation = re.fullmatch(r"<class 'torch\.nn\.modules\.activation\.(\w+)'>", described)
+            if activation is None:
+                raise ValueError(f"policy {self.source!r} was made with activation_fn={described}, which is not known")
+            arguments["activation_fn"] = getattr(torch.nn, activation[1])
+        if isinstance(arguments.get("net_arch"), list) and arguments["net_arch"][:1]:
+            first = arguments["net_arch"][0]  # versions before 1.8 had the dict in a list
+            arguments["net_arch"] = first if isinstance(first, dict) else arguments["net_arch"]
+        if self.module != "dqn" and self.module != "td3":
+            arguments.setdefault("use_sde", bool(self.settings.get("use_sde")))
+        return arguments

@@ -1,0 +1,355 @@
+"""What is in a data set, in numbers that a person can read: the first thing to run on data that one does not know.
+
+Everything is taken from what `load_trajectories` returns, warns of or refuses, so that what is shown here is what
+training gets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .contents import contents
+from .sources import Source, load_trajectories
+from .trajectories import CONSTANT_STD, Trajectories, TrajectoryStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Names of the quantiles that `spread` gives, and which they are.
+QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "max": 100}
+
+_PACKAGE = __name__.split(".")[0]
+_DIMENSIONS_SHOWN = 50
+_MODELS_REACH = 1.0  # a model with action_tanh gives actions in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a source.
+
+    Args:
+        source: what the user called it.
+        facts: numbers about it, ready for JSON; empty when it cannot be read.
+        problems: what is wrong, or should be known before training: the error, the warnings, and more.
+        contents: when it cannot be read, what it holds instead.
+        returns, lengths: of each episode, (E,).
+    """
+
+    source: str
+    facts: dict[str, Any]
+    problems: list[str]
+    contents: list[str] = field(default_factory=list)
+    returns: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def readable(self) -> bool:
+        """Whether the source could be read as trajectories."""
+        return bool(self.facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the single episodes, ready for JSON."""
+        return {
+            "source": self.source,
+            "readable": self.readable,
+            **self.facts,
+            "problems": self.problems,
+            "contents": self.contents,
+        }
+
+    def text(self) -> str:
+        """Return everything as text for a terminal."""
+        lines = [self.source, ""]
+        if self.readable:
+            lines += [*_summary(self.facts), "", *_spreads(self.facts), "", *_dimensions(self.facts), ""]
+        else:
+            lines += ["what is there:", *(f"  {line}" for line in self.contents), ""]
+        lines += ["problems found:", *(f"  - {problem}" for problem in self.problems)]
+        return "\n".join(lines if self.problems else [*lines[:-1], "no problems found"])
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write inspection.json, and returns.png where there are returns.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ImportError: matplotlib is not installed; inspection.json is written all the same.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / "inspection.json"]
+        written[0].write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if self.readable:
+            written.append(folder / "returns.png")
+            draw_histograms(written[1], self.source, self.returns, self.lengths)
+        return written
+
+
+def inspect_source(
+    source: Source,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+) -> Inspection:
+    """Read a source as training would, and say what is there.
+
+    Args: as `load_trajectories`.
+
+    Returns:
+        The inspection. Errors of reading are among its problems: nothing is raised for what is wrong with the data.
+
+    Raises:
+        TypeError: the source is of no known kind.
+    """
+    label = str(source) if isinstance(source, (str, Path)) else "arrays in memory"
+    try:
+        with _warnings() as found:
+            trajectories = load_trajectories(source, config=config, revision=revision, split=split, columns=columns)
+            statistics = trajectories.statistics()
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        there = contents(source, config=config, revision=revision)
+        return Inspection(label, {}, [*found, _without_hint(error)], there)
+    facts = _facts(trajectories, statistics)
+    return Inspection(label, facts, [*found, *_remarks(facts)], [], trajectories.returns(), trajectories.lengths())
+
+
+def spread(values: ArrayLike) -> dict[str, float]:
+    """Return mean, standard deviation (of the population) and the `QUANTILES` of some numbers (n,)."""
+    numbers = np.asarray(values, dtype=np.float64)
+    quantiles = np.percentile(numbers, list(QUANTILES.values()))
+    return {
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
+        **{name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
+    }
+
+
+def draw_histograms(path: Path, title: str, returns: NDArray[Any], lengths: NDArray[Any]) -> None:
+    """Draw how returns and lengths of episodes (E,) are distributed, beside each other.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
+
+    figure = Figure(figsize=(8.4, 3.4), dpi=150, layout="constrained")
+    counts = f"{_counted(len(returns), 'episode')}, {_counted(int(lengths.sum()), 'step')}"
+    figure.suptitle(f"{title}: {counts}", x=0.01, ha="left", fontsize=11)
+    left, right = figure.subplots(1, 2)
+    _draw(left, returns, "return of an episode", whole=False)
+    _draw(right, lengths, "steps of an episode", whole=True)
+    left.set_ylabel("episodes")
+    figure.savefig(path, metadata={"Software": None})  # so that the same data give the same bytes
+
+
+def _draw(axes: Axes, values: NDArray[Any], label: str, whole: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = float(values.min()), float(values.max())
+    if low == high:  # one bar, as wide as a step or a small part of the value
+        half = 0.5 if whole else max(abs(low), 1.0) / 100
+        edges = np.array([low - 10 * half, low - half, low + half, low + 10 * half])
+    else:
+        edges = np.linspace(low, high, min(41, 2 + len(values)))
+    axes.hist(values, bins=edges.tolist(), color="#4c78a8")
+    middle = float(np.median(values))
+    axes.axvline(middle, color="#e4572e", linewidth=1.5, label=f"median: {middle:,.1f}")
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8)
+
+
+class _Listener(logging.Handler):
+    def __init__(self, found: list[str]):
+        super().__init__(logging.WARNING)
+        self.found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Gather what the package warns of meanwhile, instead of printing it."""
+    found: list[str] = []
+    logger, listener = logging.getLogger(_PACKAGE), _Listener(found)
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(listener)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield found
+        found += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = propagated
+
+
+def _without_hint(error: BaseException) -> str:
+    """The error's text, without the advice to do what is being done."""
+    lines = [line for line in str(error).splitlines() if "inspect-data" not in line]
+    return " ".join(lines) or type(error).__name__
+
+
+def _facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+    return {
+        "name": trajectories.name,
+        "env_id": trajectories.env_id,
+        "episodes": statistics.episodes,
+        "transitions": statistics.transitions,
+        "terminated": statistics.terminated,
+        "truncated": statistics.truncated,
+        "returns": spread(trajectories.returns()),
+        "lengths": spread(trajectories.lengths()),
+        "rewards": {"min": float(trajectories.rewards.min()), "max": float(trajectories.rewards.max())},
+        "observations": _observation_facts(trajectories, statistics),
+        "actions": _action_facts(trajectories, statistics),
+    }
+
+
+def _observation_facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+    if statistics.state_mean is None or statistics.state_std is None:
+        height, width = trajectories.frame_shape
+        return {"type": "image", "height": height, "width": width}
+    # A deviation below the bound is given as 1: of those, only the dimensions that really are constant.
+    constant = [
+        int(dimension)
+        for dimension in np.flatnonzero(statistics.state_std == 1)
+        if trajectories.observations[:, dimension].std(dtype=np.float64) < CONSTANT_STD
+    ]
+    return {
+        "type": "vector",
+        "dimensions": trajectories.state_dim,
+        "mean": statistics.state_mean.tolist(),
+        "std": statistics.state_std.tolist(),
+        "low": trajectories.observations.min(axis=0).astype(np.float64).tolist(),
+        "high": trajectories.observations.max(axis=0).astype(np.float64).tolist(),
+        "constant": constant,
+    }
+
+
+def _action_facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+    if statistics.action_counts is not None:
+        return {"type": "discrete", "number": trajectories.act_dim, "counts": statistics.action_counts.tolist()}
+    assert statistics.action_low is not None and statistics.action_high is not None
+    actions = trajectories.actions
+    return {
+        "type": "continuous",
+        "dimensions": trajectories.act_dim,
+        "mean": actions.mean(axis=0, dtype=np.float64).tolist(),
+        "std": actions.std(axis=0, dtype=np.float64).tolist(),
+        "low": statistics.action_low.tolist(),
+        "high": statistics.action_high.tolist(),
+    }
+
+
+def _remarks(facts: Mapping[str, Any]) -> list[str]:
+    """What loads, but should be known before training."""
+    remarks = []
+    observations, actions, returns = facts["observations"], facts["actions"], facts["returns"]
+    constant = observations.get("constant")
+    if constant:
+        what = f"dimension{'s' if len(constant) > 1 else ''} {_enumerated(constant)}"
+        remarks.append(f"{what} of the observations never change: they are centred, not scaled, and tell nothing")
+    if returns["min"] == returns["max"] and facts["episodes"] > 1:
+        remarks.append(f"every episode returns {returns['min']:g}: a model cannot learn what a return asks for")
+    if actions["type"] == "discrete":
+        never = [action for action, count in enumerate(actions["counts"]) if not count]
+        if never:
+            remarks.append(f"of {actions['number']} discrete actions, {_enumerated(never)} never happen")
+    elif max(map(abs, (*actions["low"], *actions["high"]))) > _MODELS_REACH:
+        remarks.append(
+            f"actions reach from {min(actions['low']):.4g} to {max(actions['high']):.4g}, but models whose "
+            "predictions pass through tanh (action_tanh, the default of every preset) stay within [-1, 1]"
+        )
+    if facts["episodes"] == 1:
+        remarks.append("there is one episode: none can be held out, so train with --held_out_fraction 0")
+    if facts["env_id"] is None:
+        remarks.append("nothing says which environment it is from: without --env_id no model of it can be scored")
+    return remarks
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
+def _enumerated(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:20])) + (f" and {len(numbers) - 20} more" if len(numbers) > 20 else "")
+
+
+# The text
+
+
+def _summary(facts: Mapping[str, Any]) -> list[str]:
+    observations, actions = facts["observations"], facts["actions"]
+    if observations["type"] == "image":
+        seen = f"grey frames of {observations['height']} x {observations['width']}"
+    else:
+        seen = _counted(observations["dimensions"], "dimension")
+    if actions["type"] == "discrete":
+        shares = [f"{100 * count / facts['transitions']:.1f}%" for count in actions["counts"]]
+        done = f"{actions['number']} discrete ones, taken in {', '.join(shares[:20])} of the steps"
+    else:
+        reach = f"from {min(actions['low']):.4g} to {max(actions['high']):.4g}"
+        done = f"{_counted(actions['dimensions'], 'dimension')} {reach}"
+    rewards = facts["rewards"]
+    rows = {
+        "environment": facts["env_id"] or "unknown",
+        "episodes": f"{facts['episodes']:,}: {facts['terminated']:,} terminated, {facts['truncated']:,} truncated",
+        "transitions": f"{facts['transitions']:,}",
+        "observations": seen,
+        "actions": done,
+        "rewards": f"{rewards['min']:.4g} to {rewards['max']:.4g} a step",
+    }
+    return [f"{name:12}  {value}" for name, value in rows.items()]
+
+
+def _spreads(facts: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [name, *(f"{value:,.1f}" for value in facts[key].values())]
+        for name, key in (("return", "returns"), ("length", "lengths"))
+    ]
+    return _table(["of an episode", *facts["returns"]], rows)
+
+
+def _dimensions(facts: Mapping[str, Any]) -> list[str]:
+    """Mean, deviation and range of every dimension; the first two are what training normalises observations with."""
+    rows = []
+    for name in ("observation", "action"):
+        found = facts[f"{name}s"]
+        for dimension in range(min(found.get("dimensions", 0), _DIMENSIONS_SHOWN)):
+            numbers = [f"{found[key][dimension]:.4g}" for key in ("mean", "std", "low", "high")]
+            if dimension in found.get("constant", ()):
+                numbers[1] = "constant"
+            rows.append([f"{name} {dimension}", *numbers])
+        if found.get("dimensions", 0) > _DIMENSIONS_SHOWN:
+            rows.append([f"and {found['dimensions'] - _DIMENSIONS_SHOWN} more", *[""] * 4])
+    return _table(["dimension", "mean", "std", "min", "max"], rows) if rows else ["pixels are divided by 255"]
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    aligned = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in (heads, *rows)
+    ]
+    return [aligned[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in aligned[1:])]

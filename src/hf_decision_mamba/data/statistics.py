@@ -1,0 +1,78 @@
+"""What a model and its card need to know about trajectories: one pass over the rows, in float64.
+
+Source of the merged means and deviations: Chan, Golub & LeVeque 1979 (equation 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A state dimension that varies less than this is constant: it is centred, never divided by its tiny deviation.
+CONSTANT_STD = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class TrajectoryStatistics:
+    """What a model and its card need to know about a data set, computed in float64.
+
+    `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1. Images
+    have None: the model divides pixels by 255. `action_low`, `action_high` (A,) are the smallest and largest continuous
+    action taken; discrete actions have `action_counts` (A,) instead, how often each was taken. Returns are undiscounted
+    sums of rewards over whole episodes; lengths are in steps; standard deviations are those of the population.
+    `terminated` episodes ended by the task, all others count as `truncated`.
+    """
+
+    state_mean: NDArray[np.float64] | None
+    state_std: NDArray[np.float64] | None
+    action_low: NDArray[np.float64] | None
+    action_high: NDArray[np.float64] | None
+    action_counts: NDArray[np.int64] | None
+    episodes: int
+    transitions: int
+    return_mean: float
+    return_std: float
+    return_min: float
+    return_max: float
+    length_mean: float
+    length_min: int
+    length_max: int
+    terminated: int
+    truncated: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the statistics as plain lists and numbers, ready for JSON."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrajectoryStatistics:
+        """Return the statistics of which these are the plain lists and numbers (the very same: JSON keeps every bit).
+
+        Raises:
+            KeyError: one is missing.
+        """
+        found: dict[str, Any] = {entry.name: values[entry.name] for entry in fields(cls)}
+        found |= {name: np.array(value) for name, value in found.items() if isinstance(value, list)}
+        return cls(**found)
+
+
+def mean_and_std(blocks: Iterable[np.ndarray]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and population standard deviation (D,) of blocks of rows (n, D), in float64.
+
+    Blocks are merged without the cancellation that sums of squares have.
+    """
+    total = 0
+    mean = squares = np.zeros(())
+    for block in blocks:
+        rows = block.astype(np.float64)
+        block_mean = rows.mean(axis=0)
+        before, total = total, total + len(rows)
+        shift = block_mean - mean
+        squares = squares + np.square(rows - block_mean).sum(axis=0) + shift**2 * (before * len(rows) / total)
+        mean = mean + shift * (len(rows) / total)
+    return mean, np.sqrt(squares / total)

@@ -1,0 +1,147 @@
+"""Inspection: what is in a source in numbers, what is wrong with it, and what is there when it cannot be read."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_decision_mamba.data import load_trajectories
+from hf_decision_mamba.data.contents import contents
+from hf_decision_mamba.data.inspection import inspect_source, spread
+
+DATA = Path(__file__).parent
+SAMPLES = DATA / "samples"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def episode(steps: int = 4, **changes) -> dict:
+    generator = np.random.default_rng(steps)
+    columns = {
+        "observations": generator.normal(size=(steps, 3)),
+        "actions": generator.uniform(-1, 1, (steps, 2)),
+        "rewards": np.arange(steps, dtype=np.float64),
+        "terminations": np.arange(steps) == steps - 1,
+    }
+    return {**columns, **changes}
+
+
+def test_the_numbers_are_those_that_training_uses():
+    source = DATA / "hopper-tiny-v5.parquet"
+    found, trajectories = inspect_source(source), load_trajectories(source)
+    statistics, facts = trajectories.statistics(), found.facts
+    assert found.readable and (facts["episodes"], facts["transitions"]) == (statistics.episodes, statistics.transitions)
+    assert facts["observations"]["mean"] == statistics.state_mean.tolist()
+    assert facts["observations"]["std"] == statistics.state_std.tolist()
+    assert facts["actions"]["low"] == statistics.action_low.tolist()
+    assert facts["returns"]["median"] == np.median(trajectories.returns())
+    assert (facts["terminated"], facts["truncated"]) == (statistics.terminated, statistics.truncated)
+    text = found.text()
+    assert f"{statistics.transitions:,}" in text and "observation 10" in text and "action 2" in text
+
+
+def test_frames_and_discrete_actions_are_counted():
+    found = inspect_source(DATA / "breakout-tiny.parquet")
+    assert found.facts["observations"] == {"type": "image", "height": 84, "width": 84}
+    assert found.facts["actions"]["number"] == 4 and sum(found.facts["actions"]["counts"]) == found.facts["transitions"]
+    text = found.text()
+    assert "grey frames of 84 x 84" in text and "4 discrete ones" in text and "no problems found" in text
+
+
+@pytest.mark.parametrize(
+    ("episodes", "remark"),
+    [
+        (
+            [episode(steps, observations=np.full((steps, 3), [1.0, steps, 2.0])) for steps in (2, 3)],
+            "dimensions 0, 2 of the observations never change",
+        ),
+        ([episode(3), episode(3)], "every episode returns 3: a model cannot learn what a return asks for"),
+        ([episode(3)], "there is one episode: none can be held out"),
+        ([episode(3), episode(4)], "nothing says which environment it is from"),
+        (
+            [episode(3, actions=np.array([0, 3, 1])), episode(2, actions=np.array([0, 1]))],
+            "of 4 discrete actions, 2 never",
+        ),
+    ],
+)
+def test_what_should_be_known_before_training_is_said(episodes, remark):
+    found = inspect_source(episodes)
+    assert found.readable and any(remark in problem for problem in found.problems)
+    assert remark in found.text()
+
+
+def test_actions_that_a_tanh_cannot_give_are_said(tmp_path):
+    table = datasets.Dataset.from_list([{name: values.tolist() for name, values in episode(9).items()}])
+    table = table.map(lambda row: {"actions": [[3 * x for x in step] for step in row["actions"]]})
+    table.to_parquet(tmp_path / "wide.parquet")
+    (tmp_path / "wide.json").write_text(json.dumps({"action_low": -3, "action_high": 3}))
+    problems = inspect_source(tmp_path / "wide.parquet").problems
+    assert any("pass through tanh" in problem and "stay within [-1, 1]" in problem for problem in problems)
+
+
+def test_warnings_of_loading_are_problems_and_not_printed(capsys):
+    found = inspect_source(SAMPLES / "door-human.parquet")
+    assert found.readable and "outside of its space; it is clipped" in found.problems[0]
+    assert capsys.readouterr().err.count("clipped") == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "problem", "there"),
+    [
+        (SAMPLES / "lerobot", {"columns": {"observations": "nothing"}}, "no column 'nothing'", "observation.state"),
+        (SAMPLES / "d4rl.hdf5", {"columns": {"rewards": "r"}}, "no column 'r'", "infos/qpos"),
+        (SAMPLES / "dt.pkl", {"columns": {"rewards": "r"}}, "no column 'r'", "observations"),
+        (SAMPLES / "hostile.pkl", {}, "posix.system", "it cannot be opened: ValueError"),
+        (SAMPLES / "README.md", {}, "cannot read a file of this kind", "which begins with b'"),
+        (SAMPLES / "nothing", {}, "no data set at", "there is no file or folder"),
+        (SAMPLES, {}, "cannot be read", "files:"),
+        ("org/nothing", {}, "the Hub cannot be reached", "it cannot be opened: OfflineModeIsEnabled"),
+        ([episode(3, rewards=np.zeros(2))], {}, "the number of steps differs", "rewards  2 of float64"),
+        ({"obs": np.zeros((5, 2))}, {}, "no column 'observations'", "obs  5 x 2 of float64"),
+    ],
+)
+def test_what_cannot_be_read_is_shown_all_the_same(source, arguments, problem, there):
+    found = inspect_source(source, **arguments)
+    assert not found.readable and problem in found.problems[-1]
+    assert any(there in line for line in found.contents), found.contents
+    text = found.text()
+    assert "what is there:" in text and "problems found:" in text and "inspect-data" not in text
+
+
+def test_the_first_row_shows_types_and_shapes(tmp_path):
+    columns = {"obs": [[[0.5, 1.0], [2.0, 3.0], [4.0, 5.0]]], "frames": [b"1234"], "task": ["open the door"]}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    lines = [" ".join(line.split()) for line in contents(tmp_path / "rows.parquet")]
+    assert "obs list<list<double>> first row: 3 x 2" in lines
+    assert "frames binary first row: 4 bytes" in lines and "task string first row: 'open the door'" in lines
+
+
+def test_a_damaged_file_is_no_traceback(tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
+    found = inspect_source(tmp_path / "bad.parquet")
+    assert "corrupted" in found.problems[-1] and "cannot be opened" in found.contents[-1]
+
+
+def test_files_that_are_saved_say_the_same(tmp_path):
+    found = inspect_source([episode(3), episode(4), episode(5)])
+    written = found.save(tmp_path / "out")
+    assert [path.name for path in written] == ["inspection.json", "returns.png"]
+    assert json.loads(written[0].read_text()) == json.loads(json.dumps(found.to_dict()))
+    assert written[1].read_bytes().startswith(b"\x89PNG")
+    unreadable = inspect_source({"obs": [1.0]})
+    assert [path.name for path in unreadable.save(tmp_path / "other")] == ["inspection.json"]
+
+
+def test_the_spread_of_one_number_is_that_number():
+    assert spread([3.0]) == {"mean": 3.0, "std": 0.0} | dict.fromkeys(
+        ("min", "5%", "25%", "median", "75%", "95%", "max"), 3.0
+    )

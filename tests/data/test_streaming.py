@@ -1,0 +1,195 @@
+"""A stream gives each episode once a pass, to one of its readers; its windows are those of whole episodes."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_decision_mamba.data import (
+    EpisodeStream,
+    Trajectories,
+    WindowDataset,
+    WindowStream,
+    load_trajectories,
+    open_stream,
+    streaming,
+)
+
+FILES, EPISODES = 4, 10
+HERE = Path(__file__).parent
+
+
+def write(folder: Path, files: int = FILES, episodes: int = EPISODES, **columns: Any) -> Path:
+    """Files of episodes of two to six steps; a state is (number of the episode, step), every reward the number + 1."""
+    folder.mkdir(exist_ok=True)
+    for file in range(files):
+        numbers = [file * episodes + number for number in range(episodes)]
+        lengths = [2 + number % 5 for number in numbers]
+        both = list(zip(numbers, lengths, strict=True))
+        table = {
+            "observations": [[[float(number), float(step)] for step in range(length)] for number, length in both],
+            "actions": [[[0.5]] * length for length in lengths],
+            "rewards": [[number + 1.0] * length for number, length in both],
+            "dones": [[False] * (length - 1) + [True] for length in lengths],
+            **columns,
+        }
+        pq.write_table(pa.table(table), folder / f"train-{file:05}.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write(tmp_path / "episodes")
+
+
+@pytest.fixture
+def stream(folder: Path) -> EpisodeStream:
+    return open_stream(str(folder))
+
+
+def numbers_of(found: Trajectories) -> list[int]:
+    return found.observations[found.episode_starts, 0].astype(int).tolist()
+
+
+@pytest.mark.parametrize("parts", [1, 2, FILES, FILES + 1, 7])
+def test_each_episode_has_one_reader_in_a_pass(stream: EpisodeStream, parts: int) -> None:
+    order = np.array([2, 0, 3, 1])
+    read = [[piece for piece in stream.shard(order, part, parts)] for part in range(parts)]
+    assert sorted(number for pieces in read for piece in pieces for number in numbers_of(piece)) == list(range(40))
+    assert all(pieces for pieces in read)
+
+
+def test_episodes_are_those_of_the_loaded_data_set(folder: Path, stream: EpisodeStream) -> None:
+    whole, rows = load_trajectories(folder), 0
+    for file in stream.files:
+        for piece in stream.episodes(file):
+            np.testing.assert_array_equal(piece.observations, whole.observations[rows : rows + piece.num_steps])
+            np.testing.assert_array_equal(piece.returns_to_go, whole.returns_to_go[rows : rows + piece.num_steps])
+            np.testing.assert_array_equal(piece.terminations, whole.terminations[rows : rows + piece.num_steps])
+            rows += piece.num_steps
+    assert rows == whole.num_steps
+
+
+def test_a_sample_is_from_many_files_and_what_is_held_out_is_in_no_stream(stream: EpisodeStream) -> None:
+    rest, train, held_out = stream.sample(steps=40, held_out_fraction=0.2)
+    assert held_out is not None
+    assert len({number // EPISODES for number in numbers_of(train)}) == FILES
+    assert {number // EPISODES for number in numbers_of(held_out)} == set(range(FILES))
+    assert train.num_steps + held_out.num_steps < load_steps(stream)
+    streamed = [number for piece in rest.shard(np.arange(FILES), 0, 1) for number in numbers_of(piece)]
+    assert sorted(streamed + numbers_of(held_out)) == list(range(40))
+    assert set(numbers_of(train)) <= set(streamed)
+    assert stream.sample(40, 0.0)[2] is None
+
+
+def load_steps(stream: EpisodeStream) -> int:
+    return sum(piece.num_steps for file in stream.files for piece in stream.episodes(file))
+
+
+def windows_of(stream: EpisodeStream, **options: Any) -> WindowStream:
+    return WindowStream(stream, 3, **{"batch_size": 8, "buffer_steps": 50, "seed": 5, **options})
+
+
+def test_windows_are_cut_from_whole_episodes(stream: EpisodeStream) -> None:
+    for batch in islice(windows_of(stream, return_scale=10.0), 40):
+        real = batch["attention_mask"].bool()
+        numbers, steps = batch["states"][..., 0][real], batch["states"][..., 1][real]
+        left = 2 + numbers % 5 - steps
+        torch.testing.assert_close(batch["returns_to_go"][..., 0][real], (numbers + 1) * left / 10)
+        assert torch.equal(batch["timesteps"][real], steps.long())
+        assert batch["states"].shape == (8, 3, 2)
+
+
+def test_transitions_begin_as_many_windows(stream: EpisodeStream) -> None:
+    """In the long run: the files' order and the buffer bring every episode in again and again."""
+    begun: Counter[int] = Counter()
+    for batch in islice(windows_of(stream), 2000):
+        begun.update(batch["states"][:, 0, 0].int().tolist())
+    expected = np.array([2 + number % 5 for number in range(40)])
+    drawn = np.array([begun[number] for number in range(40)])
+    share = drawn / drawn.sum() / (expected / expected.sum())
+    assert share.min() > 0.8 and share.max() < 1.2
+
+
+def test_a_stream_that_is_read_again_is_the_same(stream: EpisodeStream) -> None:
+    first, again = (list(islice(windows_of(stream), 50)) for _ in range(2))
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in a)
+    other = next(iter(windows_of(stream, seed=6)))
+    assert not torch.equal(first[0]["states"], other["states"])
+
+
+def test_the_buffer_is_bounded(stream: EpisodeStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def spied(trajectories: Trajectories, *args: Any, **kwargs: Any) -> WindowDataset:
+        sizes.append(trajectories.num_steps)
+        return WindowDataset(trajectories, *args, **kwargs)
+
+    monkeypatch.setattr(streaming, "WindowDataset", spied)
+    monkeypatch.setattr(streaming, "_EPISODES_AT_ONCE", 2)
+    list(islice(windows_of(stream, buffer_steps=64), 500))
+    longest_piece = 2 * 6
+    assert max(sizes) <= 64 + longest_piece
+    assert min(sizes[1:]) > 64 - 3 * longest_piece
+
+
+def test_workers_and_processes_read_different_episodes(stream: EpisodeStream) -> None:
+    seen = []
+    for rank in range(2):
+        windows = windows_of(stream, rank=rank, world_size=2, buffer_steps=1000)
+        batches = islice(DataLoader(windows, batch_size=None, num_workers=2), 8)
+        numbers = [set(batch["states"][:, 0, 0].int().tolist()) for batch in batches]
+        seen += [set.union(*numbers[::2]), set.union(*numbers[1::2])]
+    files = [{number // EPISODES for number in numbers} for numbers in seen]
+    assert sorted(file for some in files for file in some) == list(range(FILES))  # in the first pass, a file each
+
+
+def test_frames_and_discrete_actions(tmp_path: Path) -> None:
+    stream, train, held_out = open_stream(str(HERE / "breakout-tiny.parquet")).sample(500, 0.2)
+    whole = load_trajectories(HERE / "breakout-tiny.parquet")
+    assert held_out is not None
+    assert (train.frame_shape, train.act_dim, train.env_id) == ((84, 84), whole.act_dim, whole.env_id)
+    np.testing.assert_array_equal(held_out.observations, whole.observations[: held_out.num_steps])
+    batch = next(iter(windows_of(stream)))
+    assert batch["states"].shape == (8, 3, 4, 84, 84) and batch["actions"].dtype == torch.int64
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    folder = write(tmp_path / "named", score=[[1.0] * (2 + number % 5) for number in range(EPISODES)], files=1)
+    stream = open_stream(str(folder), columns={"rewards": "score"})
+    assert {float(reward) for piece in stream.episodes(stream.files[0]) for reward in piece.rewards} == {1.0}
+
+
+def test_refuses_what_cannot_be_streamed(tmp_path: Path, folder: Path, stream: EpisodeStream) -> None:
+    with pytest.raises(ValueError, match=r"lerobot' cannot be streamed: file-000.parquet has one row per step"):
+        open_stream(str(HERE / "samples" / "lerobot"), split="train").sample(10, 0)
+    with pytest.raises(FileNotFoundError, match="no data set to stream at 'minari:hopper/sample-v0'"):
+        open_stream("minari:hopper/sample-v0")
+    with pytest.raises(ValueError, match=r"cannot be streamed: only parquet files can.*d4rl.hdf5"):
+        open_stream(str(HERE / "samples" / "d4rl.hdf5"))
+    with pytest.raises(ValueError, match=r"has no split 'train\[:10%\]' to stream; it has train"):
+        open_stream(str(folder), split="train[:10%]")
+    with pytest.raises(ValueError, match="has fewer episodes to stream than the 100 processes and workers"):
+        next(iter(windows_of(stream, rank=99, world_size=100)))
+    with pytest.raises(ValueError, match="has too few episodes at the beginning of its files"):
+        open_stream(str(write(tmp_path / "one", files=1, episodes=1))).sample(10, 0.5)
+
+
+def test_a_fault_is_named_with_its_file(tmp_path: Path, folder: Path, stream: EpisodeStream) -> None:
+    bad = [[1.0] * (2 + number % 5) for number in range(EPISODES)]
+    bad[9][1] = float("nan")
+    wrong = open_stream(str(write(tmp_path / "wrong", rewards=bad)))
+    expected = r"train-0000\d.parquet from row 8', episode 1, step 1, column 'rewards': the value is nan"
+    with pytest.raises(ValueError, match=expected):
+        list(islice(windows_of(wrong), 9))
+    file = Path(stream.files[1])
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"the file {file} is corrupted, truncated"):
+        list(islice(windows_of(stream), 99))

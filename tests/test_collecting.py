@@ -1,0 +1,307 @@
+"""Collecting: what is stored can be played again, the same settings give the same bytes, and it trains."""
+
+import importlib.util
+import json
+import signal
+from pathlib import Path
+
+import datasets
+import gymnasium
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.cli import main
+from hf_decision_mamba.collecting import CollectSettings, collect
+from hf_decision_mamba.data import load_trajectories
+from hf_decision_mamba.dataset_cards import DATA_FILE
+from hf_decision_mamba.environments import make_environments
+
+NEEDS_SB3 = pytest.mark.skipif(
+    importlib.util.find_spec("stable_baselines3") is None, reason="stable-baselines3 is not installed"
+)
+
+
+class Walk(gymnasium.Env):
+    """A step to the left or right; over after as many steps as the seed says, with that number as observation."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Discrete(2)
+    interrupted_in: int | None = None  # the episode in which Ctrl-C is pressed
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.steps, self.limit = seed, 0, 1 + (7 * seed) % 10
+        return self._seen(), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.seed == Walk.interrupted_in:
+            signal.raise_signal(signal.SIGINT)
+        return self._seen(), float(action), self.steps == self.limit, False, {}
+
+    def _seen(self):
+        return np.array([self.seed, self.steps], np.float64)
+
+
+@pytest.fixture(autouse=True)
+def walk(tmp_path_factory, monkeypatch):
+    """Know the environment above, and keep what `datasets` caches in a folder of the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(Walk, "interrupted_in", None)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # mujoco logs into the working directory
+    gymnasium.register("Walk-v0", Walk)
+    yield
+    del gymnasium.registry["Walk-v0"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An untrained policy for Hopper-v5."""
+    config = DecisionMambaConfig(state_dim=11, act_dim=3, hidden_size=8, n_layer=1, state_size=2)
+    DecisionMambaModel(config).save_pretrained(tmp_path / "policy")
+    processor = DecisionMambaProcessor(
+        state_mean=[0.0] * 11, state_std=[1.0] * 11, target_return=3600.0, context_length=4, env_id="Hopper-v5"
+    )
+    processor.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def collected(folder: Path, env_id: str, **settings) -> Path:
+    collect(CollectSettings(env_id, **settings), folder, progress=False)
+    return folder
+
+
+def rows(folder: Path) -> list[dict]:
+    return pq.read_table(folder / DATA_FILE).to_pylist()
+
+
+def play_again(env_id: str, row: dict, max_episode_steps: int | None = None) -> tuple[np.ndarray, list[float]]:
+    """Observations and rewards that a row's actions lead to from its seed."""
+    envs = make_environments(env_id, 1, max_episode_steps)
+    env = envs.envs[0]
+    observation, _ = env.reset(seed=row["seed"])
+    seen, rewards = [], []
+    for action in row["actions"]:
+        seen.append(observation)
+        observation, reward, terminated, truncated, _ = env.step(np.array(action, env.action_space.dtype))
+        rewards.append(float(reward))
+    assert (terminated, truncated or not terminated) == (row["terminations"][-1], row["truncations"][-1])
+    envs.close()
+    return np.array(seen), rewards
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [
+        ("Pendulum-v1", {"episodes": 3, "num_envs": 2}),
+        ("Hopper-v5", {"episodes": 3, "policy": "checkpoint", "epsilon": 0.2, "noise": 0.1}),
+        ("BreakoutNoFrameskip-v4", {"episodes": 2, "max_episode_steps": 20}),
+        pytest.param("Pendulum-v1", {"train": "sac", "steps": 230}, marks=NEEDS_SB3),
+        pytest.param("CartPole-v1", {"train": "ppo", "steps": 100}, marks=NEEDS_SB3),
+    ],
+    ids=["random", "checkpoint with noise", "frames", "training of SAC", "training of PPO"],
+)
+def test_stored_actions_lead_from_the_stored_seed_through_the_same_observations(env_id, settings, tmp_path, checkpoint):
+    settings = {**settings, **({"policy": str(checkpoint)} if "policy" in settings else {})}
+    folder = collected(tmp_path / "data", env_id, seed=5, **settings)
+    for row in rows(folder):
+        observations, rewards = play_again(env_id, row, settings.get("max_episode_steps"))
+        stored = row["observations"]
+        if isinstance(stored, bytes):
+            np.testing.assert_array_equal(np.frombuffer(stored, np.uint8).reshape(observations.shape), observations)
+        else:
+            np.testing.assert_array_equal(np.array(stored, np.float32), observations.astype(np.float32))
+        np.testing.assert_array_equal(np.array(row["rewards"], np.float32), np.array(rewards, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [
+        ("Pendulum-v1", {"episodes": 2}),
+        pytest.param("Pendulum-v1", {"train": "sac", "steps": 130}, marks=NEEDS_SB3),
+    ],
+)
+def test_the_same_settings_give_the_same_bytes(env_id, settings, tmp_path, monkeypatch):
+    files = []
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        monkeypatch.chdir(tmp_path / run)
+        collected(Path("data"), env_id, **settings)
+        files.append({path: path.read_bytes() for path in Path("data").rglob("*.*")})
+    assert {path.name for path in files[0]} == {Path(DATA_FILE).name, "README.md", "collection.json", "returns.png"}
+    assert files[0] == files[1]
+    collected(tmp_path / "other", env_id, **settings, seed=1)
+    assert (tmp_path / "other" / DATA_FILE).read_bytes() != Path("data", DATA_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("amount", [{"episodes": 12}, {"steps": 50}])
+def test_episodes_are_those_of_the_first_seeds_however_many_run_at_once(amount, tmp_path):
+    alone = collected(tmp_path / "alone", "Walk-v0", num_envs=1, **amount)
+    many = collected(tmp_path / "many", "Walk-v0", num_envs=5, **amount)
+    assert rows(many) == rows(alone)
+    seeds, lengths = [row["seed"] for row in rows(many)], [len(row["rewards"]) for row in rows(many)]
+    assert seeds == list(range(len(seeds)))
+    assert lengths == [1 + (7 * seed) % 10 for seed in seeds]
+    if "steps" in amount:
+        assert sum(lengths[:-1]) < 50 <= sum(lengths)
+    else:
+        assert len(seeds) == 12
+
+
+def test_the_folder_is_a_data_set_with_its_environment(tmp_path):
+    folder = collected(tmp_path / "walks", "Walk-v0", episodes=5)
+    trajectories = load_trajectories(folder)
+    assert (trajectories.num_episodes, trajectories.env_id, trajectories.num_actions) == (5, "Walk-v0", 2)
+    assert trajectories.observations.dtype == np.float32 and trajectories.terminations[-1]
+    facts = json.loads((folder / "collection.json").read_text())
+    statistics = trajectories.statistics()
+    assert (facts["episodes"], facts["transitions"]) == (5, statistics.transitions)
+    assert facts["returns"]["mean"] == pytest.approx(statistics.return_mean)
+    assert [row["mean"] for row in facts["observations"]] == pytest.approx(statistics.state_mean.tolist())
+    assert [row["std"] for row in facts["observations"]] == pytest.approx(statistics.state_std.tolist())
+    assert list(facts["action_counts"].values()) == statistics.action_counts.tolist()
+    assert (folder / "returns.png").stat().st_size > 5_000
+    columns = pq.read_metadata(folder / DATA_FILE)
+    assert {columns.row_group(0).column(number).compression for number in range(columns.num_columns)} == {"ZSTD"}
+
+
+def test_frames_load_as_they_were_seen(tmp_path):
+    folder = collected(tmp_path / "frames", "BreakoutNoFrameskip-v4", episodes=2, max_episode_steps=15)
+    trajectories = load_trajectories(folder)
+    assert trajectories.observations.shape == (30, 84, 84) and trajectories.observations.max() > 0
+    assert trajectories.num_actions == 4 and trajectories.truncations[[14, 29]].all()
+
+
+def test_interrupted_work_keeps_what_had_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(Walk, "interrupted_in", 6)
+    _, complete = collect(CollectSettings("Walk-v0", episodes=40, num_envs=3), tmp_path / "data", progress=False)
+    seeds = [row["seed"] for row in rows(tmp_path / "data")]
+    assert not complete and set(seeds) < set(range(8)) and len(seeds) >= 4
+    assert load_trajectories(tmp_path / "data").num_episodes == len(seeds)
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "interrupted" in card and "same bytes" not in card
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@NEEDS_SB3
+def test_an_interrupted_training_keeps_its_replay_so_far(tmp_path, monkeypatch):
+    monkeypatch.setattr(Walk, "interrupted_in", 6)
+    _, complete = collect(CollectSettings("Walk-v0", train="dqn", steps=500), tmp_path / "data", progress=False)
+    stored = rows(tmp_path / "data")
+    assert not complete and [row["seed"] for row in stored] == [0, 1, 2, 3, 4, 5, 6]
+    assert len(stored[-1]["rewards"]) == 1 and stored[-1]["truncations"] == [True]
+
+
+def test_an_interruption_before_the_first_episode_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Walk, "interrupted_in", 1)
+    with pytest.raises(InterruptedError, match="nothing was written"):
+        collect(CollectSettings("Walk-v0", seed=1, num_envs=1), tmp_path / "data", progress=False)
+    assert not (tmp_path / "data").exists()
+
+
+@NEEDS_SB3
+def test_a_training_is_recorded_from_its_first_step_to_its_last(tmp_path):
+    folder = collected(tmp_path / "replay", "CartPole-v1", train="dqn", steps=170)
+    stored = rows(folder)
+    assert sum(len(row["rewards"]) for row in stored) == 170
+    assert [row["seed"] for row in stored] == list(range(len(stored)))
+    facts = json.loads((folder / "collection.json").read_text())
+    assert facts["parts"][-1]["last"] == len(stored) - 1 and "stable-baselines3" in facts["versions"]
+    card = (folder / "README.md").read_text()
+    assert "The rows are in the order of the training" in card and "--steps 170 --train dqn" in card
+
+
+def test_observations_that_are_not_finite_are_refused_with_their_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(Walk, "_seen", lambda self: np.array([np.nan if self.steps == 2 else 0.0, 0.0]))
+    with pytest.raises(ValueError, match=r"observation is \[nan +0.\] at step 2 of the episode with seed 2"):
+        collected(tmp_path / "data", "Walk-v0", episodes=3)
+    assert not list((tmp_path).rglob("*.part")) and not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"episodes": 0}, "episodes=0 must be at least 1"),
+        ({"episodes": 1, "steps": 1}, "give one of them"),
+        ({"epsilon": 1.5, "policy": "p"}, "epsilon=1.5 is a probability"),
+        ({"noise": -1.0, "policy": "p"}, "noise=-1.0 must be 0 or"),
+        ({"noise": 0.1}, "noise=0.1 has no meaning for the random policy"),
+        ({"target_return": 1.0, "policy": "sb3:sac:a.zip"}, "target_return=1.0 has no meaning for a stable-baselines3"),
+        ({"train": "sac"}, "train needs steps"),
+        ({"train": "dreamer", "steps": 5}, "train='dreamer' is unknown; choose one of ppo"),
+        ({"train": "sac", "steps": 5, "num_envs": 4}, "num_envs=4 has no meaning for train"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CollectSettings("Walk-v0", **settings)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "error", "message"),
+    [
+        ("FrozenLake-v1", {}, ValueError, r"FrozenLake-v1 shows Discrete\(16\); only vectors"),
+        ("NoSuchThing-v0", {}, ValueError, "No environment 'NoSuchThing-v0'"),
+        ("Walk-v0", {"policy": "nowhere"}, OSError, "nowhere"),
+        ("Pendulum-v1", {"policy": "checkpoint"}, ValueError, "Pendulum-v1 observes 3 dimensions"),
+    ],
+)
+def test_what_cannot_be_collected_is_refused_before_anything_is_written(
+    env_id, settings, error, message, tmp_path, checkpoint, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings = {**settings, **({"policy": str(checkpoint)} if settings.get("policy") == "checkpoint" else {})}
+    with pytest.raises(error, match=message):
+        collected(tmp_path / "data", env_id, **settings)
+    assert not (tmp_path / "data").exists()
+
+
+def test_noise_is_for_continuous_actions_only(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"noise=0.1 is for continuous actions, and those of CartPole-v1 are discrete"):
+        collected(tmp_path / "data", "CartPole-v1", policy="anything", noise=0.1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("/home/me/runs/dema", "dema"),
+        ("~/runs/dema", "dema"),
+        ("runs/dema", "runs/dema"),
+        ("org/dema", "org/dema"),
+        ("sb3:sac:/tmp/a.zip", "sb3:sac:a.zip"),
+        ("sb3:sac:org/name", "sb3:sac:org/name"),
+    ],
+)
+def test_folders_of_the_machine_do_not_stand_in_the_card(policy, name):
+    settings = CollectSettings("Walk-v0", policy=policy)
+    assert settings.policy_name == name
+    assert settings.command(Path("/tmp/out")) == f"hf-decision-mamba collect Walk-v0 --policy {name} --output out"
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already; name another folder"):
+        collected(tmp_path, "Walk-v0", episodes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+def test_a_training_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "stable_baselines3", None)
+    with pytest.raises(ImportError, match=r'pip install "hf_decision_mamba\[collect\]"'):
+        collected(tmp_path / "data", "Pendulum-v1", train="sac", steps=10)
+
+
+def test_what_was_collected_is_inspected_trained_on_and_scored(tmp_path, capsys):
+    data, run = tmp_path / "pendulum", tmp_path / "run"
+    main(["collect", "InvertedPendulum-v5", "--episodes", "40", "--output", str(data)])
+    main(["inspect-data", str(data), "--output", str(tmp_path / "inspection")])
+    printed = capsys.readouterr().out
+    assert "episodes      40: 40 terminated, 0 truncated" in printed and "InvertedPendulum-v5" in printed
+    sizes = ["--hidden_size=8", "--embedding_size=8", "--n_layer=1", "--state_size=4", "--context_length=4"]
+    steps = ["--max_steps=10", "--per_device_train_batch_size=8", "--warmup_steps=1", "--eval_episodes=0"]
+    folders = [f"--dataset_name={data}", f"--output_dir={run}", "--use_cpu=True"]
+    main(["train", *folders, *sizes, *steps])
+    main(["evaluate", str(run), "--episodes", "2", "--output", str(run)])
+    result = json.loads((run / "evaluation.json").read_text())
+    assert (result["env_id"], result["episodes_per_target"]) == ("InvertedPendulum-v5", 2)
