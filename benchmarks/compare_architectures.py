@@ -57,7 +57,8 @@ FOOTER = """
 What this does not say: two seeds tell large differences from small ones and no more; the papers train for 100,000
 steps; the context of {context} steps is the one that suited DeMa in the default run, where Decision Transformer and
 Decision Mamba published with 20. The intervals are over the episodes of one trained model, not over seeds. Behaviour
-cloning sees one state and one return-to-go at a time.
+cloning, the floor, sees one state and one return-to-go at a time: where it keeps up with the others, this data set asks
+for no memory. The held-out loss ranks neither the models nor the seeds as the scores do.
 
 Written by `{command}`; the numbers are in
 [comparison.json](../benchmarks/results/comparison.json).

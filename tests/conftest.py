@@ -1,7 +1,11 @@
 """Shared by all tests: quiet libraries, one way to compare, one way to read a numeric parity file."""
 
 import os
+import shutil
+import tempfile
 
+# What tests load is kept in a cache of their own, not in that of whoever runs them.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-of-tests-")
 os.environ.setdefault("MUJOCO_GL", "egl")  # rendering without a display
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -23,6 +27,11 @@ def pytest_configure() -> None:
     for index in folder.glob("__pycache__/*.nbi"):
         if index.stat().st_mtime < changed:
             index.unlink()
+
+
+def pytest_unconfigure() -> None:
+    """Delete the cache of the tests."""
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

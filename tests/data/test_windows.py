@@ -270,6 +270,7 @@ def test_gathering_leaves_the_data_as_it_was() -> None:
         ({"return_scale": 0.0}, "return_scale must be a positive number"),
         ({"return_scale": float("nan")}, "return_scale must be a positive number"),
         ({"frame_stack": 0}, "frame_stack must be 1 or more frames, got 0"),
+        ({"stride": 0}, "stride must be 1 or more steps, got 0"),
         ({"starts": np.array([5])}, r"starts must be .* each in 0 ... 4"),
         ({"starts": np.array([], np.int64)}, "one or more transitions"),
     ],

@@ -85,6 +85,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"return_scale must be a positive number, got {return_scale}")
         if frame_stack < 1:
             raise ValueError(f"frame_stack must be 1 or more frames, got {frame_stack}")
+        if stride < 1:
+            raise ValueError(f"stride must be 1 or more steps, got {stride}")
         self.trajectories = trajectories
         self.context_length = int(context_length)
         self.state_mean = _state_vector("state_mean", state_mean, 0.0, trajectories)
