@@ -36,11 +36,22 @@ def test_the_python_snippets_of_the_readme_run_as_printed(clone):
     assert names["output"].action_preds.shape == (2, 20, 3)
 
 
-def test_the_presets_page_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_presets", ROOT / "docs" / "make_presets.py")
+def program(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PATH.read_text(encoding="utf-8") == module.render(), "run python docs/make_presets.py"
+    return module
+
+
+@pytest.mark.parametrize("path", ["docs/make_presets.py", "docs/make_benchmarks.py"])
+def test_generated_pages_are_up_to_date(path):
+    module = program(path)
+    assert module.PATH.read_text(encoding="utf-8") == module.render(), f"run python {path}"
+
+
+def test_the_comparison_page_says_what_its_results_file_holds():
+    module = program("benchmarks/compare_architectures.py")
+    assert module.PAGE.read_text(encoding="utf-8") == module.render(json.loads(module.RESULTS.read_text()))
 
 
 def test_the_numbers_of_the_readme_stand_in_results_files():
@@ -55,9 +66,16 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
         folder = f"benchmarks/results/default_run_{run}"
         other = json.loads((ROOT / folder / "evaluation.json").read_text())["results"][0]
         assert f"]({folder}/evaluation.json) {words} {other['normalized_score_mean']:.1f}" in README
-    speed = json.loads((ROOT / "benchmarks" / "results" / "backbone_step.json").read_text())["results"]
-    for contender in speed.values():
-        assert f"| {contender['median']:.1f} |" in README
+    training, acting = (
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("training_step", "decision")
+    )
+    steps = [values for values in training["results"].values() if "parameters" in values]
+    assert sum(f"| {values['parameters']:,} | {values['median']:.1f} |" in README for values in steps) == 4
+    rows = [row for row in acting["results"] if row["threads"] == acting["default_threads"]]
+    latencies = {f"| {row['median']:.3f} | " for row in rows if row["rows"] == 1}
+    assert {found for found in re.findall(r"\| \d+\.\d{3} \| ", README)} <= latencies
+    throughputs = {f" | {row['per_second']:,.0f} |" for row in rows if row["rows"] > 1}
+    assert sum(found in README for found in throughputs) >= 3
 
 
 def test_every_file_that_the_readme_names_exists():
