@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from .data.inspection import spread
+from .data.statistics import RunningMoments
 
 #: Bytes of episodes that are held back until they are written together, as one row group.
 _ROW_GROUP_BYTES = 16 << 20
@@ -193,34 +194,17 @@ def _lists(values: NDArray[Any], offsets: NDArray[np.int32]) -> pa.Array:
 
 
 @dataclass
-class RunningStatistics:
-    """Mean, deviation and range of each dimension of values that come in blocks, in float64.
+class RunningStatistics(RunningMoments):
+    """The moments of values that come in blocks, and their range."""
 
-    Blocks are merged by Chan, Golub & LeVeque 1979 (equation 2.1).
-    """
-
-    count: int = 0
-    mean: Any = 0.0
-    squares: Any = 0.0
     low: Any = np.inf
     high: Any = -np.inf
 
     def add(self, values: NDArray[Any]) -> None:
         """Add values (T, D)."""
-        block = values.astype(np.float64)
-        mean, total = block.mean(axis=0), self.count + len(block)
-        shift = mean - self.mean
-        self.squares = self.squares + np.square(block - mean).sum(axis=0) + shift**2 * (self.count * len(block) / total)
-        self.mean = self.mean + shift * (len(block) / total)
-        self.low, self.high = np.minimum(self.low, block.min(axis=0)), np.maximum(self.high, block.max(axis=0))
-        self.count = total
-
-    def to_rows(self) -> list[dict[str, float]]:
-        """Return one row for each dimension: mean, std (of the population), low, high."""
-        columns = {"mean": self.mean, "std": np.sqrt(self.squares / self.count), "low": self.low, "high": self.high}
-        return [
-            {name: float(values[dimension]) for name, values in columns.items()} for dimension in range(len(self.mean))
-        ]
+        super().add(values)
+        low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
 
 
 @dataclass
@@ -263,7 +247,14 @@ class EpisodeStatistics:
             "truncated": self.episodes - self.terminated,
             "returns": spread(self.returns),
             "lengths": spread(self.lengths),
-            "observations": self.observations.to_rows() if self.observations.count else None,
-            "actions": self.actions.to_rows() if self.actions.count else None,
+            "observations": _rows(self.observations) if self.observations.count else None,
+            "actions": _rows(self.actions) if self.actions.count else None,
             "action_counts": dict(sorted(self.action_counts.items())) or None,
         }
+
+
+def _rows(values: RunningStatistics) -> list[dict[str, float]]:
+    """One row for each dimension: mean, std (of the population), low, high."""
+    names = ("mean", "std", "low", "high")
+    columns = zip(*(getattr(values, name).tolist() for name in names), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in columns]

@@ -5,7 +5,7 @@ Source of the merged means and deviations: Chan, Golub & LeVeque 1979 (equation 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -61,18 +61,27 @@ class TrajectoryStatistics:
         return cls(**found)
 
 
-def mean_and_std(blocks: Iterable[np.ndarray]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and population standard deviation (D,) of blocks of rows (n, D), in float64.
+@dataclass
+class RunningMoments:
+    """Mean and deviation of each dimension of values that come in blocks, in float64.
 
     Blocks are merged without the cancellation that sums of squares have.
     """
-    total = 0
-    mean = squares = np.zeros(())
-    for block in blocks:
-        rows = block.astype(np.float64)
-        block_mean = rows.mean(axis=0)
-        before, total = total, total + len(rows)
-        shift = block_mean - mean
-        squares = squares + np.square(rows - block_mean).sum(axis=0) + shift**2 * (before * len(rows) / total)
-        mean = mean + shift * (len(rows) / total)
-    return mean, np.sqrt(squares / total)
+
+    count: int = 0
+    mean: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Add values (T, D)."""
+        block = values.astype(np.float64)
+        mean, total = block.mean(axis=0), self.count + len(block)
+        shift = mean - self.mean
+        self.squares = self.squares + np.square(block - mean).sum(axis=0) + shift**2 * (self.count * len(block) / total)
+        self.mean = self.mean + shift * (len(block) / total)
+        self.count = total
+
+    @property
+    def std(self) -> Any:
+        """The standard deviation of the population, (D,)."""
+        return np.sqrt(self.squares / self.count)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import storage
-from .statistics import CONSTANT_STD, TrajectoryStatistics, mean_and_std
+from .statistics import CONSTANT_STD, RunningMoments, TrajectoryStatistics
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
 #: The types that a column may have, and the axes that it has then.
@@ -186,8 +186,12 @@ class Trajectories:
         lengths = self.lengths()
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
             returns = self.returns()
-            observed = (rows for _, rows in self._blocks("observations"))
-            mean, std = mean_and_std(observed) if self.state_type == "vector" else (None, None)
+            mean = std = None
+            if self.state_type == "vector":
+                moments = RunningMoments()
+                for _, rows in self._blocks("observations"):
+                    moments.add(rows)
+                mean, std = moments.mean, moments.std
         low = high = counts = None
         taken = (rows for _, rows in self._blocks("actions"))
         if self.action_type == "discrete":

@@ -20,7 +20,8 @@ from .threads_cpu import run_items
 
 WORTH_A_THREAD = 1 << 21  # multiplications
 LANES = 32  # as in vector_cpu, whose import would import numba
-ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh")
+#: Names in fused_kernels, by those in a config.
+ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "silu": "SILU", "swish": "SILU", "tanh": "TANH"}
 Array = NDArray[Any]
 
 
@@ -335,9 +336,7 @@ class FusedModel:
         self._op(self.kernels.NORM, x, y, rows, len(norm.weight), *weights)
 
     def _activate(self, function: str, y: str, rows: int | None = None) -> None:
-        k = self.kernels
-        functions = {"relu": k.RELU, "gelu": k.GELU, "silu": k.SILU, "swish": k.SILU, "tanh": k.TANH}
-        self._op(k.ACTIVATE, y, y, rows, functions[function])
+        self._op(self.kernels.ACTIVATE, y, y, rows, getattr(self.kernels, ACTIVATIONS[function]))
 
     def _table(self, embedding: Any) -> int:
         return self._keep(embedding.weight)
