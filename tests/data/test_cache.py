@@ -19,10 +19,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from hub_server import Blob, LoopbackHub, Repository
 from numpy.lib.format import open_memmap
 
-from hf_decision_mamba.data import Trajectories, WindowDataset, cache, load_trajectories
+from hf_decision_mamba.data import Trajectories, WindowDataset, cache, load_trajectories, storage
 from hf_decision_mamba.data.storage import mapping
 
 DATA = Path(__file__).parent
@@ -201,12 +202,12 @@ def test_changed_columns_have_statistics_of_their_own(hopper: Path) -> None:
 def test_a_full_disk_costs_the_cache_only(
     hopper: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def save(path: Path, values: np.ndarray) -> None:
-        path.write_bytes(b"half of it")
+    def save(folder: Path, *columns: object) -> None:
+        (folder / "observations.npy").write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(np, "save", save)
+        full.setattr(storage, "save_columns", save)
         trajectories = load_trajectories(hopper)
     assert "is not kept in the cache" in caplog.text and "No space left on device" in caplog.text
     assert not entries()
@@ -214,15 +215,15 @@ def test_a_full_disk_costs_the_cache_only(
 
 
 def killed_while_saving(source: Path) -> None:
-    save, saved = np.save, []
+    release, saved = storage.release, []
 
-    def save_some(path: Path, values: np.ndarray) -> None:
-        save(path, values)
-        saved.append(path)
-        if len(saved) == 3:
+    def release_some(values: np.ndarray) -> None:
+        release(values)
+        saved.append(values)
+        if list(cache.cache_folder().glob("unfinished-*/actions.npy")):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    np.save = save_some  # type: ignore[assignment]
+    storage.release = release_some
     load_trajectories(source)
 
 
@@ -336,19 +337,52 @@ def resident_file_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux")
 def test_columns_beyond_a_bound_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trajectories = on_disk(tmp_path / "big", steps=2_000_000)
-    assert trajectories.mapped_bytes == 2_000_000 * (4 * 4 + 4 + 4 + 4 + 2)
-    random = np.random.default_rng(0)
-    grown = {}
+    size = sum(column.nbytes for column in trajectories.mapped().values())
+    assert size == 2_000_000 * (4 * 4 + 4 + 4 + 4 + 2)
+    grown, drawn = {}, {}
     for bound in (1 << 30, 1 << 20):
         monkeypatch.setattr("hf_decision_mamba.data.windows._MAPPED_AT_MOST", bound)
         trajectories.release()
         before = resident_file_bytes()
-        windows = WindowDataset(trajectories.split(0.1, seed=0)[0], 10)
+        windows, random = WindowDataset(trajectories.split(0.1, seed=0)[0], 10), np.random.default_rng(0)
         for _ in range(100):
-            windows.__getitems__(random.integers(len(windows), size=64))
+            drawn[bound] = windows.__getitems__(random.integers(len(windows), size=64))
         grown[bound] = resident_file_bytes() - before
-    assert grown[1 << 30] > trajectories.mapped_bytes / 2  # nearly all of it, in the end
-    assert grown[1 << 20] < 2 << 20
+    assert grown[1 << 30] > size / 2  # nearly all of it, in the end
+    assert grown[1 << 20] < 1 << 20
+    for name, values in drawn[1 << 30].items():
+        assert torch.equal(values, drawn[1 << 20][name])
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="reading from files needs preadv")
+@pytest.mark.parametrize("images", [False, True])
+def test_what_is_read_from_files_is_what_is_mapped(
+    images: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [1, 7, 2, 30, 3]
+    random, steps = np.random.default_rng(0), sum(lengths)
+    frames = random.integers(256, size=(steps, 4, 5), dtype=np.uint8)
+    made = Trajectories(
+        observations=frames if images else random.random((steps, 3), np.float32),
+        actions=random.integers(6, size=steps) if images else random.random((steps, 2), np.float32),
+        rewards=random.random(steps, np.float32),
+        terminations=np.zeros(steps, bool),
+        truncations=np.zeros(steps, bool),
+        episode_offsets=np.concatenate([[0], np.cumsum(lengths)]),
+    )
+    made.save(tmp_path)
+    trajectories = Trajectories.open(tmp_path)[0]
+    mapped = WindowDataset(trajectories, 5, frame_stack=3)
+    monkeypatch.setattr("hf_decision_mamba.data.windows._MAPPED_AT_MOST", 0)
+    from_files = WindowDataset(trajectories, 5, frame_stack=3)
+    for windows in (from_files, pickle.loads(pickle.dumps(from_files))):
+        for indices in ([], [0], random.permutation(len(mapped)).tolist()):
+            expected, found = mapped.__getitems__(indices), windows.__getitems__(indices)
+            for name, values in expected.items():
+                assert values.dtype == found[name].dtype and torch.equal(values, found[name]), name
+    os.truncate(tmp_path / "rewards.npy", 200)
+    with pytest.raises(OSError, match=r"rewards.npy has been cut short since it was opened"):
+        from_files.__getitems__([40])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux")

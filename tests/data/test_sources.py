@@ -120,6 +120,59 @@ def test_every_kind_of_source_gives_the_same_columns(kind: str, tmp_path: Path) 
     assert trajectories.episode_offsets.tolist() == [0, 2, 3]
 
 
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read one episode at a time, and make every column on the disk."""
+    monkeypatch.setattr("hf_decision_mamba.data.formats.rows._BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("hf_decision_mamba.data.storage._IN_MEMORY", 0)
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize("kind", ["dataset", "folder", "json"])
+def test_long_columns_are_made_piece_by_piece_on_the_disk(kind: str, tmp_path: Path) -> None:
+    test_every_kind_of_source_gives_the_same_columns(kind, tmp_path)
+    assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("tmp*"))
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ([[6, 7]], "episode 1, step 0, column 'observations': 2 numbers, where the first step of the data set has 3"),
+        ([[6, None, 8]], r"episode 1, step 0, column 'observations': a value is missing \(null\)"),
+        (None, "episode 1, column 'observations' is null"),
+        ([[6, 1e300, 8]], "episode 1, step 0, column 'observations', dimension 1: the value is inf in float32"),
+        ([[6, 7, 8], [6, 7, 8]], "episode 1: the number of steps differs, 2 in column 'observations' and 1 in"),
+    ],
+)
+def test_what_is_wrong_in_a_later_piece_is_named(second: Any, message: str, tmp_path: Path) -> None:
+    columns = two_episodes()
+    columns["observations"][1] = second
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "episodes.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(tmp_path / "episodes.parquet")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.usefixtures("one_at_a_time")
+def test_no_room_for_a_long_column_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = source("parquet", tmp_path)
+    with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", lambda **options: full)
+        with pytest.raises(OSError, match=r"no room for a column .* No space left .*: free some, or set HF_DATASETS"):
+            load_trajectories(path)
+
+
+def test_numbers_of_other_files_may_have_other_widths(tmp_path: Path) -> None:
+    for file, width in enumerate((pa.float32(), pa.float64())):
+        table = datasets.Dataset.from_dict(two_episodes()).data.table.select(["actions", "rewards", "observations"])
+        wide = [pa.list_(pa.list_(width)), pa.list_(width), pa.large_list(pa.list_(width, 3))]
+        pq.write_table(table.cast(pa.schema(zip(table.column_names, wide, strict=True))), tmp_path / f"{file}.parquet")
+    trajectories = load_trajectories(tmp_path)
+    assert trajectories.rewards.tolist() == [1, 2, 3, 1, 2, 3]
+    assert trajectories.actions.tolist() == 2 * np.float32([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]).tolist()
+
+
 def test_the_shipped_data_set() -> None:
     trajectories = load_trajectories(SHIPPED)
     assert repr(trajectories) == (
@@ -419,19 +472,18 @@ def test_configurations_of_the_parquet_copy_are_folders(tmp_path: Path, monkeypa
     asked: dict[str, object] = {}
     builder = datasets.load_dataset_builder(source("folder", tmp_path))
 
-    def load_dataset(path: str, **options: object) -> datasets.Dataset:
+    def load_dataset_builder(path: str, **options: object) -> datasets.DatasetBuilder:
         asked.update(options, path=path)
-        return datasets.Dataset.from_dict(two_episodes())
+        return builder
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, **options: builder)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     load_trajectories("org/gym", config="hopper", revision=PARQUET_REVISION)
-    assert asked == {"path": "org/gym", "data_dir": "hopper", "revision": PARQUET_REVISION, "split": "train"}
+    assert asked == {"path": "org/gym", "data_dir": "hopper", "revision": PARQUET_REVISION}
     asked.clear()
-    load_trajectories("org/gym", config="hopper", revision="v1", split="test")
-    assert asked == {"path": "org/gym", "name": "hopper", "revision": "v1", "split": "test"}
+    load_trajectories("org/gym", config="hopper", revision="v1")
+    assert asked == {"path": "org/gym", "name": "hopper", "revision": "v1"}
     with pytest.raises(ValueError, match=r"every configuration is a folder, .* name one with config="):
         load_trajectories("org/gym", revision=PARQUET_REVISION)
 
@@ -454,13 +506,13 @@ def test_names_the_file_that_cannot_be_read(damage: str, in_folder: bool, tmp_pa
         load_trajectories(tmp_path if in_folder else file)
 
 
-def test_a_full_disk_is_not_blamed_on_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_blamed_on_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*args: object, **options: object) -> None:
         raise DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(OSError, match="No space left on device"):
-        load_trajectories(HOPPER)
+        load_trajectories(source("arrow", tmp_path))
 
 
 @pytest.mark.parametrize("name", ["episodes.json", "episodes.jsonl", "episodes.arrow"])

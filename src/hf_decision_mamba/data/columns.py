@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .facts import SourceFacts
+from .storage import blocks
 from .trajectories import Trajectories, locate
 
 logger = logging.getLogger(__name__)
@@ -223,22 +224,30 @@ def _within_space(column: Column, facts: SourceFacts) -> NDArray[np.float32]:
     actions = column.as_type(np.float32)
     known = facts.action_bounds(actions.shape[1])
     low, high = (np.float32(-1), np.float32(1)) if known is None else known
-    excess = np.maximum(low - actions, actions - high)
-    if not np.isfinite(actions).all() or not (excess > 0).any():
-        return actions  # what is not finite is refused later
-    farthest = np.unravel_index(int(excess.argmax()), excess.shape)
-    place = f"{column.at(int(farthest[0]))}, dimension {farthest[1]}: the action is {actions[farthest]}"
-    if known is None and excess[farthest] > _FARTHEST_CLIPPED - 1:
+    outside, farthest, most, first = 0, (0, 0), np.float32(0), 0
+    for block in blocks(actions):
+        if not np.isfinite(block).all():
+            return actions  # which is refused later
+        excess = np.maximum(low - block, block - high)
+        outside += np.count_nonzero((excess > 0).any(axis=1))
+        if excess.max() > most:
+            row, dimension = np.unravel_index(int(excess.argmax()), excess.shape)
+            most, farthest = excess[row, dimension], (first + int(row), int(dimension))
+        first += len(block)
+    if not outside:
+        return actions
+    place = f"{column.at(farthest[0])}, dimension {farthest[1]}: the action is {actions[farthest]}"
+    if known is None and most > _FARTHEST_CLIPPED - 1:
         raise ValueError(
             f"{place}, far outside of [-1, 1], which the models' actions are in; divide the actions by their scale, or "
             "say their space: action_low and action_high, under environment: in the front matter of a data set's card "
             "(README.md) or in the JSON file beside a single file"
         )
-    if excess[farthest] > _ROUNDING:
+    if most > _ROUNDING:
         logger.warning(
             "%s, outside of its space; it is clipped, as the environment would, like those of %d steps in %d",
             place,
-            np.count_nonzero((excess > 0).any(axis=1)),
+            outside,
             len(actions),
         )
     return np.clip(actions, low, high)

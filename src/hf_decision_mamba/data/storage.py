@@ -9,17 +9,23 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from .statistics import TrajectoryStatistics
 
 _FACTS = "trajectories.json"
+_AT_ONCE = 1 << 24  # bytes that are read or written at a time
+_IN_MEMORY = 1 << 26  # bytes of a column that may be in memory while it is made; a longer one is made on the disk
 
 
 def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -29,7 +35,11 @@ def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping
         OSError: something cannot be written; what is in the folder is then of no use.
     """
     for name, values in columns.items():
-        np.save(folder / f"{name}.npy", values)
+        with (folder / f"{name}.npy").open("wb") as file:
+            npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
+            for block in blocks(values):
+                file.write(np.ascontiguousarray(block))  # `tofile` does not notice a disk that is nearly full
+                release(values)
     forms = {name: [values.dtype.str, list(values.shape)] for name, values in columns.items()}
     (folder / _FACTS).write_text(json.dumps({"columns": forms, "facts": dict(facts)}, indent=1), encoding="utf-8")
 
@@ -71,6 +81,114 @@ def kept_statistics(
         unfinished.write_text(json.dumps(statistics.to_dict()), encoding="utf-8")
         unfinished.replace(path)
     return statistics
+
+
+class GrowingColumn:
+    """A column that is made piece by piece, of which a long one is never in memory as a whole.
+
+    Args:
+        dtype: its type; what does not fit into a float becomes infinite. Default that of the first piece.
+    """
+
+    def __init__(self, dtype: type[np.generic] | None = None) -> None:
+        self._dtype = dtype
+        self._pieces: list[np.ndarray] = []
+        self._length = 0
+        self._file: Any = None
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows (n, ...), of which a copy is kept.
+
+        Raises:
+            OSError: there is no room on the disk.
+        """
+        with np.errstate(over="ignore"):
+            self._pieces.append(np.array(values, self._dtype))
+        self._length += len(values)
+        if sum(piece.nbytes for piece in self._pieces) > _IN_MEMORY:
+            self._write()
+
+    def finish(self) -> np.ndarray:
+        """Return the column (N, ...); float32 (0,) where nothing came."""
+        if self._file is None:
+            return np.concatenate(self._pieces) if self._pieces else np.empty(0, np.float32)
+        self._write()
+        none = self._pieces[0]
+        return np.memmap(self._file, none.dtype, "r", shape=(self._length, *none.shape[1:])).view(np.ndarray)
+
+    def _write(self) -> None:
+        folder = Path(datasets.config.HF_DATASETS_CACHE)  # the temporary folder of the system may be in memory
+        try:
+            if self._file is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes with the column
+                weakref.finalize(self, self._file.close)
+            for piece in self._pieces:
+                self._file.write(piece)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"no room for a column of more than {_IN_MEMORY >> 20} MiB in {folder} ({error}): free some, or set "
+                "HF_DATASETS_CACHE to a folder that has it"
+            ) from error
+        self._pieces = [np.empty_like(self._pieces[0][:0])]
+
+
+def blocks(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of a column, few at a time."""
+    rows = max(_AT_ONCE // max(values[:1].nbytes, 1), 1)
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows]
+
+
+class Reader:
+    """Reads rows of a column from its file: unlike the pages of a memory map, they do not stay in the process.
+
+    Args:
+        path: the file.
+        begin: the byte at which the column begins.
+        dtype: its type.
+        row: the shape of one row.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str, begin: int, dtype: np.dtype[Any], row: tuple[int, ...]) -> None:
+        self._arguments = path, begin, dtype, row
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Reader:
+        """Return the reader of a memory-mapped column."""
+        mapped: Any = values
+        while not isinstance(mapped, np.memmap):
+            mapped = mapped.base
+        return cls(str(mapped.filename), mapped.offset, values.dtype, values.shape[1:])
+
+    def __reduce__(self) -> Any:
+        return type(self), self._arguments  # a worker opens the file for itself
+
+    def take(self, rows: NDArray[np.int64]) -> np.ndarray:
+        """Return these rows (b, ...) of the column: of each b what lies between its first and its last row is read.
+
+        Raises:
+            OSError: the file has been cut short.
+        """
+        path, begin, dtype, row = self._arguments
+        within = tuple(range(1, rows.ndim))
+        first = rows.min(axis=within)
+        counts = rows.max(axis=within) - first + 1
+        width = int(counts.max(initial=1))
+        spans = np.empty((len(rows) * width, *row), dtype)
+        size = spans.strides[0]
+        memory: Any = spans.view(np.uint8).reshape(len(rows), width * size)
+        places, sizes = (begin + first * size).tolist(), (counts * size).tolist()
+        for span, place, wanted in zip(memory, places, sizes, strict=True):
+            if os.preadv(self._file, [span[:wanted]], place) != wanted:
+                raise OSError(f"{path} has been cut short since it was opened; delete it, to have it made again")
+        return spans.take(rows + np.expand_dims(np.arange(len(rows)) * width - first, within), axis=0)
 
 
 def mapping(values: np.ndarray) -> mmap.mmap | None:

@@ -311,11 +311,10 @@ class Trajectories:
         kept = {name: facts.pop(name) for name in ("name", "env_id", "num_actions")}
         return cls(**columns, **kept)._attach(returns_to_go, folder), facts
 
-    @property
-    def mapped_bytes(self) -> int:
-        """How much of the disk the memory-mapped columns are; 0 for columns in memory."""
-        columns = [getattr(self, column) for column in (*FORMS, "returns_to_go")]
-        return sum(values.nbytes for values in columns if storage.mapping(values) is not None)
+    def mapped(self) -> dict[str, np.ndarray]:
+        """Return the columns that are memory-mapped; none where they are in memory."""
+        columns = {column: getattr(self, column) for column in (*FORMS, "returns_to_go")}
+        return {column: values for column, values in columns.items() if storage.mapping(values) is not None}
 
     def release(self) -> None:
         """Take memory-mapped columns out of this process's memory until they are read again."""

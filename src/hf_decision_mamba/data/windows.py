@@ -6,6 +6,7 @@ Source: windows drawn by episode length and padded as Decision Transformer does 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from .storage import release
+from .storage import Reader
 from .trajectories import Trajectories
 
 #: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
@@ -24,8 +25,8 @@ IGNORED_LABEL = -100.0
 #: The discrete action "before" an episode's first step: none has been taken.
 NO_ACTION = -1
 
-#: Of columns on the disk that are larger than this in all, what has been read is given back to the system at once: the
-#: process stays small, however much it reads. Of smaller ones it stays in the process, where it is read again faster.
+#: Of memory-mapped columns up to this size in all, what has been read stays in the process, where it is read again
+#: faster. Larger ones are read from their files: the process stays small, however much it reads.
 _MAPPED_AT_MOST = 1 << 30
 
 _DRAWS_AT_ONCE = 8192  # bounds the sampler's memory, whatever the length of an epoch
@@ -102,7 +103,9 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self._episode_starts, self._lengths = trajectories.episode_starts, trajectories.lengths()
         counts = -(-self._lengths // self.stride)  # windows of each episode, rounded up
         self._first_windows = np.concatenate([[0], np.cumsum(counts)])
-        self._gives_back = trajectories.mapped_bytes > _MAPPED_AT_MOST
+        mapped = trajectories.mapped()
+        from_files = sum(column.nbytes for column in mapped.values()) > _MAPPED_AT_MOST and hasattr(os, "preadv")
+        self._readers = {name: Reader.of(column) for name, column in mapped.items()} if from_files else {}
 
     @classmethod
     def covering(cls, trajectories: Trajectories, context_length: int, **kwargs: Any) -> WindowDataset:
@@ -130,7 +133,6 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     def _gather(self, episode: NDArray[np.int64], step: NDArray[np.int64]) -> dict[str, Tensor]:
         """Gather the windows that begin at these steps of these episodes, (b,) each."""
-        data = self.trajectories
         first = self._episode_starts[episode][:, None]
         end = first + self._lengths[episode][:, None]
         rows = first + step[:, None] + np.arange(self.context_length)
@@ -141,12 +143,12 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
         states = self._gather_states(rows, first)
         before = np.maximum(rows[:, :1] - 1, 0)
-        taken = self._read(data.actions, np.concatenate([before, rows], axis=1))
+        taken = self._read("actions", np.concatenate([before, rows], axis=1))
         previous_actions, actions = taken[:, :-1].copy(), taken[:, 1:].copy()
-        rewards = self._read(data.rewards, rows)
-        returns_to_go = self._read(data.returns_to_go, rows) / np.float32(self.return_scale)
+        rewards = self._read("rewards", rows)
+        returns_to_go = self._read("returns_to_go", rows) / np.float32(self.return_scale)
         timesteps = rows - first
-        previous_actions[padding | (timesteps == 0)] = NO_ACTION if data.action_type == "discrete" else 0
+        previous_actions[padding | (timesteps == 0)] = NO_ACTION if self.trajectories.action_type == "discrete" else 0
         labels = actions.copy()
         labels[padding] = IGNORED_LABEL
         for values in (states, actions, rewards, returns_to_go, timesteps):
@@ -163,20 +165,20 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def _read(self, column: np.ndarray, rows: NDArray[np.int64]) -> np.ndarray:
+    def _read(self, column: str, rows: NDArray[np.int64]) -> np.ndarray:
         """Return these rows of a column."""
+        if column in self._readers:
+            return self._readers[column].take(rows)
         # `take` copies whole rows, at the speed of memory; what it returns is one allocation.
-        values = column.take(rows, axis=0)
-        if self._gives_back:
-            release(column)
-        return values
+        values: np.ndarray = getattr(self.trajectories, column)
+        return values.take(rows, axis=0)
 
     def _gather_states(self, rows: NDArray[np.int64], first: NDArray[np.int64]) -> np.ndarray:
         """Gather the states at `rows` (b, K) of episodes that begin at the rows `first` (b, 1)."""
         if self.state_mean is None or self.state_std is None:  # images
             stacked = rows[..., None] - np.arange(self.frame_stack)[::-1]
-            return self._read(self.trajectories.observations, np.maximum(stacked, first[..., None]))
-        states = self._read(self.trajectories.observations, rows)
+            return self._read("observations", np.maximum(stacked, first[..., None]))
+        states = self._read("observations", rows)
         states -= self.state_mean
         states /= self.state_std
         return states

@@ -51,44 +51,49 @@ def is_number(found: pa.DataType | None, or_flag: bool = False) -> bool:
     return bool(number or (or_flag and pa.types.is_boolean(found)))
 
 
-def flatten(steps: list[pa.Array], nested: bool, at: Callable[[int], str]) -> np.ndarray:
+def flatten(
+    steps: list[pa.Array], nested: bool, at: Callable[[int], str], before: int = 0, width: int | None = None
+) -> np.ndarray:
     """Return one value a step as an array: (N,) of numbers or, nested, (N, D) of lists of D numbers.
 
     Args:
         steps: the steps in pieces.
         nested: whether a step is a list.
         at: says where a step is.
+        before: how many steps were read before these.
+        width: D, where it is known from them.
 
     Raises:
         ValueError: a value is missing, or steps have different dimensions.
     """
-    _refuse_nulls(steps, at, per_step=1)
+    _refuse_nulls(steps, at, before, per_step=1)
     if not nested:
         return _join(steps)
     if not any(map(len, steps)):
         return np.empty((0, 1), np.float32)
     widths = np.concatenate([pc.list_value_length(piece) for piece in steps])
-    ragged = np.flatnonzero(widths != widths[0])
+    width = int(widths[0]) if width is None else width
+    ragged = np.flatnonzero(widths != width)
     if len(ragged):
         raise ValueError(
-            f"{at(int(ragged[0]))}: {widths[ragged[0]]} numbers, where the first step of the data set has "
-            f"{widths[0]}; every step needs the same dimensions"
+            f"{at(before + int(ragged[0]))}: {widths[ragged[0]]} numbers, where the first step of the data set has "
+            f"{width}; every step needs the same dimensions"
         )
-    if widths[0] == 0:
-        raise ValueError(f"{at(0)}: the step has no numbers")
+    if width == 0:
+        raise ValueError(f"{at(before)}: the step has no numbers")
     leaves = [storage(piece.flatten()) for piece in steps]
-    _refuse_nulls(leaves, at, per_step=int(widths[0]))
-    return _join(leaves).reshape(len(widths), widths[0])
+    _refuse_nulls(leaves, at, before, per_step=width)
+    return _join(leaves).reshape(len(widths), width)
 
 
-def _refuse_nulls(pieces: list[pa.Array], at: Callable[[int], str], per_step: int) -> None:
+def _refuse_nulls(pieces: list[pa.Array], at: Callable[[int], str], before: int, per_step: int) -> None:
     """Refuse a missing value; `per_step` values make one step."""
-    before = 0
+    first = before * per_step
     for piece in pieces:
         if piece.null_count:
-            place = before + int(np.flatnonzero(piece.is_null().to_numpy(zero_copy_only=False))[0])
+            place = first + int(np.flatnonzero(piece.is_null().to_numpy(zero_copy_only=False))[0])
             raise ValueError(f"{at(place // per_step)}: a value is missing (null); correct or remove this episode")
-        before += len(piece)
+        first += len(piece)
 
 
 def _join(pieces: list[pa.Array]) -> np.ndarray:

@@ -1,12 +1,11 @@
 """Tables with one row per episode: the layout of the Decision Transformer data sets on the Hub.
 
-Columns do not pass through Python lists; frames of bytes go straight into one array that holds each frame once.
+Columns do not pass through Python lists, nor as a whole through memory; frames of bytes are there once each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..columns import FLAGS, Column, assemble, check_lengths, find_columns, without_spare_dones
 from ..facts import SourceFacts
+from ..storage import GrowingColumn
 from ..trajectories import Trajectories
 from .arrow import flatten, is_binary, is_list, is_number, item_type, storage, storage_type
 from .rows import Rows
@@ -45,10 +45,9 @@ def read_episode_rows(
     names = without_spare_dones(find_columns(label, rows.schema.names, columns))
     image = is_binary(rows.schema.field(names["observations"]).type)
     flat = {ours: theirs for ours, theirs in names.items() if not (image and ours == "observations")}
-    table = rows.table(list(dict.fromkeys(flat.values())))
-    if table.num_rows == 0:
+    read = {ours: _read_column(rows, label, ours, theirs) for ours, theirs in flat.items()}
+    if len(read["actions"].lengths) == 0:
         return None
-    read = {ours: _read_column(label, ours, theirs, table.column(theirs)) for ours, theirs in flat.items()}
     if image:
         check_lengths(read)
         offsets = read["actions"].known_offsets
@@ -57,17 +56,30 @@ def read_episode_rows(
     return assemble(name, read, facts)
 
 
-def _read_column(label: str, ours: str, theirs: str, data: pa.ChunkedArray) -> Column:
-    """Read one column of lists: its flat values, and the offsets of its episodes.
+def _read_column(rows: Rows, label: str, ours: str, theirs: str) -> Column:
+    """Read one column of lists, a few episodes at a time: its flat values, and the offsets of its episodes.
 
     Values are (N,), observations and continuous actions (N, D). Actions of one integer a step are discrete.
     """
-    nested = ours == "observations" or (ours == "actions" and not _is_one_integer_per_step(data.type))
-    _check_type(label, ours, theirs, data.type, nested)
-    lengths, steps = _unnest(label, theirs, data)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    where = Column(label, theirs, np.empty(0), offsets)
-    return replace(where, values=flatten(steps, nested, where.at))
+    found = rows.schema.field(theirs).type
+    nested = ours == "observations" or (ours == "actions" and not _is_one_integer_per_step(found))
+    _check_type(label, ours, theirs, found, nested)
+    values = GrowingColumn(np.float32 if nested or ours == "rewards" else None)
+    lengths, width = np.empty(0, np.int64), None
+    for episodes in map(storage, rows.pieces(theirs)):
+        _refuse_null(label, theirs, episodes, len(lengths))
+        before = int(lengths.sum())
+        lengths = np.append(lengths, pc.list_value_length(episodes).to_numpy(zero_copy_only=False))
+        where = Column(label, theirs, np.empty(0), _offsets(lengths))
+        steps = flatten([storage(episodes.flatten())], nested, where.at, before, width)
+        if len(steps):
+            width = steps.shape[-1] if nested else None
+            values.append(steps)
+    return Column(label, theirs, values.finish(), _offsets(lengths))
+
+
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, nested: bool) -> None:
@@ -89,17 +101,11 @@ def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, nested: 
     )
 
 
-def _unnest(label: str, theirs: str, data: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[pa.Array]]:
-    """Return the length of each episode, and the steps of all episodes in pieces."""
-    lengths, steps = [np.empty(0, np.int64)], []
-    for chunk in map(storage, data.chunks):
-        if chunk.null_count:
-            before = sum(map(len, lengths))
-            episode = before + int(np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False))[0])
-            raise ValueError(f"data set {label!r}, episode {episode}, column {theirs!r} is null; remove it")
-        lengths.append(pc.list_value_length(chunk).to_numpy(zero_copy_only=False).astype(np.int64))
-        steps.append(storage(chunk.flatten()))
-    return np.concatenate(lengths), steps
+def _refuse_null(label: str, theirs: str, episodes: pa.Array, before: int) -> None:
+    """Refuse an episode that is missing; `before` is the number of those before these."""
+    if episodes.null_count:
+        episode = before + int(np.flatnonzero(episodes.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(f"data set {label!r}, episode {episode}, column {theirs!r} is null; remove it")
 
 
 def _is_one_integer_per_step(found: pa.DataType) -> bool:
@@ -120,8 +126,7 @@ def _read_frames(
     episodes = _episode_bytes(rows, label, column)
     first = next(episodes)
     shape = facts.frame_shape() or _usual_shape(first.size, int(offsets[1]), label, column)
-    frames = np.empty((offsets[-1], *shape), np.uint8)
-    flat, size = frames.reshape(-1), shape[0] * shape[1]
+    frames, size = GrowingColumn(), shape[0] * shape[1]
     for episode, data in enumerate(chain([first], episodes)):
         begin, end = (int(offset) * size for offset in offsets[episode : episode + 2])
         if data.size != end - begin:
@@ -134,8 +139,8 @@ def _read_frames(
                     else f"correct the episode, or obs_shape{f' in {facts.where}' if facts.obs_shape else ''}"
                 )
             )
-        flat[begin:end] = data
-    return frames
+        frames.append(data.reshape(-1, *shape))
+    return frames.finish()
 
 
 def _episode_bytes(rows: Rows, label: str, column: str) -> Iterator[NDArray[np.uint8]]:

@@ -22,7 +22,6 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from ..facts import SourceFacts, facts_beside, facts_of_card
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
-from .arrow import is_binary
 from .episode_rows import read_episode_rows
 from .rows import LoadedRows, Rows, parquet_rows, unreadable
 from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
@@ -249,20 +248,14 @@ def _load_repository(repo_id: str, request: Request, **options: Any) -> Rows:
 def _load(label: str, path: str, request: Request, **options: Any) -> Rows:
     """Open the rows of a split. Of rows that are single steps, open all: slices are taken by whole episodes."""
 
-    def one_row_per_step(schema: pa.Schema) -> bool:
-        return has_one_row_per_step(schema, request.columns)
-
-    def as_they_are(schema: pa.Schema) -> bool:
-        return any(map(is_binary, schema.types)) or one_row_per_step(schema)
-
     def load(split: str) -> Rows:
-        rows = parquet_rows(label, path, split, options, as_they_are)
+        rows = parquet_rows(label, path, split, options)
         return LoadedRows(_one_split(label, path, split, options)) if rows is None else rows
 
     with _explained(label, {**options, "split": request.split}):
         rows = load(request.split)
         whole = whole_split(request.split)
-        return load(whole) if whole != request.split and one_row_per_step(rows.schema) else rows
+        return load(whole) if whole != request.split and has_one_row_per_step(rows.schema, request.columns) else rows
 
 
 def _one_split(label: str, path: str, split: str, options: Mapping[str, Any]) -> datasets.Dataset:

@@ -1,13 +1,13 @@
 """The rows of an opened table: what `datasets` has loaded, or parquet files that are read as they are.
 
-Frames of bytes and rows of single steps are read without `datasets`: its cache on the disk would hold the frames
-uncompressed, hundreds of times the size of their parquet file, and all pictures of a robot that are not needed.
+`datasets` finds parquet files but does not read them: its copy on the disk would hold frames uncompressed, pictures of
+a robot that are not needed, and everything else a second time, beside our own cache.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,13 @@ from typing import Any, Protocol
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import hf_hub_download
+from tqdm.contrib.concurrent import thread_map
 
-_EPISODES_AT_ONCE = 8  # bounds the memory for the frames that are being unpacked
+from .arrow import is_list, is_number, storage_type
+
+_ON_THE_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@[^/]+/(?P<path>.*)")
+_BYTES_AT_ONCE = 1 << 24  # bounds the memory for what is being unpacked
 
 
 class Rows(Protocol):
@@ -48,7 +53,8 @@ class LoadedRows:
         return self.dataset.select_columns(columns).with_format("arrow")[:]
 
     def pieces(self, column: str) -> Iterator[pa.Array]:
-        for batch in self.dataset.select_columns([column]).with_format("arrow").iter(_EPISODES_AT_ONCE):
+        rows = _rows_at_once(self.dataset.data.nbytes, len(self.dataset.data))
+        for batch in self.dataset.select_columns([column]).with_format("arrow").iter(rows):
             yield from batch.column(0).chunks
 
 
@@ -81,17 +87,26 @@ class ParquetRows:
         tables = [self.schema.empty_table().select(columns)]
         for path, start, stop in self.parts:
             with reading(self.label, path):
-                tables.append(pq.ParquetFile(path).read(columns=columns).select(columns).slice(start, stop - start))
+                table = pq.ParquetFile(path).read(columns=columns).select(columns).slice(start, stop - start)
+                tables.append(table.cast(tables[0].schema))
         return pa.concat_tables(tables)
 
     def pieces(self, column: str) -> Iterator[pa.Array]:
         for path, start, stop in self.parts:
             with reading(self.label, path):
-                file = pq.ParquetFile(path, pre_buffer=True)
-                row = 0
-                for batch in file.iter_batches(_EPISODES_AT_ONCE, columns=[column], use_threads=False):
+                file = pq.ParquetFile(path)
+                groups = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+                rows, row = _rows_at_once(sum(groups), file.metadata.num_rows), 0
+                for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                     first, row = row, row + len(batch)
-                    yield batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
+                    piece = batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
+                    wanted = self.schema.field(column).type
+                    yield piece if piece.type == wanted else piece.cast(wanted)
+
+
+def _rows_at_once(size: int, rows: int) -> int:
+    """Return how many of so many rows, which take so many bytes, are unpacked at a time."""
+    return int(min(max(_BYTES_AT_ONCE * rows // max(size, 1), 1), 1 << 20))
 
 
 @contextmanager
@@ -105,57 +120,81 @@ def reading(label: str, path: Path | str) -> Iterator[None]:
         raise unreadable(label, f"the file {path}", error) from error
 
 
-def parquet_rows(
-    label: str, path: str, split: str, options: Mapping[str, Any], as_they_are: Callable[[pa.Schema], bool]
-) -> ParquetRows | None:
-    """Find the parquet files of a split, as `datasets.load_dataset` would, when they are to be read as they are.
+def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) -> ParquetRows | None:
+    """Find the parquet files of a split, as `datasets.load_dataset` would.
 
     Args:
         label: what errors call the data set.
         path: what to load: a Hub repository, a folder or a builder.
         split: names of splits, with slices such as "train[:10%]".
         options: of `datasets.load_dataset_builder`.
-        as_they_are: whether files with this schema are.
 
     Returns:
-        None if the data are not parquet files, are to be read by `datasets`, or cannot be read.
+        None if the data are not parquet files, or cannot be read.
 
     Raises:
         ValueError: the split is none of the data set's, or its files differ in their columns.
     """
     found = datasets.load_dataset_builder(path, **options).config.data_files or {}
     files = {str(name): [file for file in paths if not _is_about_data(file)] for name, paths in found.items()}
+    files = {name: paths for name, paths in files.items() if name in split}
     first = next((paths[0] for paths in files.values() if paths), "")
     if not first.endswith(".parquet"):
         return None
-    download = datasets.DownloadManager().download  # what is local already stays where it is
+    local = {name: _local(paths, options.get("revision")) for name, paths in files.items()}
     try:
-        schema = pq.read_schema(download(first))
-        if not as_they_are(schema):
-            return None
-        local = {name: list(map(Path, download(paths))) for name, paths in files.items() if name in split}
-        footers = {file: pq.read_metadata(file) for paths in local.values() for file in paths}
+        schemas = {file: pq.read_schema(file) for paths in local.values() for file in paths}
+        counts = {file: pq.read_metadata(file).num_rows for file in schemas}
     except (pa.ArrowException, OSError):
         return None  # `datasets` reads it next, and what it says is reported
-    for file, footer in footers.items():
-        if not footer.schema.to_arrow_schema().equals(schema):
+    schema = next(iter(schemas.values()))
+    for file, other in schemas.items():
+        if not _have_the_same_columns(schema, other):
             raise ValueError(f"the columns of {file.name} are not those of {Path(first).name}")
-    lengths = {name: sum(footers[file].num_rows for file in local.get(name, ())) for name in files}
+    lengths = {name: sum(counts[file] for file in local.get(name, ())) for name in found}
     parts: list[tuple[Path, int, int]] = []
     for piece in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
         before = 0
         for file in local[piece.splitname]:
-            count = footers[file].num_rows
-            start, stop = max(piece.from_ - before, 0), min(piece.to - before, count)
-            before += count
+            start, stop = max(piece.from_ - before, 0), min(piece.to - before, counts[file])
+            before += counts[file]
             if start < stop:
                 parts.append((file, start, stop))
     return ParquetRows(label, schema, tuple(parts))
 
 
+def _have_the_same_columns(one: pa.Schema, other: pa.Schema) -> bool:
+    """Whether two files do, but for how many bits their numbers have, and how their lists are kept."""
+
+    def plain(found: pa.DataType) -> tuple[int, object]:
+        depth = 0
+        while is_list(found):
+            found, depth = storage_type(found).value_type, depth + 1
+        kind = pa.types.is_integer(found) if is_number(found) else found
+        return depth, kind
+
+    return {field.name: plain(field.type) for field in one} == {field.name: plain(field.type) for field in other}
+
+
+def _local(files: list[str], revision: str | None) -> list[Path]:
+    """Download files of one repository of the Hub, into the cache of the Hub; others are here already."""
+
+    def local(file: str) -> Path:
+        found = _ON_THE_HUB.match(file)
+        if found is None:
+            return Path(file)
+        return Path(hf_hub_download(found["id"], found["path"], repo_type="dataset", revision=revision))
+
+    # Not `snapshot_download`: after it, the cache counts as incomplete without the files that were not asked for.
+    few = len(files) < 2 or _ON_THE_HUB.match(files[0]) is None
+    paths: list[Path] = thread_map(local, files, max_workers=8, desc="downloading", unit="file", disable=few)
+    return paths
+
+
 def _is_about_data(file: str) -> bool:
     """Whether a file of the Hub is one of LeRobot's tables about the data, not of the data."""
-    return re.match(r"hf://datasets/[^@]+@[^/]+/meta/", file) is not None
+    found = _ON_THE_HUB.match(file)
+    return found is not None and found["path"].startswith("meta/")
 
 
 def unreadable(label: str, what: str, cause: BaseException) -> ValueError:
