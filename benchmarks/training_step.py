@@ -37,6 +37,8 @@ PAPER, PAPER_16 = "dema-b3ld, paper's size (width 64, N 64)", "dema-b3ld, width 
 WIDE_16, BL3D = "dema-b3ld, width 128, N 16", "dema-bl3d, width 128, N 16"
 DMM = f"dmm, paper's size (width 64, N 16), K {SHORT}"
 MAMBA = "dema-b3ld, width 128, N 16, with transformers' MambaBlock"
+LAYERS = "layers of dema-b3ld alone, width 128, N 16"
+MAMBA_LAYERS = "layers of transformers' MambaModel, width 128, N 16"
 FLOOR = "matrix products of dema-b3ld, width 128, N 16"
 
 
@@ -58,6 +60,26 @@ def with_transformers_mamba() -> DecisionMambaModel:
     theirs = MambaConfig(hidden_size=ours.hidden_size, state_size=ours.state_size, expand=ours.expand, use_cache=False)
     model.layers = nn.ModuleList([TheirBlock(theirs, index) for index in range(ours.n_layer)])
     return model
+
+
+def layers_alone(model: DecisionMambaModel, batch: dict[str, Tensor]) -> Callable[[], None]:
+    """A model's layers, forward and backward, on what its embeddings make of a batch."""
+    given: list[tuple[Any, ...]] = []
+    hook = model.layers[0].register_forward_pre_hook(lambda layer, arguments: given.append(arguments))
+    model(**batch)
+    hook.remove()
+    tokens, *others = given[0]
+    tokens = tokens.detach().requires_grad_()
+    gradient = torch.randn_like(tokens)
+
+    def run() -> None:
+        model.zero_grad()
+        hidden_states = tokens
+        for layer in model.layers:
+            hidden_states = layer(hidden_states, *others)
+        hidden_states.backward(gradient)
+
+    return run
 
 
 class LinearCalls(TorchFunctionMode):
@@ -103,7 +125,7 @@ def main() -> None:
     torch.manual_seed(0)
 
     batch, short = windows(BATCH, STEPS), windows(BATCH, SHORT)
-    wide = decision_mamba("dema-b3ld", **WIDE)
+    wide, theirs = decision_mamba("dema-b3ld", **WIDE), with_transformers_mamba()
     floor, gflop = matrix_products(wide, batch)
     models = {
         DT: (decision_transformer(), batch),
@@ -113,11 +135,11 @@ def main() -> None:
         BL3D: (decision_mamba("dema-bl3d", **WIDE), batch),
         DT_SHORT: (decision_transformer(), short),
         DMM: (decision_mamba("dmm"), short),
-        MAMBA: (with_transformers_mamba(), batch),
+        MAMBA: (theirs, batch),
     }
     passes: dict[str, Callable[[], None]] = {name: training_step(*of) for name, of in models.items()}
-    passes[FLOOR] = floor
-    times = milliseconds(passes, arguments.rounds, slow={MAMBA: arguments.slow_rounds})
+    passes |= {LAYERS: layers_alone(wide, batch), MAMBA_LAYERS: layers_alone(theirs, batch), FLOOR: floor}
+    times = milliseconds(passes, arguments.rounds, slow=dict.fromkeys((MAMBA, MAMBA_LAYERS), arguments.slow_rounds))
 
     results: dict[str, dict[str, Any]] = {
         name: {**spread(values), "milliseconds": values} for name, values in times.items()
@@ -125,7 +147,7 @@ def main() -> None:
     for name, (model, _) in models.items():
         results[name]["parameters"] = model.num_parameters()
     for name, values in results.items():
-        print(f"{name:60} {values['median']:9.1f} ms  (quartiles {values['q1']:.1f}, {values['q3']:.1f})")
+        print(f"{name:65} {values['median']:9.1f} ms  (quartiles {values['q1']:.1f}, {values['q3']:.1f})")
 
     def ratio(above: str, below: str, limit: float, at_least: bool = False) -> dict[str, Any]:
         value = results[above]["median"] / results[below]["median"]
@@ -135,6 +157,8 @@ def main() -> None:
         "milliseconds of one training step",
         {
             DT: DT_NOTE,
+            LAYERS: "forward and backward on the same tokens, as they come from the embeddings; no optimiser",
+            MAMBA_LAYERS: "the same; the pure torch path that runs without CUDA kernels",
             MAMBA: "the same embeddings, head, loss and optimiser; the pure torch path that runs without CUDA kernels",
             FLOOR: f"{gflop:.2f} GFLOP, every call of F.linear: forward, gradient of the weight, and of the input "
             "where it has one; no biases, into memory that is already there",
@@ -145,7 +169,7 @@ def main() -> None:
             ratio(PAPER, DT, 1.0),
             ratio(PAPER_16, DT, 0.6),
             ratio(WIDE_16, DT, 1.0),
-            ratio(MAMBA, WIDE_16, 80, at_least=True),
+            ratio(MAMBA_LAYERS, LAYERS, 80, at_least=True),
             ratio(WIDE_16, FLOOR, 2.0),
             ratio(BL3D, DT, 0.45),
             ratio(DMM, DT_SHORT, 0.5),

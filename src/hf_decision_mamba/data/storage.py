@@ -38,7 +38,7 @@ def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping
         with (folder / f"{name}.npy").open("wb") as file:
             npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
             for block in blocks(values):
-                file.write(np.ascontiguousarray(block))  # `tofile` does not notice a disk that is nearly full
+                file.write(np.ascontiguousarray(block).data)  # `tofile` does not notice a disk that is nearly full
                 release(values)
     forms = {name: [values.dtype.str, list(values.shape)] for name, values in columns.items()}
     (folder / _FACTS).write_text(json.dumps({"columns": forms, "facts": dict(facts)}, indent=1), encoding="utf-8")
