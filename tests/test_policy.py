@@ -143,6 +143,25 @@ def test_the_model_sees_the_actions_that_were_really_taken(mode):
         policy.took(taken[None, t])
 
 
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+def test_the_model_sees_and_predicts_actions_in_its_own_units(mode):
+    mid, scale = np.float32([10, -200]), np.float32([2, 50])
+    plain, in_degrees = (
+        make_policy(mode),
+        make_policy(
+            mode, action_low=LOW * scale + mid, action_high=HIGH * scale + mid, action_mid=mid, action_scale=scale
+        ),
+    )
+    observations, rewards = episode(2 * K)
+    expected = play(plain, observations, rewards)
+    assert (np.abs(expected[:, 0]) == HIGH[0]).any()  # some are clipped
+    np.testing.assert_allclose(play(in_degrees, observations, rewards), expected * scale + mid, rtol=1e-5)
+    plain.took(LOW[None])
+    in_degrees.took((LOW * scale + mid)[None])
+    expected = plain.act(observations[0])
+    np.testing.assert_allclose(in_degrees.act(observations[0]), expected * scale + mid, rtol=1e-5)
+
+
 def test_actions_that_were_taken_are_one_for_each_row():
     policy = make_policy()
     with pytest.raises(ValueError, match="took: the number of rows is not known yet"):
@@ -620,6 +639,7 @@ class TestFromPretrained:
         make_model().save_pretrained(tmp_path)
         make_processor().save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
+        del config["checksum"]
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=re.escape(f"The weights of {tmp_path} do not match its config.json")):
             DecisionMambaPolicy.from_pretrained(tmp_path)

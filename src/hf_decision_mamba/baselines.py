@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 from transformers import initialization as init
 
 from .model import DecisionMambaOutput, DecisionMambaProcessor
+from .model.loading_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 
 
 @strict
-class DecisionBCConfig(PreTrainedConfig):
+class DecisionBCConfig(CheckedConfig, PreTrainedConfig):
     """Configuration of a `DecisionBCModel`.
 
     Args:
@@ -26,6 +27,7 @@ class DecisionBCConfig(PreTrainedConfig):
         n_layer: number of hidden layers.
         dropout: share of the hidden values that are dropped in training.
         action_tanh: whether predicted actions pass through tanh.
+        format_version: format of the checkpoint, as DecisionMambaConfig's.
     """
 
     model_type = "decision_bc"
@@ -36,16 +38,16 @@ class DecisionBCConfig(PreTrainedConfig):
     n_layer: int = 2
     dropout: float | int = 0.1
     action_tanh: bool = True
+    format_version: int = FORMAT_VERSION
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: refuse sizes from which no model can be built."""
-        for name in ("state_dim", "act_dim", "hidden_size", "n_layer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        """Part of `@strict` validation: refuse values from which no model can be built."""
         super().validate_architecture()
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
 
-class DecisionBCModel(PreTrainedModel):
+class DecisionBCModel(CheckedWeights, PreTrainedModel):
     """An MLP from (s_t, R_t) to a_t, step by step: what lies before in a window has no influence."""
 
     config: DecisionBCConfig

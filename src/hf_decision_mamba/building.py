@@ -7,7 +7,9 @@ Transformer (Chen et al. 2021, appendix A).
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from numpy.typing import NDArray
 from torch import nn
 from transformers import (
     AutoModel,
@@ -19,6 +21,7 @@ from transformers import (
 
 from .baselines import DecisionBCConfig, DecisionBCModel
 from .data import Trajectories
+from .data.statistics import CONSTANT_STD, TrajectoryStatistics
 from .model import PRESETS, DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from .training_arguments import DEFAULT_FRAME_STACK, DEFAULTS, DataArguments, ModelArguments
 
@@ -29,6 +32,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] =
     "bc": (DecisionBCConfig, DecisionBCModel),
 }
 
+_WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
 _DECISION_TRANSFORMER_EP_LEN = 1000  # Chen et al. 2021, released code; more where the data have longer episodes
 #: Presets whose authors count two heads that nothing trains, for the next state and the next return.
 _COUNTED_WITH_UNUSED_HEADS = ("dema-b3ld", "dema-bl3d", "dema-post")
@@ -60,6 +64,7 @@ def build(
     settings: dict[str, Any] = {
         "state_mean": statistics.state_mean,
         "state_std": statistics.state_std,
+        **_action_scaling(statistics),
         "frame_stack": data_args.frame_stack or DEFAULT_FRAME_STACK,
         "return_scale": return_scale,
         "context_length": context_length,
@@ -68,7 +73,7 @@ def build(
     if source is not None:
         model = _load(source, model_args, data_args, trajectories, longest)
         kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
-        settings = {name: getattr(kept, name) for name in settings}
+        settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
         if architecture_of(model.config) == "bc":
             settings["context_length"] = context_length
     for name in ("return_scale", "context_length"):
@@ -85,6 +90,15 @@ def build(
     if architecture_of(model.config) == "bc":
         settings["context_length"] = min(1, window_length)  # a length that is out of range is refused as such
     return model, DecisionMambaProcessor(**settings), window_length
+
+
+def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.float64]]:
+    """How actions that reach beyond [-1, 1], where tanh ends, become ones within; others are left as they are."""
+    low, high = statistics.action_low, statistics.action_high
+    if low is None or high is None or max(-low.min(), high.max()) <= _WITHIN:
+        return {}
+    half = (high - low) / 2
+    return {"action_mid": (low + high) / 2, "action_scale": np.where(half < CONSTANT_STD, 1.0, half)}
 
 
 def architecture_of(config: PreTrainedConfig) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 import os
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .memory import FusedMemory, Memory, RecurrentMemory, WindowMemory, kinds_of, observation_shape
 from .model import DecisionMambaProcessor
 from .model.fused_cpu import fuse
+from .model.loading_decision_mamba import CheckedConfig, check_sizes, load_checked
 
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
@@ -118,21 +120,31 @@ class DecisionMambaPolicy:
         Raises:
             FileNotFoundError: the checkpoint has no preprocessor_config.json.
             OSError: no checkpoint is there (transformers says where it looked).
-            ValueError: the checkpoint lacks weights that its config asks for, or they have other shapes.
+            ValueError: the checkpoint is damaged, or its config, weights and processor do not fit each other.
         """
         model = _load_model(path_or_repo_id, **hub_kwargs)
         try:
             processor = DecisionMambaProcessor.from_pretrained(path_or_repo_id, **hub_kwargs)
         except OSError as error:
+            if isinstance(error.__context__, ValueError):  # the file is there, but is no JSON
+                raise
             raise FileNotFoundError(
                 f"{path_or_repo_id} holds a model but no preprocessor_config.json, without which states "
                 "cannot be normalised as in training; write it with DecisionMambaProcessor(...).save_pretrained(...)."
             ) from error
+        except ValueError as error:
+            raise ValueError(f"The processor of {path_or_repo_id} cannot be loaded: {error}") from error
         if device is not None:
             cast(torch.nn.Module, model).to(device)
-        return cls(
+        policy = cls(
             model, processor, mode, context_length=context_length, sample=sample, temperature=temperature, seed=seed
         )
+        if policy._needs_timesteps and processor.context_length > model.config.max_ep_len:
+            raise ValueError(
+                f"The processor of {path_or_repo_id} has context_length={processor.context_length}, but the model "
+                f"knows only max_ep_len={model.config.max_ep_len} time steps; get the processor saved with it."
+            )
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -251,7 +263,7 @@ class DecisionMambaPolicy:
         returns_to_go = self.processor.scale_returns(self._returns_to_go)
         with torch.inference_mode():
             actions = self._choose(memory.predict(observations, returns_to_go, self._steps))
-            memory.remember(actions)
+            memory.remember(self._as_seen(actions))
         self._steps += 1
         return actions[0].copy() if single else actions.copy()  # the caller may write into what it gets
 
@@ -271,17 +283,21 @@ class DecisionMambaPolicy:
         if taken.shape != expected:
             raise ValueError(f"actions have shape {taken.shape}; give {expected}, one per row.")
         with torch.inference_mode():  # in which the memory was made
-            cast(Memory, self._memory).remember(taken)
+            cast(Memory, self._memory).remember(self._as_seen(taken))
 
     def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
         """The actions that predictions (n, act_dim) stand for: clipped, or of logits the most likely or drawn ones."""
         if self.action_type == "continuous":
-            return self.processor.clip_actions(predicted)
+            return self.processor.denormalize_actions(predicted)
         if not self.sample:
             return predicted.argmax(axis=-1).astype(np.int64)
         # The largest of logits with Gumbel noise is a draw from their softmax.
         noise = np.stack([stream.gumbel(size=self.act_dim) for stream in self._streams])
         return (predicted / self.temperature + noise).argmax(axis=-1).astype(np.int64)
+
+    def _as_seen(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Actions as the model sees them."""
+        return self.processor.normalize_actions(actions) if self.action_type == "continuous" else actions
 
     def _restart_draws(self, seed: int) -> None:
         if seed < 0:
@@ -367,20 +383,20 @@ class DecisionMambaPolicy:
 
 
 def _load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> PreTrainedModel:
-    """Load a model and refuse one whose weights are not all there, which transformers would draw at random."""
+    """Load a model of any class when its config and weights can be trusted; each of ours checks itself."""
     try:
-        model, info = AutoModel.from_pretrained(path_or_repo_id, output_loading_info=True, **hub_kwargs)
+        config = AutoConfig.from_pretrained(path_or_repo_id, **hub_kwargs)
+        load = partial(AutoModel.from_pretrained, path_or_repo_id, config=config)
+        if isinstance(config, CheckedConfig):
+            return load(**hub_kwargs)
+        check_sizes(config)
+        return load_checked(load, lambda: AutoModel.from_config(config), path_or_repo_id, **hub_kwargs)
     except OSError as error:
-        raise OSError(f"No checkpoint in {path_or_repo_id}: {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"The weights of {path_or_repo_id} do not match its config.json: {error}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(
-            f"The weights of {path_or_repo_id} do not match its config.json: {len(missing)} are missing, "
-            f"{missing[0]!r} first. Use the config that the weights were saved with."
-        )
-    return model
+        raise OSError(f"No checkpoint can be loaded from {path_or_repo_id}: {error}") from error
+    except ValueError as error:
+        if str(path_or_repo_id) in str(error):
+            raise
+        raise ValueError(f"The checkpoint in {path_or_repo_id} cannot be loaded: {error}") from error
 
 
 def _check_sampling(sample: bool, temperature: float, action_type: str) -> None:
@@ -410,13 +426,14 @@ def _check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor)
             f"The processor normalises {len(processor.state_mean)} state dimensions, but the model reads "
             f"state_dim={config.state_dim}; {other}"
         )
-    if processor.action_low is not None and action_type == "discrete":
-        raise ValueError(f"The processor bounds actions, but the model chooses discrete ones; {other}")
-    if processor.action_low is not None and len(processor.action_low) != config.act_dim:
-        raise ValueError(
-            f"The processor bounds {len(processor.action_low)} action dimensions, but the model predicts "
-            f"act_dim={config.act_dim}; {other}"
-        )
+    for does, values in (("bounds", processor.action_low), ("scales", processor.action_scale)):
+        if values is not None and action_type == "discrete":
+            raise ValueError(f"The processor {does} actions, but the model chooses discrete ones; {other}")
+        if values is not None and len(values) != config.act_dim:
+            raise ValueError(
+                f"The processor {does} {len(values)} action dimensions, but the model predicts "
+                f"act_dim={config.act_dim}; {other}"
+            )
 
 
 def _per_row(name: str, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:

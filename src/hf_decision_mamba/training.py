@@ -362,6 +362,8 @@ def _build_trainer(
         "context_length": window_length,
         "state_mean": processor.state_mean,
         "state_std": processor.state_std,
+        "action_mid": processor.action_mid,
+        "action_scale": processor.action_scale,
         "frame_stack": processor.frame_stack,
         "return_scale": processor.return_scale,
     }

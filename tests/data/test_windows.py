@@ -210,7 +210,7 @@ def test_vectors_with_discrete_actions_are_still_normalised() -> None:
 
 @pytest.mark.parametrize("name", ["state_mean", "state_std"])
 def test_images_are_not_normalised(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} has no meaning for 'trajectories', which observes images: the model"):
+    with pytest.raises(ValueError, match=f"{name} has no meaning for 'trajectories', which has images or discrete"):
         WindowDataset(make_atari([3]), 4, **{name: np.ones(3)})  # type: ignore[arg-type]
 
 
@@ -250,6 +250,16 @@ def test_states_are_normalised_and_returns_scaled_but_padding_stays_zero() -> No
     np.testing.assert_array_equal(window["rewards"][:3, 0].numpy(), trajectories.rewards)
 
 
+def test_actions_are_scaled_but_where_there_are_none() -> None:
+    trajectories, mid, scale = make([4]), np.float32([0.5, -1]), np.float32([2, 3])
+    batch = WindowDataset(trajectories, 3, action_mid=mid, action_scale=scale).__getitems__([0, 2])
+    scaled = torch.from_numpy((trajectories.actions - mid) / scale)
+    assert torch.equal(batch["actions"][0], scaled[:3]) and torch.equal(batch["labels"][0], scaled[:3])
+    assert torch.equal(batch["previous_actions"][0], torch.cat([torch.zeros(1, 2), scaled[:2]]))
+    assert torch.equal(batch["previous_actions"][1], torch.cat([scaled[1:3], torch.zeros(1, 2)]))
+    assert (batch["actions"][1, 2] == 0).all() and (batch["labels"][1, 2] == -100).all()
+
+
 def test_gathering_leaves_the_data_as_it_was() -> None:
     trajectories = make([3, 2])
     for column in ("observations", "actions", "rewards"):
@@ -267,6 +277,8 @@ def test_gathering_leaves_the_data_as_it_was() -> None:
         ({"state_mean": np.zeros(2)}, r"state_mean must be 3 finite numbers.*got shape \(2,\)"),
         ({"state_mean": np.full(3, np.nan)}, "state_mean must be 3 finite numbers"),
         ({"state_std": np.zeros(3)}, "state_std must be positive"),
+        ({"action_scale": np.zeros(2)}, "action_scale must be positive"),
+        ({"action_mid": np.zeros(3)}, r"action_mid must be 2 finite numbers, one for each dimension .* shape \(3,\)"),
         ({"return_scale": 0.0}, "return_scale must be a positive number"),
         ({"return_scale": float("nan")}, "return_scale must be a positive number"),
         ({"frame_stack": 0}, "frame_stack must be 1 or more frames, got 0"),

@@ -1,9 +1,12 @@
 """DecisionMambaConfig: presets, validation, saving."""
 
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.model.loading_decision_mamba import MAX_PARAMETERS
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -45,11 +48,56 @@ def test_overrides_and_common_names():
         ({"ssm": "mamba2", "head_dim": 7}, "must divide the 256 channels"),
         ({"state_type": "image", "image_size": 20}, "image_size=20"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": True}, "hidden_size"),
+        ({"hidden_size": 10**9}, "hidden_size=1000000000 must be at least 1 and at most 65536"),
+        ({"state_dim": -1}, "state_dim=-1 must be at least 1"),
+        ({"max_ep_len": 2**31}, "max_ep_len=2147483648"),
+        ({"conv_kernel": -1}, "conv_kernel=-1 must be at least 0"),
+        ({"hidden_size": 2**16, "n_layer": 2**10}, "about 2.* parameters; at most"),
+        ({"max_ep_len": 2**30, "use_timestep_embedding": True}, "about 1.* parameters; at most"),
+        ({"state_type": "image", "image_size": 4096, "hidden_size": 2**16}, "parameters; at most"),
+        ({"time_step_min": 0.2}, "time_step_min=0.2 must be positive and at most time_step_max"),
+        ({"time_step_min": float("nan")}, "time_step_min=nan"),
+        ({"time_step_max": float("inf")}, "time_step_max=inf must be finite"),
+        ({"time_step_floor": float("-inf")}, "time_step_floor=-inf"),
+        ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon=0.0 must be positive"),
+        ({"initializer_range": float("nan")}, "initializer_range=nan"),
+        ({"embd_pdrop": 1.0}, "embd_pdrop=1.0 must be at least 0 and below 1"),
+        ({"resid_pdrop": float("nan")}, "resid_pdrop=nan"),
+        ({"activation_function": "step"}, "activation_function='step' is unknown; choose one of .*relu"),
+        ({"embedding_activation": "step"}, "embedding_activation='step' is unknown"),
+        ({"dtype": "int8"}, "dtype=torch.int8 is not floating"),
+        ({"format_version": 0}, "format_version=0 must be"),
+        ({"format_version": 2}, "upgrade hf_decision_mamba"),
     ],
 )
 def test_impossible_configs_are_refused(fields, message):
-    with pytest.raises(Exception, match=message):
+    error = StrictDataclassFieldValidationError if message == "hidden_size" else ValueError
+    with pytest.raises(error, match=message):
         DecisionMambaConfig(**fields)
+    with pytest.raises(ValueError, match=message):
+        DecisionMambaConfig.from_dict(fields)
+
+
+def test_values_changed_while_loading_are_checked(tmp_path):
+    DecisionMambaConfig().save_pretrained(tmp_path)
+    for config_class in (AutoConfig, DecisionMambaConfig):
+        assert config_class.from_pretrained(tmp_path, hidden_size=32).hidden_size == 32
+        with pytest.raises(ValueError, match="hidden_size=1000000000 must be"):
+            config_class.from_pretrained(tmp_path, hidden_size=10**9)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_large_models_are_allowed(name):
+    config = DecisionMambaConfig.from_preset(name, hidden_size=4096, n_layer=64, embedding_size=4096)
+    assert 1e9 < config.estimated_parameters < MAX_PARAMETERS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_are_estimated_well(name):
+    config = DecisionMambaConfig.from_preset(name, state_dim=11, act_dim=3, hidden_size=256)
+    exact = DecisionMambaModel(config).num_parameters()
+    assert config.estimated_parameters == pytest.approx(exact, rel=0.2)
 
 
 def test_unknown_presets_list_the_known_ones():

@@ -272,7 +272,7 @@ def test_missing_weights_are_initialised_from_meta(tmp_path):
     model = make_model().float()
     weights = {name: tensor for name, tensor in model.state_dict().items() if "layers.0" not in name}
     model.save_pretrained(tmp_path, state_dict=weights)
-    loaded = DecisionMambaModel.from_pretrained(tmp_path)
+    loaded, _ = DecisionMambaModel.from_pretrained(tmp_path, output_loading_info=True)
     mixer = loaded.layers[0].mixer
     torch.testing.assert_close(mixer.A_log, torch.log(torch.arange(1.0, 5.0)).expand(32, 4))
     torch.testing.assert_close(mixer.D, torch.ones(32))

@@ -89,11 +89,32 @@ def test_files_from_before_images_load(tmp_path):
         ({"state_std": None}, "state_mean and state_std must be given together"),
         ({"action_high": None}, "given together"),
         ({"action_low": [1.0]}, "exceeds action_high"),
+        ({"state_mean": [1e300, 0.0]}, "state_mean is not finite at index 0"),
+        ({"state_mean": ["a", 0.0]}, "state_mean must be a non-empty list of numbers"),
+        ({"state_std": [1.0, 1e-320]}, "state_std must be positive"),
+        ({"state_std": [1.0, -1.0]}, "state_std must be positive"),
+        ({"action_high": [0.5, 0.5]}, "action_high has 2 entries; expected 1"),
+        ({"return_scale": 1e-300}, "return_scale=1e-300 must be a positive number"),
+        ({"return_scale": float("nan")}, "return_scale=nan"),
+        ({"return_scale": "1000"}, "return_scale='1000' must be a finite number"),
+        ({"target_return": 1e30, "return_scale": 1e-30}, "target_return=1e\\+30 is too large for return_scale=1e-30"),
+        ({"context_length": 10**9}, "context_length=1000000000 must be a whole number from 1 to"),
+        ({"context_length": 2.5}, "context_length=2.5 must be a whole number"),
+        ({"frame_stack": True}, "frame_stack=True must be a whole number"),
+        ({"env_id": 5}, "env_id=5 must be a name"),
     ],
 )
 def test_impossible_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         DecisionMambaProcessor(**{**SETTINGS, **change})
+    with pytest.raises(ValueError, match=message):
+        DecisionMambaProcessor.from_dict({**SETTINGS, **change})
+
+
+def test_unknown_settings_in_a_file_are_refused():
+    """A setting that this version does not apply would mean other numbers than the file's author had."""
+    with pytest.raises(ValueError, match=r"unknown setting 'reward_scale': .* newer hf_decision_mamba"):
+        DecisionMambaProcessor.from_dict({**SETTINGS, "reward_scale": 2.0})
 
 
 def test_states_of_another_environment_are_refused():

@@ -33,7 +33,7 @@ VALUES = ("observations", "actions", "rewards")
 FLAGS = ("terminations", "truncations", "dones")
 
 #: Actions of an unknown space are taken for ones in [-1, 1]. Up to here, they were recorded before the environment
-#: clipped them (as in D4RL's sources of human demonstrations); beyond, they are in other units.
+#: clipped them (as in D4RL's sources of human demonstrations); beyond, they are in units of their own.
 _FARTHEST_CLIPPED = 1.5
 _ROUNDING = 1e-5  # actions so little outside the space are clipped without a word
 
@@ -238,11 +238,12 @@ def _within_space(column: Column, facts: SourceFacts) -> NDArray[np.float32]:
         return actions
     place = f"{column.at(farthest[0])}, dimension {farthest[1]}: the action is {actions[farthest]}"
     if known is None and most > _FARTHEST_CLIPPED - 1:
-        raise ValueError(
-            f"{place}, far outside of [-1, 1], which the models' actions are in; divide the actions by their scale, or "
-            "say their space: action_low and action_high, under environment: in the front matter of a data set's card "
-            "(README.md) or in the JSON file beside a single file"
+        logger.warning(
+            "%s, and nothing says their space: the actions are taken as they are, and models learn them scaled to "
+            "[-1, 1] by the smallest and the largest one in each dimension",
+            place,
         )
+        return actions
     if most > _ROUNDING:
         logger.warning(
             "%s, outside of its space; it is clipped, as the environment would, like those of %d steps in %d",

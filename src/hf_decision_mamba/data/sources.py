@@ -45,7 +45,7 @@ def load_trajectories(
     of each a row, and a column that says the episode. Other columns are left alone.
 
     - Actions that are one integer a step, (T,), are discrete. Continuous ones are clipped to their space, or refused:
-      [-1, 1] where nothing says it, and a value beyond 1.5 is then in other units.
+      [-1, 1] where nothing says it; with a value beyond 1.5 they are then in units of their own, and stay as they are.
     - Observations that are bytes are images: T grey frames of H times W pixels, one after the other, with none after
       the last action. Parquet files of them are read as they are: the cache of `datasets` would hold them unpacked.
 

@@ -41,7 +41,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     A batch of b windows of K steps is a dict of tensors, float32 unless said otherwise:
 
-    - `states` (b, K, S), normalised; `actions` (b, K, A); `rewards` (b, K, 1), as recorded
+    - `states` (b, K, S), normalised; `actions` (b, K, A), scaled; `rewards` (b, K, 1), as recorded
     - `returns_to_go` (b, K, 1), of the whole episode, divided by `return_scale`
     - `timesteps` (b, K) int64, the step within the episode; `attention_mask` (b, K) int64, 1 on real steps
     - `previous_actions` (b, K, A), the action of the step before, also at the first step of a window that begins inside
@@ -59,6 +59,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         context_length: K, steps in a window.
         state_mean: (S,), subtracted from the states; default 0. Not for images, whose pixels the model scales.
         state_std: (S,), divides the centred states; default 1. Not for images.
+        action_mid: (A,), subtracted from continuous actions; default 0.
+        action_scale: (A,), divides them then; default 1.
         return_scale: divides the returns-to-go; in reward units.
         frame_stack: F, frames in the state of an image; a vector is one observation. Source: Mnih et al. 2015.
         starts: (n,) the transition at which each window begins, counted over the episodes; default every transition.
@@ -75,6 +77,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         *,
         state_mean: ArrayLike | None = None,
         state_std: ArrayLike | None = None,
+        action_mid: ArrayLike | None = None,
+        action_scale: ArrayLike | None = None,
         return_scale: float = 1.0,
         frame_stack: int = 4,
         starts: NDArray[np.int64] | None = None,
@@ -90,12 +94,16 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"stride must be 1 or more steps, got {stride}")
         self.trajectories = trajectories
         self.context_length = int(context_length)
-        self.state_mean = _state_vector("state_mean", state_mean, 0.0, trajectories)
-        self.state_std = _state_vector("state_std", state_std, 1.0, trajectories)
-        if self.state_std is not None and not (self.state_std > 0).all():
-            raise ValueError(
-                "state_std must be positive in every dimension; `Trajectories.statistics` gives constant ones as 1"
-            )
+        state_dim = trajectories.state_dim if trajectories.state_type == "vector" else None
+        self.state_mean = _vector("state_mean", state_mean, 0.0, state_dim, trajectories.name)
+        self.state_std = _vector("state_std", state_std, 1.0, state_dim, trajectories.name)
+        act_dim = trajectories.act_dim if trajectories.action_type == "continuous" else None
+        self.scales_actions = action_mid is not None or action_scale is not None
+        self.action_mid = _vector("action_mid", action_mid, 0.0, act_dim, trajectories.name)
+        self.action_scale = _vector("action_scale", action_scale, 1.0, act_dim, trajectories.name)
+        for name, values in (("state_std", self.state_std), ("action_scale", self.action_scale)):
+            if values is not None and not (values > 0).all():
+                raise ValueError(f"{name} must be positive in every dimension; of constant ones it is 1")
         self.return_scale = float(return_scale)
         self.frame_stack = int(frame_stack)
         self.starts = None if starts is None else _checked_starts(starts, trajectories)
@@ -144,6 +152,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         states = self._gather_states(rows, first)
         before = np.maximum(rows[:, :1] - 1, 0)
         taken = self._read("actions", np.concatenate([before, rows], axis=1))
+        if self.scales_actions:
+            taken = (taken - self.action_mid) / self.action_scale
         previous_actions, actions = taken[:, :-1].copy(), taken[:, 1:].copy()
         rewards = self._read("rewards", rows)
         returns_to_go = self._read("returns_to_go", rows) / np.float32(self.return_scale)
@@ -243,23 +253,21 @@ def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Ten
     return stacked
 
 
-def _state_vector(
-    name: str, values: ArrayLike | None, default: float, trajectories: Trajectories
+def _vector(
+    name: str, values: ArrayLike | None, default: float, dimensions: int | None, label: str
 ) -> NDArray[np.float32] | None:
-    """Return `values` as (S,) float32, or the default in every dimension; None for images, which take no values."""
-    if trajectories.state_type == "image":
+    """Return `values` as (dimensions,) float32, or the default in each; None for what has none and takes no values."""
+    if dimensions is None:
         if values is None:
             return None
         raise ValueError(
-            f"{name} has no meaning for {trajectories.name!r}, which observes images: the model divides their pixels "
-            "by 255; leave it out"
+            f"{name} has no meaning for {label!r}, which has images or discrete actions there: the model divides "
+            "pixels by 255, and counts actions; leave it out"
         )
-    dimensions = trajectories.state_dim
     vector = np.full(dimensions, default, np.float32) if values is None else np.asarray(values, dtype=np.float32)
     if vector.shape != (dimensions,) or not np.isfinite(vector).all():
         raise ValueError(
-            f"{name} must be {dimensions} finite numbers, one for each state dimension of {trajectories.name!r}; "
-            f"got shape {vector.shape}"
+            f"{name} must be {dimensions} finite numbers, one for each dimension of {label!r}; got shape {vector.shape}"
         )
     return vector
 

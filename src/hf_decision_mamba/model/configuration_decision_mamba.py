@@ -22,6 +22,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .loading_decision_mamba import FORMAT_VERSION, MAX_PARAMETERS, CheckedConfig
 
 _DEMA = {
     "token_order": ("return", "previous_action", "state"),
@@ -110,7 +113,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 @strict
-class DecisionMambaConfig(PreTrainedConfig):
+class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a [`DecisionMambaModel`].
 
@@ -177,6 +180,12 @@ class DecisionMambaConfig(PreTrainedConfig):
         scan_backend (`str`, *optional*): Backend of the selective scan (`"reference"` or `"numba"`); chosen by device
             when not given.
         use_cache (`bool`, *optional*, defaults to `False`): Whether `forward` returns the recurrent states by default.
+        format_version (`int`, *optional*, defaults to 1): Format of the checkpoint; a newer one than this package knows
+            is refused, and every older one is read.
+
+    Raises:
+        ValueError: A value from which no model can be built; a size beyond `SIZE_LIMITS`, or more than
+            `MAX_PARAMETERS` parameters, before anything is allocated.
 
     Example:
 
@@ -245,6 +254,7 @@ class DecisionMambaConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     scan_backend: str | None = None
     use_cache: bool = False
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
         self.token_order = list(self.token_order)  # a list, as JSON gives it back
@@ -254,18 +264,16 @@ class DecisionMambaConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict` validation: refuse values from which no model can be built."""
-        sizes = ("state_dim", "act_dim", "hidden_size", "n_layer", "max_ep_len", "state_size", "expand", "head_dim")
-        for name in (*sizes, "local_mixer_window", "num_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("embedding_size", "n_inner", "time_step_rank"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or None.")
+        super().validate_architecture()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
-        if self.conv_kernel < 0:
-            raise ValueError(f"conv_kernel={self.conv_kernel} must be at least 0.")
+        for name in ("activation_function", "embedding_activation"):
+            if getattr(self, name) is not None and getattr(self, name) not in ACT2FN:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(ACT2FN)}.")
+        for name, (holds, condition) in self._number_conditions().items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)} must be {condition}.")
         order = tuple(self.token_order)
         kinds = sorted(set(order)), order[-1:]
         if len(order) != 3 or kinds not in (
@@ -277,7 +285,18 @@ class DecisionMambaConfig(PreTrainedConfig):
                 "'return', 'state' and 'action' with 'action' last: a decision must not see its own action."
             )
         self._validate_combinations(order)
-        super().validate_architecture()
+
+    def _number_conditions(self) -> dict[str, tuple[bool, str]]:
+        """What must hold for the numbers that are not sizes; of NaN nothing holds."""
+        return {
+            "time_step_min": (0 < self.time_step_min <= self.time_step_max, "positive and at most time_step_max"),
+            "time_step_max": (self.time_step_max < math.inf, "finite"),
+            "time_step_floor": (0 <= self.time_step_floor < math.inf, "finite and at least 0"),
+            "layer_norm_epsilon": (0 < self.layer_norm_epsilon <= 1, "positive and at most 1"),
+            "initializer_range": (0 <= self.initializer_range < math.inf, "finite and at least 0"),
+            "embd_pdrop": (0 <= self.embd_pdrop < 1, "at least 0 and below 1"),
+            "resid_pdrop": (0 <= self.resid_pdrop < 1, "at least 0 and below 1"),
+        }
 
     def _validate_combinations(self, order: tuple[str, ...]) -> None:
         """Refuse fields that contradict each other."""
@@ -301,10 +320,26 @@ class DecisionMambaConfig(PreTrainedConfig):
             f"image_size={self.image_size} must be at least 36, for three convolutions": (
                 self.state_type == "image" and self.image_size < 36
             ),
+            f"these sizes make about {self.estimated_parameters:.1e} parameters; at most {MAX_PARAMETERS:.1e} are "
+            "built": self.estimated_parameters > MAX_PARAMETERS,
         }
         for contradiction, holds in contradictions.items():
             if holds:
                 raise ValueError(contradiction + ".")
+
+    @property
+    def estimated_parameters(self) -> int:
+        """About how many parameters the model has: its large matrices."""
+        width, size = self.hidden_size, self.embedding_size or self.hidden_size
+        state_dim = 64 * (self.image_size // 8 - 3) ** 2 if self.state_type == "image" else self.state_dim
+        steps = self.max_ep_len if self.use_timestep_embedding else 0
+        outside = (state_dim + self.act_dim + steps) * size + 3 * size * width + self.act_dim * width
+        rank = self.time_step_rank or 0
+        projections = 0 if self.block_type == "transformer" else 3 * width
+        mixer = self.intermediate_size * (projections + 2 * rank + 3 * self.state_size + self.conv_kernel)
+        local = {None: 0, "linear": width, "conv": 3}[self.local_mixer] * self.local_mixer_window * width
+        mlp = 2 * width * self.mlp_size if self.block_type != "mamba" else 0
+        return outside + self.n_layer * (mixer + local + mlp)
 
     @property
     def token_kinds(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from transformers.utils import ModelOutput, logging
 
 from .cache_decision_mamba import NO_ACTION, DecisionMambaCache
 from .configuration_decision_mamba import DecisionMambaConfig
+from .loading_decision_mamba import CheckedWeights
 from .mixers_decision_mamba import (
     MIXERS,
     NORMS,
@@ -150,7 +151,7 @@ class DecisionMambaOutput(ModelOutput):
     cache_params: DecisionMambaCache | None = None
 
 
-class DecisionMambaPreTrainedModel(PreTrainedModel):
+class DecisionMambaPreTrainedModel(CheckedWeights, PreTrainedModel):
     """Initialisation and loading shared by Decision Mamba models."""
 
     config: DecisionMambaConfig

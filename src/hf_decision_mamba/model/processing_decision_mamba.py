@@ -4,7 +4,7 @@
 Saved beside the weights (preprocessor_config.json), so that a checkpoint holds all that acting needs.
 """
 
-import math
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,8 +12,13 @@ import numpy as np
 from transformers import FeatureExtractionMixin
 from transformers.feature_extraction_utils import BatchFeature
 
+from .loading_decision_mamba import SignedJSON, verified
 
-class DecisionMambaProcessor(FeatureExtractionMixin):
+_LONGEST_CONTEXT = 2**20
+_MOST_FRAMES = 2**10
+
+
+class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
     """Normalise states, scale returns and clip actions as the training data prescribes.
 
     Args:
@@ -26,9 +31,12 @@ class DecisionMambaProcessor(FeatureExtractionMixin):
         context_length: environment steps that the model was trained on (K).
         env_id: gymnasium id of the environment, e.g. `"Hopper-v5"`.
         action_low, action_high: (act_dim,) bounds of the environment's action space; None for discrete actions.
+        action_mid, action_scale: (act_dim,) the model's actions are (action - mid) / scale; None where they are the
+            environment's, as those of spaces within [-1, 1] are.
 
     Raises:
-        ValueError: statistics that are not finite, of different lengths, or not positive where they must be.
+        ValueError: a value of another kind, statistics that are not finite in float32, of different lengths, or not
+            positive where they must be.
     """
 
     model_input_names = ["states", "actions", "returns_to_go", "timesteps", "attention_mask", "previous_actions"]
@@ -44,29 +52,27 @@ class DecisionMambaProcessor(FeatureExtractionMixin):
         action_low: Sequence[float] | None = None,
         action_high: Sequence[float] | None = None,
         frame_stack: int = 4,
+        action_mid: Sequence[float] | None = None,
+        action_scale: Sequence[float] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if (state_mean is None) != (state_std is None):
             raise ValueError("state_mean and state_std must be given together, or neither (for images).")
-        self.state_mean = None if state_mean is None else _checked_vector("state_mean", state_mean)
-        self.state_std = None
-        if self.state_mean is not None:
-            self.state_std = _checked_vector("state_std", state_std, length=len(self.state_mean))
-            if min(self.state_std) <= 0:
-                raise ValueError(f"state_std must be positive everywhere, but its minimum is {min(self.state_std)}.")
-        self.frame_stack = int(frame_stack)
-        if self.frame_stack < 1:
-            raise ValueError(f"frame_stack={frame_stack} must be at least 1.")
-        self.return_scale = float(return_scale)
-        if not (math.isfinite(self.return_scale) and self.return_scale > 0):
+        if (action_mid is None) != (action_scale is None):
+            raise ValueError("action_mid and action_scale must be given together, or neither.")
+        self.state_mean, self.state_std = _checked_scaling("state_mean", state_mean, "state_std", state_std)
+        self.action_mid, self.action_scale = _checked_scaling("action_mid", action_mid, "action_scale", action_scale)
+        self.frame_stack = _checked_count("frame_stack", frame_stack, _MOST_FRAMES)
+        self.return_scale = _checked_number("return_scale", return_scale)
+        if self.return_scale < _SMALLEST:
             raise ValueError(f"return_scale={return_scale} must be a positive number.")
-        self.target_return = None if target_return is None else float(target_return)
-        if self.target_return is not None and not math.isfinite(self.target_return):
-            raise ValueError(f"target_return={target_return} must be finite, or None.")
-        self.context_length = int(context_length)
-        if self.context_length < 1:
-            raise ValueError(f"context_length={context_length} must be at least 1.")
+        self.target_return = None if target_return is None else _checked_number("target_return", target_return)
+        if self.target_return is not None and abs(self.target_return) / self.return_scale > _LARGEST:
+            raise ValueError(f"target_return={target_return} is too large for return_scale={return_scale}.")
+        self.context_length = _checked_count("context_length", context_length, _LONGEST_CONTEXT)
+        if env_id is not None and not isinstance(env_id, str):
+            raise ValueError(f"env_id={env_id!r} must be a name, or None.")
         self.env_id = env_id
         if (action_low is None) != (action_high is None):
             raise ValueError("action_low and action_high must be given together, or neither.")
@@ -76,6 +82,23 @@ class DecisionMambaProcessor(FeatureExtractionMixin):
             self.action_high = _checked_vector("action_high", action_high, length=len(self.action_low))
             if any(low > high for low, high in zip(self.action_low, self.action_high, strict=True)):
                 raise ValueError(f"action_low={self.action_low} exceeds action_high={self.action_high} somewhere.")
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As FeatureExtractionMixin's.
+
+        Raises:
+            ValueError: a checksum that does not fit, an unknown setting, or values that the class refuses.
+        """
+        settings = verified(feature_extractor_dict, "preprocessor_config.json")
+        known = {*inspect.signature(cls).parameters, "feature_extractor_type", "processor_class", "auto_map"}
+        for name in settings:
+            if name not in known:
+                raise ValueError(
+                    f"preprocessor_config.json has an unknown setting {name!r}: it is damaged, or of a newer "
+                    "hf_decision_mamba; get the file again, or upgrade."
+                )
+        return super().from_dict(settings, **kwargs)
 
     @property
     def state_type(self) -> Literal["vector", "image"]:
@@ -125,6 +148,20 @@ class DecisionMambaProcessor(FeatureExtractionMixin):
         """returns / return_scale in float32, of any shape."""
         return _float32(returns) / np.float32(self.return_scale)
 
+    def normalize_actions(self, actions: Any) -> np.ndarray:
+        """The environment's actions (..., act_dim) as the model sees and predicts them, float32."""
+        actions = _float32(actions)
+        if self.action_mid is None or self.action_scale is None:
+            return actions
+        return (actions - _float32(self.action_mid)) / _float32(self.action_scale)
+
+    def denormalize_actions(self, actions: Any) -> np.ndarray:
+        """The model's actions (..., act_dim) in the environment's units and within its bounds, float32."""
+        actions = _float32(actions)
+        if self.action_mid is None or self.action_scale is None:
+            return self.clip_actions(actions)
+        return self.clip_actions(actions * _float32(self.action_scale) + _float32(self.action_mid))
+
     def clip_actions(self, actions: Any) -> np.ndarray:
         """Actions (..., act_dim) within the environment's bounds, float32; unchanged where no bounds are known."""
         actions = _float32(actions)
@@ -137,15 +174,47 @@ def _float32(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float32)
 
 
+# The model computes in float32: smaller numbers are zero there, larger ones infinite.
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
 def _checked_vector(name: str, values: Any, length: int | None = None) -> list[float]:
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a non-empty list of numbers ({error}).") from error
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty list of numbers, but has shape {array.shape}.")
     if length is not None and array.size != length:
         raise ValueError(f"{name} has {array.size} entries; expected {length}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} is not finite at index {int(np.flatnonzero(~np.isfinite(array))[0])}.")
+    if not (np.abs(array) <= _LARGEST).all():
+        index = int(np.flatnonzero(~(np.abs(array) <= _LARGEST))[0])
+        raise ValueError(f"{name} is not finite at index {index}: {array[index]}, in float32.")
     return array.tolist()
+
+
+def _checked_scaling(
+    shift_name: str, shift: Any, scale_name: str, scale: Any
+) -> tuple[list[float] | None, list[float] | None]:
+    if shift is None:
+        return None, None
+    shifts = _checked_vector(shift_name, shift)
+    scales = _checked_vector(scale_name, scale, length=len(shifts))
+    if min(scales) < _SMALLEST:
+        raise ValueError(f"{scale_name} must be positive everywhere, but its minimum is {min(scales)}.")
+    return shifts, scales
+
+
+def _checked_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name}={value!r} must be a finite number.")
+    return float(value)
+
+
+def _checked_count(name: str, value: Any, highest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= highest:
+        raise ValueError(f"{name}={value!r} must be a whole number from 1 to {highest}.")
+    return int(value)
 
 
 __all__ = ["DecisionMambaProcessor"]

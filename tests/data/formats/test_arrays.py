@@ -204,14 +204,10 @@ def test_rounding_is_clipped_without_a_word(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (
-            [[0.0, 0.0], [90.0, 0.0]],
-            r"episode 1, step 1, column 'actions', dimension 0: .* 90\.0, far outside of \[-1, 1\]",
-        ),
         ([[0.0, np.nan], [90.0, 0.0]], "episode 1, step 0, column 'actions', dimension 1: the value is nan"),
         ([[0.0, np.inf], [0.0, 0.0]], "episode 1, step 0, column 'actions', dimension 1: the value is inf"),
     ],
 )
-def test_refuses_actions_in_other_units(actions: Any, message: str) -> None:
+def test_refuses_actions_that_are_not_finite(actions: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         actions_of(actions)

@@ -1,0 +1,363 @@
+# Copyright 2026
+"""What a checkpoint must be before it is used: safetensors in its own folder, undamaged, and fitting its config.
+
+transformers alone would also read pickles, follow any file name that an index gives, and draw missing weights at random
+with a warning. Checksums tell damage from a change: JSON files carry one of their content, and safetensors files one of
+their tensors. Files without a checksum (edited, or written by other tools) load without that comparison.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.utils import cached_file
+
+#: What this version writes, and the newest that it reads. It covers the whole folder: config, weights and processor.
+FORMAT_VERSION = 1
+
+#: The smallest and the largest value of every size. The largest are far beyond any real model; they keep a damaged or
+#: malicious config from asking for more memory than there is.
+SIZE_LIMITS: dict[str, tuple[int, int]] = {
+    "state_dim": (1, 2**20),
+    "act_dim": (1, 2**20),
+    "hidden_size": (1, 2**16),
+    "embedding_size": (1, 2**16),
+    "n_layer": (1, 2**10),
+    "n_inner": (1, 2**18),
+    "n_head": (1, 2**12),
+    "n_positions": (1, 2**20),
+    "max_ep_len": (1, 2**30),
+    "num_channels": (1, 2**10),
+    "image_size": (1, 2**12),
+    "local_mixer_window": (1, 2**12),
+    "state_size": (1, 2**12),
+    "expand": (1, 2**6),
+    "head_dim": (1, 2**16),
+    "conv_kernel": (0, 2**12),
+    "time_step_rank": (1, 2**16),
+}
+#: The largest number of parameters of one model, all sizes together.
+MAX_PARAMETERS = 50 * 10**9
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_UNSIGNED = ("checksum", "auto_map", "_commit_hash")  # the last two are changed by some versions of transformers
+
+
+# ------------------------------------------------------------------------------------------------------------- config
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse sizes outside of SIZE_LIMITS; a config need not have all of them, and None stays None."""
+    for name, (lowest, highest) in SIZE_LIMITS.items():
+        value = getattr(config, name, None)
+        if value is not None and not lowest <= value <= highest:
+            raise ValueError(f"{name}={value} must be at least {lowest} and at most {highest}.")
+
+
+class SignedJSON:
+    """Of what saves itself as JSON: the file gets a `checksum` of its content."""
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write a JSON file that holds a checksum of its other entries."""
+        super().to_json_file(json_file_path, *args, **kwargs)  # type: ignore[misc]
+        path = Path(json_file_path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["checksum"] = _checksum(content)
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """Read what `to_json_file` wrote."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))  # type: ignore[attr-defined]
+
+
+def verified(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a JSON file says, without its checksum.
+
+    Raises:
+        ValueError: the checksum does not fit the content.
+    """
+    if "checksum" in content and content["checksum"] != _checksum(content):
+        raise ValueError(
+            f"{name} is damaged or was edited: its checksum does not fit. If you edited it on purpose, delete the line "
+            'with "checksum"; otherwise get the file again.'
+        )
+    return {key: value for key, value in content.items() if key != "checksum"}
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    signed = {name: value for name, value in content.items() if name not in _UNSIGNED}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
+
+
+class CheckedConfig(SignedJSON):
+    """Of a config: whatever is wrong with its file is a ValueError before anything is built from it."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        self.validate_architecture()  # @strict does it again, but wraps the error in one of its own
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict` validation: refuse another format, and sizes outside of SIZE_LIMITS."""
+        _check_format_version(self.format_version)  # type: ignore[attr-defined]
+        check_sizes(self)
+        dtype = self.dtype  # type: ignore[attr-defined]
+        if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype} is not floating; weights are.")
+        super().validate_architecture()  # type: ignore[misc]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As PreTrainedConfig's.
+
+        Raises:
+            ValueError: a checksum that does not fit, a newer format, or a value from which no model can be built.
+        """
+        _check_format_version(config_dict.get("format_version", 1))
+        content = verified(config_dict, "config.json")
+        if "transformers_weights" in content:
+            raise ValueError("config.json has transformers_weights, another name for model.safetensors; remove it.")
+        try:
+            loaded = super().from_dict(content, **kwargs)  # type: ignore[misc]
+            (loaded[0] if isinstance(loaded, tuple) else loaded).validate()  # with what kwargs changed
+        except (AttributeError, StrictDataclassError, TypeError) as error:
+            raise ValueError(f"config.json: {' '.join(str(error).split())}") from error
+        return loaded
+
+
+def _check_format_version(version: Any) -> None:
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(
+            f"This checkpoint has format_version={version}, and this hf_decision_mamba knows up to {FORMAT_VERSION}: "
+            "upgrade hf_decision_mamba."
+        )
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"format_version={version!r} must be a whole number from 1 to {FORMAT_VERSION}.")
+
+
+# ------------------------------------------------------------------------------------------------------------ weights
+
+
+class CheckedWeights:
+    """Of a model: saving signs the weights, and loading refuses weights that do not fit or cannot be trusted."""
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As PreTrainedModel's; the safetensors files also get a SHA-256 of their tensors, in their own metadata."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if is_main_process and not (distributed and torch.distributed.get_rank() > 0):
+            for path in Path(save_directory).glob("model*.safetensors"):
+                sign_weights(path)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As PreTrainedModel's, but only safetensors are read, and weights that do not fit the config are an error.
+
+        `ignore_mismatched_sizes=True` allows other shapes (these weights are drawn anew, to fine-tune on other
+        dimensions). With `output_loading_info=True` missing and additional weights are the caller's to judge.
+
+        Raises:
+            OSError: there are no safetensors weights.
+            ValueError: weights that are missing, additional, of another shape, not floating or not finite (the message
+                names them), a damaged file, an index that names files elsewhere, or `use_safetensors=False`.
+        """
+        load: Callable[..., Any] = super().from_pretrained  # type: ignore[misc]
+        path = pretrained_model_name_or_path
+        if path is None:
+            return load(path, *model_args, config=config, **kwargs)
+
+        def build() -> Any:
+            known: Any = path if config is None else config
+            if not isinstance(known, PreTrainedConfig):
+                known = cls.config_class.from_pretrained(known, **kwargs)  # type: ignore[attr-defined]
+            return cls(known, *model_args)  # type: ignore[call-arg]
+
+        return load_checked(lambda **rest: load(path, *model_args, config=config, **rest), build, path, **kwargs)
+
+
+def load_checked(
+    load: Callable[..., Any],
+    build: Callable[[], nn.Module],
+    path: str | os.PathLike[str],
+    *,
+    use_safetensors: bool | None = None,
+    output_loading_info: bool = False,
+    ignore_mismatched_sizes: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Load a model of any class, when its weights are safe to read and fit.
+
+    Args:
+        load: loads it, given the remaining arguments.
+        build: builds the same model, for its names and shapes; no memory is taken by its weights.
+        path: folder or repository.
+        use_safetensors, output_loading_info, ignore_mismatched_sizes, kwargs: arguments of `from_pretrained`.
+
+    Returns:
+        What `load` returned.
+
+    Raises:
+        OSError, ValueError: as `CheckedWeights.from_pretrained`.
+    """
+    if use_safetensors is False:
+        raise ValueError("use_safetensors=False: pickled weights are never read; leave it out.")
+    stored = {}
+    for file in _weight_files(path, **kwargs):
+        stored.update(_read_tensors(file))
+    if not output_loading_info:
+        with torch.device("meta"), init.no_init_weights():
+            _check_tensors(path, build(), stored, ignore_mismatched_sizes)
+    loaded = load(
+        use_safetensors=True,
+        output_loading_info=output_loading_info,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+        **kwargs,
+    )
+    model = loaded[0] if output_loading_info else loaded
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+            raise ValueError(f"The weights of {path} cannot be used: {name!r} is not finite.")
+    return loaded
+
+
+def _weight_files(path: str | os.PathLike[str], variant: str | None = None, **kwargs: Any) -> list[str]:
+    """The safetensors files of a checkpoint, on this machine; pickles and files elsewhere are refused."""
+    if os.path.isfile(path):
+        files = [os.fspath(path)]
+    else:
+        hub = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS and value is not None}
+        hub["_raise_exceptions_for_missing_entries"] = False
+        suffix = "" if variant is None else f".{variant}"
+        single = cached_file(path, f"model{suffix}.safetensors", **hub)
+        index = None if single else cached_file(path, f"model.safetensors.index{suffix}.json", **hub)
+        names = [] if index is None else _shard_names(index)
+        found = [single] if single else [cached_file(path, name, **hub) for name in names]
+        for name, file in zip(names, found, strict=False):
+            if file is None:
+                raise ValueError(f"{index} names {name}, which {path} does not have.")
+        files = [file for file in found if file is not None]
+    if not files or not all(file.endswith(".safetensors") for file in files):
+        raise OSError(
+            f"{path} has no weights in model.safetensors, the only format that is read: pickles (pytorch_model.bin, "
+            ".pt) can run code. Save them again with model.save_pretrained(...)."
+        )
+    parts = Path(path, kwargs.get("subfolder") or "").glob("shard-*-model-*.safetensors")
+    if any(parts):  # which transformers would read instead of the files found here
+        raise OSError(f"{path} is a distributed checkpoint; save it again with model.save_pretrained(...).")
+    return files
+
+
+def _shard_names(index: str) -> list[str]:
+    """The files that an index of sharded weights names: plain names, which stay inside of the folder."""
+    try:
+        content = json.loads(Path(index).read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+        content["metadata"].items()
+        strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{index} is not an index of weights ({error!r}); get the file again.") from error
+    if strange:
+        raise ValueError(f"{index} names {strange[0]!r}; weights must be .safetensors files beside it.")
+    return names
+
+
+def _read_tensors(file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor in a safetensors file, which is undamaged as far as its digest can tell."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            expected = (tensors.metadata() or {}).get("sha256")
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            found = {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} is damaged and cannot be read ({error}); get the file again.") from error
+    if expected is not None:
+        with open(file, "rb") as stream:
+            if expected != _digest(_read_header(stream), stream):
+                raise ValueError(f"{file} is damaged: its weights do not fit their checksum; get the file again.")
+    return found
+
+
+def sign_weights(file: Path) -> None:
+    """Write the SHA-256 of a safetensors file's tensors into its metadata, unless there is one."""
+    with open(file, "rb") as stream:
+        header = _read_header(stream)
+        metadata, start = header.get("__metadata__", {}), stream.tell()
+        if "sha256" in metadata:
+            return
+        header["__metadata__"] = {**metadata, "sha256": _digest(header, stream)}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the tensors stay aligned
+        stream.seek(start)
+        signed = file.with_name(f"{file.name}.tmp")
+        with open(signed, "wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(stream, target)
+    os.replace(signed, file)
+
+
+def _read_header(stream: BinaryIO) -> dict[str, Any]:
+    """The header of a safetensors file; the stream is then at the first tensor."""
+    header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return header
+
+
+def _digest(header: dict[str, Any], stream: BinaryIO) -> str:
+    """SHA-256 of the names, types and places of all tensors, and of their bytes."""
+    places = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode())
+    while chunk := stream.read(2**20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_tensors(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    stored: dict[str, tuple[str, tuple[int, ...]]],
+    ignore_mismatched_sizes: bool,
+) -> None:
+    """Refuse weights of other names, shapes or types than the model has."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shared = sorted(expected.keys() & stored.keys())
+    dispensable = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ["(?!)"]))
+    problems = {
+        "missing": sorted(expected.keys() - stored.keys()),
+        "not part of the model": sorted(
+            name for name in stored.keys() - expected.keys() if not dispensable.search(name)
+        ),
+        "not floating": [name for name in shared if not stored[name][0].startswith(("F", "BF"))],
+        "of another shape": [
+            f"{name} {stored[name][1]} instead of {expected[name]}"
+            for name in shared
+            if stored[name][1] != expected[name] and not ignore_mismatched_sizes
+        ],
+    }
+    found = [f"{len(names)} {problem} ({_shortened(names)})" for problem, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"The weights of {path} do not match its config.json: {'; '.join(found)}. Use the config that the weights "
+            "were saved with."
+        )
+
+
+def _shortened(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
