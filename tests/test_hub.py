@@ -5,8 +5,10 @@ Source: huggingface_hub's card metadata, and the requests in hub_server.py.
 """
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +26,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.evaluation import EvaluationResult, normalized_score
 from hf_decision_mamba.hub import push_to_hub, render_model_card, write_model_card
+from hf_decision_mamba.model import PRESETS
 
+BASELINES = ("decision_transformer", "bc")
+ROOT = Path(__file__).parents[1]
+CARDS = ROOT / "model_cards"
 TOKEN = "hf_alice"
 ENV_ID = "Pendulum-v1"  # part of gymnasium itself: three observations, one action
 PNG = bytes.fromhex("89504e470d0a1a0a") + b"picture"
@@ -43,9 +49,11 @@ TRAINING = {
         "return_std": 515.5,
         "return_min": -1600.0,
         "return_max": -120.5,
+        "return_quantiles": {"min": -1600.0, "25%": -900.0, "median": -480.0, "75%": -200.0, "max": -120.5},
         "held_out_episodes": 56,
     },
-    "arguments": {"max_steps": 5000, "learning_rate": 0.001, "seed": 7, "warmup_steps": None, "note": "a|b"},
+    "arguments": {"max_steps": 5000, "learning_rate": 0.001, "seed": 7, "warmup_steps": None, "note": "a|b"}
+    | {"per_device_train_batch_size": 64, "context_length": 20, "lr_scheduler_type": "cosine"},
     "command": "accelerate launch train.py --max_steps 5000",
     "train_runtime_seconds": 442.4,
     "hardware": "2 CPU cores",
@@ -53,6 +61,7 @@ TRAINING = {
     "loss": 0.0712345,
     "eval_loss": None,
     "global_step": 5000,
+    "history": {"loss": {"50": 0.5, "5000": 0.07}, "eval_normalized_score": {"2500": 95.04, "5000": 91.0}},
 }
 EVALUATION = {
     "env_id": ENV_ID,
@@ -88,7 +97,7 @@ EVALUATION = {
     "score_reference": {"min": -1600.0, "max": -120.0, "source": "D4RL"},
     "versions": {"gymnasium": "1.4.0"},
 }
-OPTIONAL_FILES = ("preprocessor_config.json", "training.json", "evaluation.json", "returns.png")
+OPTIONAL_FILES = ("preprocessor_config.json", "training.json", "evaluation.json", "returns.png", "learning_curve.png")
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -111,14 +120,16 @@ def make_checkpoint(folder: Path) -> Path:
     (folder / "training.json").write_text(json.dumps(TRAINING))
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
     (folder / "evaluation.parquet").write_bytes(b"PAR1")
+    (folder / "train.yaml").write_text("max_steps: 5000\n")
     (folder / "returns.png").write_bytes(PNG)
+    (folder / "learning_curve.png").write_bytes(PNG)
     for private in ("optimizer.pt", "training_args.bin", "checkpoint-5/config.json", "checkpoint-5/model.safetensors"):
         (folder / private).parent.mkdir(exist_ok=True)
         (folder / private).write_bytes(b"stays here")
     return folder
 
 
-SHARED = {"README.md", "config.json", "model.safetensors", *OPTIONAL_FILES, "evaluation.parquet"}
+SHARED = {"README.md", "config.json", "model.safetensors", *OPTIONAL_FILES, "evaluation.parquet", "train.yaml"}
 
 
 @pytest.fixture
@@ -171,23 +182,27 @@ def test_card_states_what_the_files_say(checkpoint: Path) -> None:
         "| observation (in) | (3,) |",
         "within [-2, 2] in each dimension",
         "divided by 1000 inside",
-        "| Episodes | 1,120 |\n| Episodes held out for the evaluation loss | 56 |",
+        "| Episodes | 1,120, of which 56 held out for the evaluation loss |",
         "| Transitions | 199,266 |",
-        "-511.2 ± 515.5, from -1,600.0 to -120.5",
-        "5,000 steps in 7 min 22 s on 2 CPU cores. Training loss 0.07123 (",
-        "accelerate launch train.py --max_steps 5000",
+        "-511.2 ± 515.5 |",
+        "| min | 25% | median | 75% | max |\n|---:|---:|---:|---:|---:|\n| -1,600.0 | -900.0 | -480.0 |",
+        "5,000 steps in 7 min 22 s on 2 CPU cores: batches of 64 windows of 20 steps, learning rate 0.001 (cos",
+        "Loss (mean squared error of the actions): 0.07123 in training.",
+        "![Loss over the steps of training](learning_curve.png)",
+        "hf download alice/pendulum train.yaml --local-dir .\naccelerate launch train.py train.yaml\n",
         "| `learning_rate` | 0.001 |",
         r"| `note` | a\|b |",
         "the **last** checkpoint (not the best of several evaluations),\n20 episodes for each target return",
-        "0 is a return of -1600 and 100 one of -120 (references of D4RL).",
-        "| -150 | last | 20 | -160.1 ± 18.4 | -168.0 to -152.0 | 92.1 ± 0.6 | 91.8 to 92.3 | 200.0 |",
+        "0 is a return of -1,600.0 and 100 one of -120.0 (references of D4RL).",
+        "| -150 | -160.1 ± 18.4 | -168.0 to -152.0 | 92.1 ± 0.6 | 91.8 to 92.3 | 200.0 |",
+        "2 evaluations on other episodes: a normalised score of 91.0 at the last, 95.0 at the best (step 2,500).",
         "![Return reached against return asked for](returns.png)",
         "they are of one training run (seed 7)",
         "## Licence\n\napache-2.0",
         "torch 2.13.0, transformers 5.23.0, gymnasium 1.4.0",
     ):
         assert fact in text, f"missing from the card: {fact}\n\n{text}"
-    assert "warmup_steps" not in text  # a setting without a value says nothing
+    assert "warm" not in text  # a setting without a value says nothing
 
 
 def test_card_without_repository_loads_from_the_folder(checkpoint: Path) -> None:
@@ -195,7 +210,7 @@ def test_card_without_repository_loads_from_the_folder(checkpoint: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "missing", [names for some in range(5) for names in combinations(OPTIONAL_FILES, some)], ids=" ".join
+    "missing", [names for some in range(6) for names in combinations(OPTIONAL_FILES, some)], ids=" ".join
 )
 def test_sections_vanish_when_their_facts_are_missing(checkpoint: Path, missing: tuple[str, ...]) -> None:
     for name in missing:
@@ -205,7 +220,8 @@ def test_sections_vanish_when_their_facts_are_missing(checkpoint: Path, missing:
     assert ("Training" in headings(card)) == ("training.json" not in missing)
     assert ("Citation" in headings(card)) == ("training.json" not in missing)
     assert ("Results" in headings(card)) == ("evaluation.json" not in missing)
-    assert ("![" in card.text) == not_missing(missing, "evaluation.json", "returns.png")
+    assert ("](returns.png)" in card.text) == not_missing(missing, "evaluation.json", "returns.png")
+    assert ("](learning_curve.png)" in card.text) == not_missing(missing, "training.json", "learning_curve.png")
     assert (card.data.get("eval_results") is not None) == ("evaluation.json" not in missing)
     assert_well_formed(card)
 
@@ -274,6 +290,56 @@ def test_metadata_carries_the_measured_results(checkpoint: Path) -> None:
     assert (name, again) == ("pendulum-dema", data.eval_results)
 
 
+def test_rows_of_other_checkpoints_are_labelled(checkpoint: Path) -> None:
+    last, other = EVALUATION["results"]
+    (checkpoint / "evaluation.json").write_text(
+        json.dumps(EVALUATION | {"results": [last, other | {"checkpoint": "best"}]})
+    )
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    assert "| -150 | last | -160.1 ± 18.4 |" in card.text and "| -600 | best | -590.0 ± 60.0 |" in card.text
+    assert [result.metric_args["checkpoint"] for result in card.data.get("eval_results")] == [
+        *["last"] * 2,
+        *["best"] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "paper", "authors"),
+    [
+        *(({"preset": name}, "2405.12094", "Dai, Yang") for name in PRESETS if name.startswith("dema")),
+        *(({"preset": name}, "2602.19805", "Kim, Wall") for name in PRESETS if name.startswith("dmm")),
+        ({"preset": "decision-mamba"}, "2403.19925", "Ota, Toshihiro"),
+        *(
+            (dict(preset=None, architecture=name), "2106.01345", "Chen, Lili")
+            for name in ("decision_transformer", "bc")
+        ),
+    ],
+    ids=lambda value: " ".join(filter(None, value.values())) if isinstance(value, dict) else "",
+)
+def test_every_preset_and_baseline_cites_its_paper(
+    checkpoint: Path, facts: dict[str, Any], paper: str, authors: str
+) -> None:
+    (checkpoint / "training.json").write_text(json.dumps(TRAINING | facts))
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    row = next(line for line in card.text.splitlines() if line.startswith("| Paper |"))
+    assert f"](https://arxiv.org/abs/{paper})" in row
+    bibtex = card.text.split("```bibtex\n")[1].split("```")[0]
+    assert f"arXiv:{paper}" in bibtex and authors in bibtex
+    assert bibtex.count("{") == bibtex.count("}")
+
+
+def test_hub_accepts_the_card(run: Run, checkpoint: Path) -> None:
+    """huggingface_hub's own validation, which asks the Hub."""
+    write_model_card(checkpoint)
+    code = "from huggingface_hub import ModelCard; card = ModelCard.load({!r}); card.validate()"
+    accepted = run(code.format(str(checkpoint / "README.md")))
+    assert accepted.returncode == 0, accepted.stderr
+    spoilt = run(code.format(str(checkpoint / "README.md")) + "; card.data.tags = [1]; card.validate()")
+    assert '"tags" must be a list of strings' in spoilt.stderr
+
+
 @pytest.mark.parametrize("env_id", [ENV_ID, "Hopper-v5"], ids=["without reference", "with reference"])
 @pytest.mark.parametrize("episodes", [1, 3])
 def test_card_takes_what_evaluation_saves(checkpoint: Path, env_id: str, episodes: int) -> None:
@@ -324,7 +390,7 @@ def test_card_is_rendered_again_unless_it_was_edited(checkpoint: Path, caplog: p
     (checkpoint / "evaluation.json").unlink()
     write_model_card(checkpoint)
     assert "## Results" not in readme.read_text()
-    edited = readme.read_text().replace("## Limits", "## Limits and more")
+    edited = readme.read_text().replace("## Licence", "## Licence and more")
     readme.write_text(edited)
     write_model_card(checkpoint)
     assert readme.read_text() == edited
@@ -389,6 +455,34 @@ def pushed(hub: LoopbackHub, run: Run, folder: Path, **options: object) -> str:
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
     return result.stdout.strip()
+
+
+def test_one_command_publishes_every_folder_of_the_repository(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The command of model_cards/README.md, as it stands there."""
+    folders = tmp_path / "clone" / "model_cards"
+    shutil.copytree(CARDS, folders)
+    (tmp_path / "hf-decision-mamba").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hf_decision_mamba.cli "$@"\n')
+    (tmp_path / "hf-decision-mamba").chmod(0o755)
+    client = hub.client_environment(tmp_path / "home", TOKEN)
+    client |= {"PATH": f"{tmp_path}{os.pathsep}{client['PATH']}"}
+    [command] = re.findall(r"```bash\n(.*?)```", (folders / "README.md").read_text(), re.DOTALL)
+    command = command.replace("your-name", "alice")
+    subprocess.run(["bash", "-ec", command], cwd=folders.parent, env=client, check=True, timeout=120)
+    names = [path.name for path in folders.iterdir() if path.is_dir()]
+    assert names
+    for name in names:
+        files = hub.model(f"alice/{name}").files()
+        assert files["model.safetensors"] == (folders / name / "model.safetensors").read_bytes()
+        assert f'from_pretrained("alice/{name}")' in files["README.md"].decode()
+        assert {"train.yaml", "training.json", "evaluation.json", "evaluation.parquet", "returns.png"} <= set(files)
+
+
+@pytest.mark.parametrize("folder", [path for path in CARDS.iterdir() if path.is_dir()], ids=lambda folder: folder.name)
+def test_cards_of_the_repository_are_up_to_date(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rendered = str(render_model_card(folder.relative_to(ROOT))).rstrip()
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith(rendered), "render it again: write_model_card"
+    assert (folder / "model.safetensors").stat().st_size < 1 << 20
 
 
 def test_pushed_policy_acts_identically_in_a_fresh_process(hub: LoopbackHub, run: Run, checkpoint: Path) -> None:

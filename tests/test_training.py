@@ -498,6 +498,11 @@ def test_streaming_from_the_hub_downloads_no_file(tmp_path):
     assert 7 <= len({name for name, _ in parquet}) < 20
     assert not [path for path in (tmp_path / "home").rglob("*") if path.suffix in (".parquet", ".arrow", ".npy")]
     assert "alice/hopper is streamed; a sample: 6 episodes (1 held out)" in done.stdout
+    commit = repository.branches["main"]
+    settings = (tmp_path / "run" / "train.yaml").read_text()
+    assert f"dataset_name: alice/hopper\ndataset_revision: {commit}\n" in settings
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| Revision | `{commit}` |" in card and "| Episodes of the sample that normalisation was learned" in card
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, trajectories):
@@ -760,14 +765,19 @@ def test_the_command_trains_evaluates_and_writes_everything(tmp_path):
     files = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}
     assert files == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"),
-        *("evaluation.json", "evaluation.parquet", "returns.png"),
+        *("evaluation.json", "evaluation.parquet", "returns.png", "train.yaml", "learning_curve.png"),
     }
     record = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert record["dataset"] | {"return_mean": 0, "return_std": 0, "return_min": 0, "return_max": 0} == {
+    returns = {name: value for name, value in record["dataset"].items() if name.startswith("return_")}
+    assert {name: value for name, value in record["dataset"].items() if name not in returns} == {
         **{"name": "hopper-tiny-v5", "revision": None, "env_id": "Hopper-v5"},
         **{"episodes": 20, "transitions": 2874, "held_out_episodes": 2},
-        **{"return_mean": 0, "return_std": 0, "return_min": 0, "return_max": 0},
     }
+    quantiles = returns["return_quantiles"]
+    assert list(quantiles) == ["min", "5%", "25%", "median", "75%", "95%", "max"]
+    assert (quantiles["min"], quantiles["max"]) == (returns["return_min"], returns["return_max"])
+    assert list(record["history"]["loss"]) == ["2", "4"]
+    assert record["history"]["eval_loss"] == {"4": record["eval_loss"]}
     assert (record["preset"], record["architecture"], record["global_step"]) == ("dema-b3ld", "decision_mamba", 4)
     assert record["arguments"]["learning_rate"] == 1e-3
     assert record["arguments"]["context_length"] == 4
@@ -781,6 +791,26 @@ def test_the_command_trains_evaluates_and_writes_everything(tmp_path):
     assert (evaluation["checkpoint"], evaluation["results"][0]["episodes"]) == ("last", 2)
     processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
     assert (processor.target_return, processor.env_id, processor.action_high) == (1000.0, "Hopper-v5", [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, BASELINES["bc"], {"max_steps": -1, "num_train_epochs": 0.02}], ids=["", "bc", "epochs"]
+)
+def test_the_settings_file_repeats_the_run_to_the_bit(tmp_path, changes):
+    """train.yaml holds whatever differs from the defaults, whether a file, the command line or the data said it."""
+    shutil.copy(TINY_DATA, tmp_path)
+    (tmp_path / "mine.yaml").write_text("dataset_name: ./hopper-tiny-v5.parquet\nseed: 3\nlearning_rate: 0.003\n")
+    settings = {"max_steps": 10, "dataset_name": None, "resid_pdrop": None, "hub_token": "hf_secret", **changes}
+    main(["mine.yaml", *command_line(tmp_path / "run", **settings)])
+    written = (tmp_path / "run" / "train.yaml").read_text()
+    assert "\ndataset_name: hopper-tiny-v5.parquet\n" in written
+    for private in ("hf_secret", "output_dir", str(tmp_path)):
+        assert private not in written
+    main([str(tmp_path / "run" / "train.yaml"), "--output_dir=again"])
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "again" / "train.yaml").read_text() == written
 
 
 def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):

@@ -21,6 +21,7 @@ from .dataset_cards import is_dataset_folder, push_dataset_to_hub
 from .environments import install_hint
 from .evaluation import evaluate_policy
 from .hub import push_to_hub, write_model_card
+from .info import info_text, installation_info
 from .policy import DecisionMambaPolicy
 from .training import main as train
 from .training import report_user_errors
@@ -74,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="branch to push to (default: main)")
     push.add_argument("--commit-message", help="first line of the commit")
     push.set_defaults(run=_push)
+
+    info = verbs.add_parser("info", help="say what is installed, and what computes where and why; for bug reports")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
     return parser
 
 
@@ -202,6 +207,11 @@ def _push(arguments: argparse.Namespace) -> None:
     print(
         push(arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision, **message)
     )
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    found = installation_info()
+    print(json.dumps(found, indent=2) if arguments.json else info_text(found))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ CHECKPOINT_FILES = (
     "config.json",
     "preprocessor_config.json",
     "training.json",
+    "train.yaml",
     "evaluation.json",
     "evaluation.parquet",
     "returns.png",
+    "learning_curve.png",
     "README.md",
 )
 
@@ -46,8 +48,8 @@ _SIGNATURE = "<!-- rendered by hf_decision_mamba, sha256 {} -->"
 def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     """Render the model card of a checkpoint folder from the files in it.
 
-    Reads config.json, and preprocessor_config.json, training.json, evaluation.json and returns.png where they exist;
-    sections and metadata whose facts are missing are left out.
+    Reads config.json, and preprocessor_config.json, training.json and evaluation.json where they exist, and shows
+    returns.png, learning_curve.png and how to use train.yaml; what is missing is left out, and so are its sections.
 
     Args:
         folder: the checkpoint folder.
@@ -85,14 +87,20 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         metadata,
         template_path=str(template_path()),
         model_name=model_name,
+        repo_id=repo_id,
         model_id=json.dumps(repo_id or folder.as_posix()),
+        settings_path=shlex.quote("train.yaml" if repo_id else (folder / "train.yaml").as_posix()),
         env_id=env_id,
         is_hub_dataset=is_hub_dataset,
         config=config,
         processor=processor,
         training=training,
         evaluation=evaluation,
+        recipe=_recipe(training.get("arguments") or {}),
+        best=_best_evaluation(training.get("history") or {}),
         has_plot=(folder / "returns.png").is_file(),
+        has_curve=(folder / "learning_curve.png").is_file(),
+        has_settings=(folder / "train.yaml").is_file(),
         versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
         number=number,
         duration=_duration,
@@ -310,6 +318,35 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
             f"{path} lacks a value that the card needs ({error!r}). Evaluate again, or remove it."
         ) from error
     return results
+
+
+def _recipe(arguments: Mapping[str, Any]) -> list[str]:
+    """How the weights were learned, in the words that a paper has for it; what was not recorded is left out."""
+    known = {name: value for name, value in arguments.items() if value is not None}
+    phrases = []
+    if "per_device_train_batch_size" in known:
+        passes = known.get("gradient_accumulation_steps", 1) * known.get("world_size", 1)
+        steps = f" of {known['context_length']} steps" if "context_length" in known else ""
+        phrases.append(f"batches of {known['per_device_train_batch_size'] * passes} windows{steps}")
+    if "learning_rate" in known:
+        schedule = [known["lr_scheduler_type"].replace("_", " ")] if "lr_scheduler_type" in known else []
+        schedule += [f"warm-up {number(known['warmup_steps'])}"] if known.get("warmup_steps") else []
+        how = f" ({', '.join(schedule)})" if schedule else ""
+        phrases.append(f"learning rate {number(known['learning_rate'])}{how}")
+    for name, words in (("weight_decay", "weight decay"), ("max_grad_norm", "gradient norm at most"), ("seed", "seed")):
+        phrases += [f"{words} {number(known[name])}"] if name in known else []
+    return phrases
+
+
+def _best_evaluation(history: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best rollouts during training, and the last; None where there were fewer than two evaluations."""
+    for metric, name in (("eval_normalized_score", "normalised score"), ("eval_return_mean", "mean return")):
+        scores = {int(step): value for step, value in (history.get(metric) or {}).items()}
+        if len(scores) > 1:
+            step = max(scores, key=lambda step: scores[step])
+            last = scores[max(scores)]
+            return {"name": name, "evaluations": len(scores), "step": step, "value": scores[step], "last": last}
+    return None
 
 
 def _is_hub_id(name: object) -> bool:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +44,22 @@ from .data import (
     load_trajectories,
     open_stream,
 )
+from .data.formats.hub import PARQUET_REVISION, is_repository_id, resolved_commit
+from .data.inspection import QUANTILES, spread
 from .environments import check_spaces, make_environments, score_reference
-from .evaluation import evaluate_policy
+from .evaluation import evaluate_policy, package_versions
 from .model import DecisionMambaProcessor
 from .model.selective_scan import choose_backend
 from .policy import DecisionMambaPolicy
+from .run_files import (
+    CURVE_FILE,
+    SETTINGS_FILE,
+    draw_learning_curve,
+    learning_history,
+    portable,
+    settings_to_repeat,
+    write_settings,
+)
 from .trainer import (
     DecisionMambaTrainer,
     RolloutCallback,
@@ -64,6 +74,7 @@ from .training_arguments import (
     DecisionMambaTrainingArguments,
     EvaluationArguments,
     ModelArguments,
+    given_settings,
     parse_arguments,
 )
 
@@ -73,7 +84,7 @@ TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 
 _ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
 _MOST_USEFUL_THREADS = 8  # matrices this small gain nothing from more
-_RESULT_FILES = ("evaluation.json", "evaluation.parquet", "returns.png")
+_RESULT_FILES = ("evaluation.json", "evaluation.parquet", "returns.png", CURVE_FILE)
 _RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "training.json", *_RESULT_FILES)
 
 
@@ -141,18 +152,22 @@ class _Data:
     env_id: str | None
     stream: EpisodeStream | None = None
     buffer_steps: int = 0
+    revision: str | None = None
 
     @property
     def name(self) -> str:
         return self.train.name
 
-    def facts(self, revision: str | None) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What training.json and the card say about it."""
         kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
         statistics = {name: self.statistics.to_dict()[name] for name in kept}
+        parts = [self.train] if self.held_out is None else [self.train, self.held_out]
+        returns = spread(np.concatenate([part.returns() for part in parts]))
+        statistics["return_quantiles"] = {name: returns[name] for name in QUANTILES}
         return {
             "name": self.name,
-            "revision": revision,
+            "revision": self.revision,
             "env_id": self.env_id,
             **(statistics if self.stream is None else {"streaming_sample": statistics}),
             "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,
@@ -174,7 +189,8 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         FloatingPointError: the loss is not finite.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    model_args, data_args, eval_args, args = parse_arguments(argv, default_config)
+    model_args, data_args, eval_args, args = arguments = parse_arguments(argv, default_config)
+    given = given_settings(argv, default_config)
     push, args.push_to_hub = args.push_to_hub, False  # at the end, once: a failed push must not end the training
     _check_arguments(data_args, eval_args, args, push)
     checkpoint = _checkpoint_to_resume(args)
@@ -212,6 +228,9 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
             (output_dir / name).unlink(missing_ok=True)
         record = _record(model_args, data_args, trainer, data, argv, metrics)
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        settings = settings_to_repeat(arguments, given, _resolved(model_args, eval_args, trainer, data))
+        write_settings(output_dir / SETTINGS_FILE, settings, _remarks(record, data))
+        _draw_learning_curve(output_dir / CURVE_FILE, record)
         hub.write_model_card(output_dir)
         if evaluates:
             metrics |= _evaluate(trainer, eval_args, data)
@@ -287,15 +306,25 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
         "split": data_args.dataset_split,
         "columns": data_args.columns(),
     }
+    revision = _revision(data_args)
     if data_args.streaming:
         steps, stream = data_args.streaming_buffer, open_stream(str(data_args.dataset_name), **source)
         stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
-        return _Data(train.statistics(), train, held_out, eval_args.env_id or train.env_id, stream, steps)
+        return _Data(train.statistics(), train, held_out, eval_args.env_id or train.env_id, stream, steps, revision)
     trajectories = load_trajectories(str(data_args.dataset_name), **source)
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
         train, held_out = trajectories.split(data_args.held_out_fraction, _data_seed(args))
-    return _Data(trajectories.statistics(), train, held_out, eval_args.env_id or trajectories.env_id)
+    env_id = eval_args.env_id or trajectories.env_id
+    return _Data(trajectories.statistics(), train, held_out, env_id, revision=revision)
+
+
+def _revision(data_args: DataArguments) -> str | None:
+    """The commit that a Hub repository is read at; as it was given where that is a copy or cannot be found out."""
+    name, revision = str(data_args.dataset_name), data_args.dataset_revision
+    if Path(name).expanduser().exists() or not is_repository_id(name) or revision == PARQUET_REVISION:
+        return revision
+    return resolved_commit(name, revision) or revision
 
 
 def _data_seed(args: TrainingArguments) -> int:
@@ -523,13 +552,13 @@ def _record(
     given |= {} if data_args.streaming else {"streaming": None, "streaming_buffer": None}
     given["architecture"] = architecture_of(config)
     given["frame_stack"] = processor.frame_stack if data.train.state_type == "image" else None
-    given["model_name_or_path"] = _portable(model_args.model_name_or_path or "") or None
+    given["model_name_or_path"] = portable(model_args.model_name_or_path or "") or None
     return {
         "preset": preset,
         "architecture": architecture_of(config),
         "num_parameters": count,
         "num_parameters_as_published": paper_parameter_count(trainer.model, preset),
-        "dataset": data.facts(data_args.dataset_revision),
+        "dataset": data.facts(),
         "arguments": {
             **{name: value for name, value in given.items() if value is not None},
             "context_length": trainer.train_dataset.context_length,
@@ -541,13 +570,52 @@ def _record(
         "hardware": _hardware(trainer.args),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "accelerate", "datasets", "numpy")},
+            **package_versions("accelerate", "datasets", "numpy", "numba"),
         },
         "loss_function": "mean squared error" if data.train.action_type == "continuous" else "cross-entropy",
         "loss": metrics.get("loss"),
         "eval_loss": metrics.get("eval_loss"),
         "global_step": metrics["global_step"],
+        "history": learning_history(trainer.state.log_history),
     }
+
+
+def _resolved(
+    model_args: ModelArguments, eval_args: EvaluationArguments, trainer: DecisionMambaTrainer, data: _Data
+) -> dict[str, Any]:
+    """What followed from data and model where no setting said it."""
+    processor, args = trainer.processing_class, trainer.args
+    return {
+        "preset": _preset(model_args),
+        "dataset_revision": data.revision,
+        "context_length": trainer.train_dataset.context_length,
+        "return_scale": processor.return_scale,
+        "frame_stack": processor.frame_stack if data.train.state_type == "image" else None,
+        "env_id": data.env_id,
+        "target_return": _target_returns(eval_args, data),
+        "num_train_epochs": args.num_train_epochs if args.max_steps <= 0 else None,
+    }
+
+
+def _remarks(record: dict[str, Any], data: _Data) -> list[str]:
+    """What a reader of train.yaml has to know to repeat the run."""
+    processes = record["arguments"].get("world_size")
+    command = ["accelerate launch", *([f"--num_processes {processes}"] if processes else []), "train.py train.yaml"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    on_cpu = "CPU" in record["hardware"]
+    where = f"{record['hardware']} ({torch.get_num_threads()} threads)" if on_cpu else record["hardware"]
+    return [
+        f"Repeats the run that made the weights beside it: {' '.join(command)}",
+        f"Made on {where} with {versions}.{' There it gives the same weights to the bit.' if on_cpu else ''}",
+        *([] if data.revision else ["A dataset_name that is a path is relative to the folder of the command."]),
+    ]
+
+
+def _draw_learning_curve(path: Path, record: dict[str, Any]) -> None:
+    try:
+        draw_learning_curve(path, record["history"], record["loss_function"])
+    except ImportError:
+        say(f"{path.name} was not drawn: matplotlib is not installed.")
 
 
 def _settings(args: TrainingArguments) -> dict[str, Any]:
@@ -583,13 +651,8 @@ def _command(argv: Sequence[str]) -> str:
         else:
             skip = False
             option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
-            words.append(option + equals + _portable(value))
+            words.append(option + equals + portable(value))
     return shlex.join(words)
-
-
-def _portable(value: str) -> str:
-    """A path that means something elsewhere: the last part of an absolute one, everything else as it is."""
-    return Path(value).name if Path(value).expanduser().is_absolute() else value
 
 
 def _hardware(args: TrainingArguments) -> str:

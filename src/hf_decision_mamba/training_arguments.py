@@ -254,7 +254,32 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
         FileNotFoundError: there is no such YAML file.
         ValueError: an unknown setting (with the closest known one), or a value of the wrong type.
     """
-    parser, argv = build_parser(), list(argv)
+    parser = build_parser()
+    words, known = _all_words(parser, argv, default_config)
+    *arguments, unknown = parser.parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], known, '--')}")
+    return tuple(arguments)  # type: ignore[return-value]
+
+
+def given_settings(argv: Sequence[str], default_config: Path | None = None) -> dict[str, Any]:
+    """The settings that differ from their defaults, by name, as they were given.
+
+    Args, raises: as `parse_arguments`.
+    """
+    parser = build_parser()
+    words, _ = _all_words(parser, argv, default_config)
+    chosen = vars(parser.parse_known_args(words)[0])
+    return {name: value for name, value in chosen.items() if value != parser.get_default(name)}
+
+
+def _all_words(
+    parser: HfArgumentParser, argv: Sequence[str], default_config: Path | None
+) -> tuple[list[str], list[str]]:
+    """The YAML file's settings and the command line's as one command line, and the names of all settings."""
+    argv = list(argv)
     known = sorted({action.dest for action in parser._actions} - {"help"})
     config = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else default_config
     from_file = {} if config is None else _read_yaml(config, known)
@@ -268,12 +293,7 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     words = _joined(from_file, argv)
     if chosen.output_dir is None:
         words = [f"--output_dir={_run_folder(*parser.parse_known_args(words)[:1])}", *words]
-    *arguments, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], known, '--')}")
-    return tuple(arguments)  # type: ignore[return-value]
+    return words, known
 
 
 def _joined(from_file: dict[str, list[str]], argv: Sequence[str] = ()) -> list[str]:
