@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -114,6 +114,10 @@ class Request:
     def json(self) -> dict[str, Any]:
         return json.loads(self.body or b"{}")
 
+    @property
+    def opens_pull_request(self) -> bool:
+        return self.user is not None and self.query.get("create_pr") == ["1"]
+
 
 @dataclass
 class Response:
@@ -132,10 +136,28 @@ class HubError(Exception):
         self.response = Response({"error": message}, status, headers)
 
 
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests whose `METHOD /path` contains the regular expression `request`.
+
+    The Hub answers with `status` and `headers` and does nothing; or the connection breaks in the middle of the
+    request, or instead of the answer to a request that was carried out; or `meanwhile` is called before the request,
+    which then takes its usual way.
+    """
+
+    request: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    breaks: Literal["request", "answer"] | None = None
+    meanwhile: Callable[[], object] | None = None
+    times: int = 1
+
+
 class LoopbackHub:
     """The server: `with LoopbackHub() as hub: ... hub.endpoint`. `tokens` maps a token to the user it belongs to.
 
     Every request passes through `handle`, which finds the route and calls its method: the place to change an answer.
+    `faults` are what goes wrong; `requests` lists all requests with their statuses, 0 where the connection broke.
     """
 
     def __init__(self, tokens: Mapping[str, str]) -> None:
@@ -143,6 +165,7 @@ class LoopbackHub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.lfs_objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, int]] = []
+        self.faults: list[Fault] = []
         self._lock = threading.RLock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._make_handler())
         self._server.daemon_threads = True
@@ -195,6 +218,31 @@ class LoopbackHub:
 
     # The way of a request
 
+    def next_fault(self, method: str, target: str) -> Fault | None:
+        """The fault that this request meets, if any; it has one time less to come."""
+        request = f"{method} {unquote(urlsplit(target).path)}"
+        with self._lock:
+            fault = next((f for f in self.faults if f.times > 0 and re.search(f.request, request)), None)
+            if fault is not None:
+                fault.times -= 1
+        return fault
+
+    def answer(
+        self, method: str, target: str, headers: Mapping[str, str], read_body: Callable[[bool], bytes]
+    ) -> Response | None:
+        """Answer one request as its fault wants; None where the connection breaks. `read_body(True)` stops half-way."""
+        fault = self.next_fault(method, target)
+        body = read_body(fault is not None and fault.breaks == "request")
+        if fault is not None and fault.meanwhile is not None:
+            fault.meanwhile()
+        if fault is not None and fault.status is not None:
+            response = Response(b"<html>Something went wrong.</html>", fault.status, fault.headers)
+        elif fault is None or fault.breaks != "request":
+            response = self.handle(method, target, headers, body)
+        broken = fault is not None and fault.breaks is not None
+        self.requests.append((method, unquote(urlsplit(target).path), 0 if broken else response.status))
+        return None if broken else response
+
     def handle(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Answer one request."""
         url = urlsplit(target)
@@ -211,7 +259,6 @@ class LoopbackHub:
                 raise HubError(404, "Sorry, we can't find the page you are looking for.")
         except HubError as error:
             response = error.response
-        self.requests.append((method, unquote(url.path), response.status))
         return response
 
     def _user(self, headers: Mapping[str, str]) -> str | None:
@@ -277,7 +324,8 @@ class LoopbackHub:
     def list_refs(self, request: Request, kind: str, name: str) -> Response:
         repository = self._repository(request, kind, name)
         listing: dict[str, list[dict[str, str]]] = {"converts": [], "pullRequests": []}
-        for key, folder, refs in (("branches", "heads", repository.branches), ("tags", "tags", repository.tags)):
+        branches = {n: sha for n, sha in repository.branches.items() if not n.startswith("refs/pr/")}
+        for key, folder, refs in (("branches", "heads", branches), ("tags", "tags", repository.tags)):
             listing[key] = [{"name": n, "ref": f"refs/{folder}/{n}", "targetCommit": sha} for n, sha in refs.items()]
         return Response(listing)
 
@@ -317,7 +365,7 @@ class LoopbackHub:
 
     def preupload(self, request: Request, kind: str, name: str, revision: str) -> Response:
         """Tell regular files from large ones, and which are there already."""
-        _, commit = self._tree(self._repository(request, kind, name, write=True), revision)
+        _, commit = self._tree(self._repository(request, kind, name, write=not request.opens_pull_request), revision)
         answers = []
         for wanted in request.json()["files"]:
             path = wanted["path"]
@@ -328,7 +376,7 @@ class LoopbackHub:
         return Response({"files": answers})
 
     def lfs_batch(self, request: Request, name: str, kind: str = "models") -> Response:
-        self._repository(request, kind, name, write=True)
+        self._repository(request, kind, name)  # whoever may read may propose
         objects = request.json()["objects"]
         for item in objects:
             if item["oid"] not in self.lfs_objects:
@@ -342,7 +390,7 @@ class LoopbackHub:
         return Response()
 
     def commit(self, request: Request, kind: str, name: str, revision: str) -> Response:
-        repository = self._repository(request, kind, name, write=True)
+        repository = self._repository(request, kind, name, write=not request.opens_pull_request)
         if revision not in repository.branches:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         head = repository.branches[revision]
@@ -366,8 +414,13 @@ class LoopbackHub:
                 files = {path: blob for path, blob in files.items() if not path.startswith(value["path"])}
             else:
                 raise HubError(400, f"Unknown commit entry {key!r}")
+        answer = {}
+        if request.opens_pull_request:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repository.branches)
+            revision, answer["pullRequestUrl"] = f"refs/pr/{number}", f"{self._url(repository)}/discussions/{number}"
+            repository.branches[revision] = head
         sha = repository.add(revision, files, message)
-        return Response({"commitUrl": f"{self._url(repository)}/commit/{sha}", "commitOid": sha})
+        return Response(answer | {"commitUrl": f"{self._url(repository)}/commit/{sha}", "commitOid": sha})
 
     # Downloads
 
@@ -420,10 +473,14 @@ class LoopbackHub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # each answer is two writes, and the second would wait for 40 ms
 
             def _answer(self) -> None:
                 headers = {key.title(): value for key, value in self.headers.items()}
-                response = hub.handle(self.command, self.path, headers, self._read_body())
+                response = hub.answer(self.command, self.path, headers, self._read_body)
+                if response is None:
+                    self.close_connection = True
+                    return
                 body = response.body if isinstance(response.body, bytes) else json.dumps(response.body).encode()
                 self.send_response(response.status)
                 if not isinstance(response.body, bytes):
@@ -437,11 +494,13 @@ class LoopbackHub:
 
             do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
-            def _read_body(self) -> bytes:
+            def _read_body(self, half: bool) -> bytes:
                 if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)) // (2 if half else 1))
                 chunks = []
                 while size := int(self.rfile.readline().split(b";")[0], 16):
+                    if half:
+                        return self.rfile.read(size // 2)
                     chunks.append(self.rfile.read(size))
                     self.rfile.readline()
                 self.rfile.readline()

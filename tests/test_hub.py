@@ -7,7 +7,6 @@ Source: huggingface_hub's card metadata, and the requests in hub_server.py.
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import LoopbackHub
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
@@ -520,54 +519,6 @@ def test_revisions_hold_their_own_policies(hub: LoopbackHub, run: Run, checkpoin
     both = run(ACT.format(arguments="'alice/pendulum'") + ACT.format(arguments="'alice/pendulum', revision='longer'"))
     assert both.returncode == 0, both.stderr
     assert both.stdout.split() == first + second
-
-
-@pytest.mark.parametrize(
-    ("token", "reachable", "reason"),
-    [
-        ("hf_wrong", True, "HfHubHTTPError: .*401"),
-        ("hf_bob", True, "HfHubHTTPError: .*403"),
-        (TOKEN, False, "ConnectError: .*refused"),
-    ],
-    ids=["unknown token", "someone else's name", "unreachable"],
-)
-def test_failed_push_leaves_the_files_and_says_so(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, token: str, reachable: bool, reason: str
-) -> None:
-    before = contents(checkpoint)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint if reachable else "http://127.0.0.1:9")
-    with pytest.raises(
-        OSError, match=rf"^Pushing {re.escape(str(checkpoint))} to alice/pendulum failed \({reason}"
-    ) as failure:
-        push_to_hub(checkpoint, "alice/pendulum", token=token)
-    assert f"The files in {checkpoint} are intact." in str(failure.value)
-    assert token not in str(failure.value)
-    assert contents(checkpoint) == before
-    assert not hub.repositories
-
-
-def test_failed_push_names_the_command_that_finishes_it(
-    hub: LoopbackHub, run: Run, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    with pytest.raises(OSError, match="failed") as failure:
-        push_to_hub(checkpoint, "alice/pendulum", private=True, revision="it's", token="hf_expired")
-    command = shlex.split(str(failure.value).split("this repeats the push: ")[1])
-    assert command[0] == "hf-decision-mamba"
-    repeated = run(f"from hf_decision_mamba.cli import main\nmain({command[1:]!r})")
-    assert repeated.returncode == 0, repeated.stderr
-    assert hub.model("alice/pendulum").private
-    assert set(hub.model("alice/pendulum").files("it's")) == {*SHARED, ".gitattributes"}
-
-
-def test_private_checkpoint_is_never_pushed_to_a_public_repository(
-    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    HfApi(token=TOKEN).create_repo("alice/pendulum")
-    with pytest.raises(OSError, match="alice/pendulum exists and is public, but private=True was asked for"):
-        push_to_hub(checkpoint, "alice/pendulum", private=True, token=TOKEN)
-    assert hub.model("alice/pendulum").history() == ["initial commit"]
 
 
 def test_data_set_of_the_hub_is_one_name_away(hub: LoopbackHub, run: Run) -> None:

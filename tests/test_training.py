@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_server import Blob, LoopbackHub, Repository
+from hub_server import Blob, Fault, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-import hf_decision_mamba.hub
 import hf_decision_mamba.trainer
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.building import build, paper_parameter_count
 from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
 from hf_decision_mamba.evaluation import EvaluationResult
 from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.pushing import PushError
 from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, action_loss, last_complete_checkpoint
 from hf_decision_mamba.training import main, report_user_errors
 from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments, parse_arguments
@@ -898,16 +898,60 @@ def test_errors_of_the_user_end_in_one_line(capsys):
     assert error.count("\n") == 1
 
 
-def test_a_failed_push_does_not_fail_the_training(tmp_path, monkeypatch, capsys):
-    def push(folder, repo_id, **_options):
-        raise OSError(f"Pushing {folder} to {repo_id} failed; this repeats the push: python -c ...")
+PUSHING = {"push_to_hub": True, "hub_model_id": "alice/hopper", "hub_token": "hf_alice"}
 
-    monkeypatch.setattr(hf_decision_mamba.hub, "push_to_hub", push)
-    main(command_line(tmp_path / "run", push_to_hub=True, hub_model_id="someone/model"))
+
+@pytest.fixture
+def hub(monkeypatch):
+    with LoopbackHub({"hf_alice": "alice"}) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("hf_decision_mamba.pushing.RETRY_WAITS", (0.0,))
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own, to httpx2
+@pytest.mark.parametrize(("strategy", "steps"), [("end", []), ("every_save", [2, 4])])
+def test_checkpoints_are_pushed_as_hub_strategy_says(tmp_path, hub, strategy, steps):
+    run, always = tmp_path / "run", {"hub_always_push": True}  # or a save is skipped while one is on its way
+    main(command_line(run, **PUSHING, **always, hub_strategy=strategy, save_steps=2))
+    repository = hub.model("alice/hopper")
+    messages = [f"Training in progress, step {step}" for step in steps]
+    assert repository.history() == ["Upload checkpoint", *reversed(messages), "initial commit"]
+    shas = {commit.message: sha for sha, commit in repository.commits.items()}
+    sent = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
+    for step, message in zip(steps, messages, strict=True):
+        files = repository.files(shas[message])
+        assert set(files) == sent
+        assert files["model.safetensors"] == (run / f"checkpoint-{step}" / "model.safetensors").read_bytes()
+    assert set(repository.files()) == {*sent, "training.json"}
+
+
+def test_a_failed_push_does_not_fail_the_training(tmp_path, hub, capsys):
+    hub.faults = [Fault("POST /api/repos/create", status=503, times=1000)]
+    run = tmp_path / "run"
+    main(command_line(run, **PUSHING, hub_strategy="every_save", save_steps=2, hub_revision="dev"))
     output = capsys.readouterr().out
-    assert "The training is finished, but not pushed. Pushing" in output
-    assert "this repeats the push" in output
-    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert "Step 2 was not pushed: the Hub is in trouble (503 Service Unavailable)." in output
+    assert "The training is finished, but not pushed. Pushing" in output and not hub.repositories
+    assert f"this repeats the push: hf-decision-mamba push {run} alice/hopper --revision dev" in output
+    assert (run / "model.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_the_trainer_alone_pushes_the_same_way(tmp_path, hub, ragged, capsys):
+    trainer = DecisionMambaTrainer(
+        tiny_model(), tiny_arguments(tmp_path, **PUSHING, hub_private_repo=True), train_dataset=ragged
+    )
+    trainer.save_model()
+    assert hub.model("alice/hopper").private and hub.model("alice/hopper").history()[0] == "Model save"
+    trainer.push_to_hub("A branch", revision="dev")
+    assert hub.model("alice/hopper").history("dev") == ["Model save", "initial commit"]  # the same files: no commit
+    hub.faults = [Fault("POST /api/repos/create", status=503, times=1000)]
+    trainer.save_model()
+    assert "Not pushed. Pushing" in capsys.readouterr().out
+    with pytest.raises(PushError, match="the Hub is in trouble"):
+        trainer.push_to_hub()
 
 
 def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(run, tmp_path):
@@ -956,6 +1000,7 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ({"held_out_fraction": 0, "rollout_episodes": 2}, "held_out_fraction=0 leaves nothing to evaluate"),
         ({"push_to_hub": True}, "push_to_hub needs the repository to push to: --hub_model_id"),
         ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "Repo id must be in the form"),
+        ({**PUSHING, "hub_strategy": "checkpoint"}, "hub_strategy=checkpoint would send optimizer.pt.*Take every_save"),
         ({"resume_from_checkpoint": "nowhere"}, "Cannot resume from nowhere: there is no such folder"),
         ({"resume_from_checkpoint": "last", "overwrite_output_dir": True}, "contradict each other"),
         ({"cpu_threads": 0}, "cpu_threads=0 must be at least 1"),

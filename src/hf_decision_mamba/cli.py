@@ -73,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("repository", help="owner/name; created if it does not exist")
     push.add_argument("--private", action="store_true", help="create it as a private repository")
     push.add_argument("--revision", help="branch to push to (default: main)")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing to main")
+    push.add_argument("--dry-run", action="store_true", help="print what would be sent and deleted, and send nothing")
     push.add_argument("--commit-message", help="first line of the commit")
     push.set_defaults(run=_push)
 
@@ -203,9 +205,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _push(arguments: argparse.Namespace) -> None:
     push = push_dataset_to_hub if is_dataset_folder(arguments.folder) else push_to_hub
-    message = {} if arguments.commit_message is None else {"commit_message": arguments.commit_message}
     print(
-        push(arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision, **message)
+        push(
+            arguments.folder,
+            arguments.repository,
+            private=arguments.private,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            dry_run=arguments.dry_run,
+            commit_message=arguments.commit_message,
+        )
     )
 
 

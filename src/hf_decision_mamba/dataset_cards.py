@@ -13,12 +13,12 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 from huggingface_hub.utils import validate_repo_id
 
-from .hub import cell, number, push_folder, read_json, template_path, write_card
+from .hub import cell, number, read_json, template_path, write_card
+from .pushing import push_folder
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
 FACTS_FILE = "collection.json"
 PICTURE = "returns.png"
-DEFAULT_COMMIT_MESSAGE = "Upload data set"
 TAGS = ("offline-rl", "decision-transformer", "trajectories", "gymnasium")
 
 _FILES = ("data/*.parquet", FACTS_FILE, PICTURE, "README.md")
@@ -99,19 +99,22 @@ def push_dataset_to_hub(
     *,
     private: bool = False,
     revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
     token: str | None = None,
-    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+    commit_message: str | None = None,
 ) -> str:
     """Upload a collected data set with its card to a data set repository of the Hub, in one commit.
 
-    Args: as `hub.push_to_hub`. A README.md that was edited by hand goes as it is.
+    Args: as `hub.push_to_hub`, but the commit message is "Upload data set" when not given. A README.md that was edited
+        by hand goes as it is.
 
     Returns:
-        The address of the repository (of the branch, if `revision` is given).
+        As `hub.push_to_hub`.
 
     Raises:
         FileNotFoundError, ValueError: the folder is no such data set, or `repo_id` is malformed; nothing was sent.
-        OSError: the push failed. Local files are intact, and the message ends with the command that repeats the push.
+        PushError: the push failed, as in `hub.push_to_hub`.
     """
     folder = Path(folder)
     validate_repo_id(repo_id)
@@ -126,6 +129,8 @@ def push_dataset_to_hub(
         lambda name: write_dataset_card(folder, repo_id=name),
         private=private,
         revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
         token=token,
         commit_message=commit_message,
     )

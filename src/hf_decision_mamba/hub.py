@@ -10,19 +10,19 @@ import logging
 import math
 import re
 import shlex
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from huggingface_hub import DatasetCard, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+
+from .pushing import files_at_top, push_folder
 
 logger = logging.getLogger(__name__)
 
 LIBRARY_NAME = "hf_decision_mamba"
 LICENSE = "apache-2.0"
-DEFAULT_COMMIT_MESSAGE = "Upload checkpoint"
 TAGS = ("reinforcement-learning", "deep-reinforcement-learning", "offline-rl")
 
 # What a push sends, from the top of the folder only: no optimizer states, no trainer checkpoints, no pickles.
@@ -127,8 +127,10 @@ def push_to_hub(
     *,
     private: bool = False,
     revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
     token: str | None = None,
-    commit_message: str = DEFAULT_COMMIT_MESSAGE,
+    commit_message: str | None = None,
 ) -> str:
     """Upload a checkpoint folder (weights, processor, card, evaluation) to a Hub repository, in one commit.
 
@@ -140,20 +142,25 @@ def push_to_hub(
         repo_id: `name` or `owner/name`.
         private: create the repository as a private one.
         revision: branch to push to; `main` when not given.
+        create_pr: open a pull request against `main` instead.
+        dry_run: render the card, send nothing, and return what a push would send and delete; needs no token and no
+            network.
         token: access token; the one of `hf auth login` or HF_TOKEN when not given.
-        commit_message: first line of the commit.
+        commit_message: first line of the commit; "Upload checkpoint" when not given.
 
     Returns:
-        The address of the repository (of the branch, if `revision` is given).
+        The address of the repository (of the branch, if `revision` is given), or of the pull request; of a dry run,
+        what a push would do.
 
     Raises:
         FileNotFoundError, ValueError: the folder is no checkpoint, or `repo_id` is malformed; nothing was sent.
-        OSError: the push failed. Local files are intact, and the message ends with the command that repeats the push.
+        PushError: the push failed, though it was repeated where that helps (a lost connection, a busy Hub, somebody
+            else's push in between). Local files are intact, and the message ends with the command that repeats it.
     """
     folder = Path(folder)
     validate_repo_id(repo_id)
     render_model_card(folder)  # whatever is wrong with the files shows before the network is touched
-    if not any(_files_at_top(folder, WEIGHT_FILES)):
+    if not files_at_top(folder, WEIGHT_FILES):
         raise FileNotFoundError(
             f"{folder} has no weights (model.safetensors). Give the folder that `save_pretrained` wrote."
         )
@@ -165,79 +172,11 @@ def push_to_hub(
         lambda name: write_model_card(folder, repo_id=name),
         private=private,
         revision=revision,
+        create_pr=create_pr,
+        dry_run=dry_run,
         token=token,
         commit_message=commit_message,
     )
-
-
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    repo_type: Literal["model", "dataset"],
-    patterns: tuple[str, ...],
-    write: Callable[[str], object],
-    *,
-    private: bool,
-    revision: str | None,
-    token: str | None,
-    commit_message: str,
-) -> str:
-    """Upload the files of a folder whose paths match `patterns`, in one commit; the others of the repository go.
-
-    Args: as `push_to_hub`, and
-
-        repo_type: what kind of repository it is.
-        patterns: of files at the top of the folder, or with one folder before the name (`data/*.parquet`).
-        write: writes the card, given the repository's full name.
-
-    Returns:
-        The address of the repository (of the branch, if `revision` is given).
-
-    Raises:
-        OSError: the push failed; the message ends with the command that repeats it.
-    """
-    api = HfApi(token=token)
-    try:
-        repo = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        if private and not api.repo_info(repo.repo_id, repo_type=repo_type).private:
-            raise PermissionError(f"{repo.repo_id} exists and is public, but private=True was asked for")
-        if revision is not None:
-            api.create_branch(repo.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-        write(repo.repo_id)
-        with warnings.catch_warnings():
-            # The per-episode table is data in a model repository on purpose.
-            warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
-            api.upload_folder(
-                repo_id=repo.repo_id,
-                repo_type=repo_type,
-                folder_path=folder,
-                allow_patterns=_files_at_top(folder, patterns),
-                delete_patterns=list(patterns),
-                revision=revision,
-                commit_message=commit_message,
-            )
-    except Exception as error:  # the clients raise their own, httpx2's, OSError, ValueError and RuntimeError
-        reason = " ".join(str(error).split()) or "no reason given"
-        again = _repeat_command(folder, repo_id, private, revision, commit_message)
-        raise OSError(
-            f"Pushing {folder} to {repo_id} failed ({type(error).__name__}: {reason}). The files in {folder} are "
-            f"intact. Check the connection and the token (`hf auth login`, or HF_TOKEN); this repeats the push: {again}"
-        ) from error
-    return f"{repo}/tree/{revision}" if revision is not None else str(repo)
-
-
-def _repeat_command(folder: Path, repo_id: str, private: bool, revision: str | None, commit_message: str) -> str:
-    words = ["hf-decision-mamba", "push", str(folder), repo_id]
-    words += ["--private"] if private else []
-    words += ["--revision", revision] if revision is not None else []
-    words += ["--commit-message", commit_message] if commit_message != DEFAULT_COMMIT_MESSAGE else []
-    return shlex.join(words)
-
-
-def _files_at_top(folder: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Paths of the matching files, no deeper than the patterns say. (The Hub client's own match in subfolders too.)"""
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def template_path(name: str = "template.md") -> Path:

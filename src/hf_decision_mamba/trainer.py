@@ -8,14 +8,18 @@ import inspect
 import math
 import os
 import re
+import shutil
 import sys
+import tempfile
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,12 +34,14 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import get_parameter_names
+from transformers.trainer_utils import HubStrategy
 
 from . import hub
 from .data import WindowDataset, WindowSampler, WindowStream, collate
 from .evaluation import EvaluationResult, evaluate_policy
 from .model import DecisionMambaProcessor
 from .policy import DecisionMambaPolicy
+from .pushing import PushError, files_at_top
 
 
 def action_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,11 +74,16 @@ class DecisionMambaTrainer(Trainer):
     Batches come finished from a `WindowDataset`, in the order of a `WindowSampler`, or from a `WindowStream`. The loss
     is a mean over all action entries of a step's batch, over gradient accumulation and over processes; so is
     `eval_loss` over the whole data.
+
+    With `push_to_hub`, checkpoints are pushed as `hub_strategy` says, each in one commit and as `hub.push_to_hub` does
+    it: card, weights and processor, never a pickle. `"every_save"` pushes in the background; a save is skipped while
+    the one before it is under way, unless `hub_always_push`. A push that fails is reported, and training goes on.
     """
 
     model: PreTrainedModel
     train_dataset: Any
     processing_class: Any
+    hub_model_id: Any
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs: Any):
         args.remove_unused_columns = False  # batches are finished; `compute_loss` drops what the forward does not take
@@ -82,6 +93,8 @@ class DecisionMambaTrainer(Trainer):
         if "labels" not in self._forward_arguments:
             kwargs.setdefault("compute_loss_func", action_loss)
         kwargs.setdefault("data_collator", collate)
+        self._pushes = ThreadPoolExecutor(1, "push")
+        self._last_push: Future[None] | None = None
         super().__init__(model, args, **kwargs)
         self._eval_errors, self._eval_count = 0.0, 0
         if self.pop_callback(ProgressCallback) is not None:
@@ -182,10 +195,16 @@ class DecisionMambaTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save weights, config and processor. Trainer's pickle of the arguments (it holds tokens) is not kept."""
-        super().save_model(output_dir, _internal_call)
+        """Save weights, config and processor; with `push_to_hub`, push them if it is the user who saves.
+
+        Trainer's pickle of the arguments (it holds tokens) is not kept.
+        """
+        super().save_model(output_dir, _internal_call=True)
+        folder = Path(output_dir or self.output_dir)
         if self.args.should_save:
-            (Path(output_dir or self.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
+            self.push_or_say(folder, "Model save")
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # trainer_state.json is written last; without it, a folder that is being overwritten does not look complete.
@@ -194,10 +213,114 @@ class DecisionMambaTrainer(Trainer):
             (folder / "trainer_state.json").unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Check the arguments; the first push creates the repository, so that training starts without a network."""
+        check_hub_arguments(self.args)
+        self.hub_model_id = self.args.hub_model_id
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and push `output_dir`, see `hub.push_to_hub`, after the push that is under way.
+
+        Args: as Trainer's; `kwargs`, which are for its card, are not used.
+
+        Returns:
+            The address; its Future if not `blocking`; None on other processes than the main one.
+
+        Raises:
+            PushError: the push failed.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        push = self._pushes.submit(self._push, self.output_dir, commit_message, token, revision, private)
+        return push.result() if blocking else push
+
+    def push_or_say(self, folder: Path, commit_message: str | None = None, *, failed: str = "Not pushed.") -> None:
+        """Push a checkpoint folder after the push that is under way; say where it is, or that it `failed` and why."""
+        try:
+            say(f"pushed to    {self._pushes.submit(self._push, folder, commit_message).result()}")
+        except Exception as error:  # whatever it is, the training is worth more than the push
+            say(f"{failed} {error}")
+
+    def _push(
+        self,
+        folder: Path,
+        commit_message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        return hub.push_to_hub(
+            folder,
+            self.hub_model_id,
+            private=bool(self.args.hub_private_repo if private is None else private),
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=commit_message,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint in the background; a copy of it, as Trainer deletes old checkpoints meanwhile."""
+        under_way = self._last_push is not None and not self._last_push.done()
+        skipped = self.args.hub_strategy == HubStrategy.END or (under_way and not self.args.hub_always_push)
+        if skipped or not self.is_world_process_zero():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        step = self.state.global_step
+        try:
+            copy = tempfile.TemporaryDirectory(prefix="push-")
+            for name in files_at_top(Path(checkpoint_folder), hub.CHECKPOINT_FILES):
+                shutil.copyfile(Path(checkpoint_folder) / name, Path(copy.name) / name)
+        except OSError as error:
+            say(f"Step {step:,} was not pushed: it could not be copied ({error}). Training goes on.")
+            return
+        self._last_push = self._pushes.submit(self._push_copy, copy, step)
+
+    def _push_copy(self, copy: tempfile.TemporaryDirectory, step: int) -> None:
+        with copy as folder:
+            try:
+                self._push(Path(folder), f"Training in progress, step {step}")
+            except Exception as error:
+                reason = error.reason if isinstance(error, PushError) else f"{type(error).__name__}: {error}."
+                say(f"Step {step:,} was not pushed: {reason} Training goes on.")
+
+    def _finish_current_push(self) -> None:
+        if self._last_push is not None:
+            self._last_push.result()
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Render the card of `output_dir` (see `hub.write_model_card`); Trainer's own arguments are not used."""
         if self.is_world_process_zero():
             hub.write_model_card(self.output_dir)
+
+
+def check_hub_arguments(args: TrainingArguments) -> None:
+    """Refuse settings of a push that cannot be right.
+
+    Raises:
+        ValueError: no repository, a malformed name of one, or a `hub_strategy` that would send pickles.
+    """
+    if args.hub_model_id is None:
+        raise ValueError("push_to_hub needs the repository to push to: --hub_model_id owner/name")
+    validate_repo_id(args.hub_model_id)
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ValueError(
+            f"hub_strategy={HubStrategy(args.hub_strategy).value} would send optimizer.pt, scheduler.pt and "
+            "rng_state.pth to resume from. They are pickles, which can run code where they are loaded, so they are not "
+            "pushed. Take every_save: each save is a commit without them, which revision=COMMIT loads. To resume "
+            "elsewhere, copy the output_dir."
+        )
 
 
 class _SetEpoch(TrainerCallback):

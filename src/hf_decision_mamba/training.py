@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -63,6 +62,7 @@ from .run_files import (
 from .trainer import (
     DecisionMambaTrainer,
     RolloutCallback,
+    check_hub_arguments,
     is_main_process,
     last_complete_checkpoint,
     say,
@@ -191,8 +191,7 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
     argv = sys.argv[1:] if argv is None else list(argv)
     model_args, data_args, eval_args, args = arguments = parse_arguments(argv, default_config)
     given = given_settings(argv, default_config)
-    push, args.push_to_hub = args.push_to_hub, False  # at the end, once: a failed push must not end the training
-    _check_arguments(data_args, eval_args, args, push)
+    _check_arguments(data_args, eval_args, args)
     checkpoint = _checkpoint_to_resume(args)
     _set_cpu_threads(args)
     disable_progress_bar()  # transformers' own: one for each file of each checkpoint
@@ -216,7 +215,7 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
     trainer.remove_callback(RolloutCallback)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed with its scores
     metrics = {
         "global_step": trainer.state.global_step,
         **({"train_runtime": runtime} if checkpoint is None else {}),
@@ -235,8 +234,8 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         if evaluates:
             metrics |= _evaluate(trainer, eval_args, data)
         say(_closing(output_dir))
-        if push:
-            _push(output_dir, args)
+        if args.push_to_hub:
+            trainer.push_or_say(output_dir, failed="The training is finished, but not pushed.")
     trainer.accelerator.wait_for_everyone()
     return metrics
 
@@ -253,7 +252,7 @@ def report_user_errors() -> Iterator[None]:
 
 
 def _check_arguments(
-    data_args: DataArguments, eval_args: EvaluationArguments, args: DecisionMambaTrainingArguments, push: bool
+    data_args: DataArguments, eval_args: EvaluationArguments, args: DecisionMambaTrainingArguments
 ) -> None:
     """Refuse what is wrong whatever the data; adapt what follows from other settings."""
     if data_args.dataset_name is None:
@@ -279,10 +278,8 @@ def _check_arguments(
         raise ValueError(
             "metric_for_best_model=eval_normalized_score needs rollouts in training: --rollout_episodes 10"
         )
-    if push:
-        if args.hub_model_id is None:
-            raise ValueError("push_to_hub needs the repository to push to: --hub_model_id owner/name")
-        validate_repo_id(args.hub_model_id)
+    if args.push_to_hub:
+        check_hub_arguments(args)
     if data_args.held_out_fraction == 0:
         if args.load_best_model_at_end or eval_args.rollout_episodes:
             raise ValueError("held_out_fraction=0 leaves nothing to evaluate during training; hold episodes out.")
@@ -474,22 +471,6 @@ def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, dat
     trainer.create_model_card()
     say(f"\n{result.table()}")
     return score_metrics(result)
-
-
-def _push(output_dir: Path, args: DecisionMambaTrainingArguments) -> None:
-    """Push the finished checkpoint; when that fails, say how to repeat it, for the training itself is safe."""
-    try:
-        address = hub.push_to_hub(
-            output_dir,
-            str(args.hub_model_id),
-            private=bool(args.hub_private_repo),
-            revision=args.hub_revision,
-            token=args.hub_token,
-        )
-    except (OSError, ValueError) as error:
-        say(f"The training is finished, but not pushed. {error}")
-        return
-    say(f"pushed to    {address}")
 
 
 # ----------------------------------------------------------------------------------------- what a run tells of itself

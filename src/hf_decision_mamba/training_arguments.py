@@ -194,6 +194,13 @@ class DecisionMambaTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "last: go on from the newest complete checkpoint in output_dir; or a checkpoint folder."},
     )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "With push_to_hub: end pushes the scored checkpoint; every_save also every one before, in the "
+            "background. (checkpoint and all_checkpoints are refused: they would push pickles.)"
+        },
+    )
     cpu_threads: int | None = field(
         default=None,
         metadata={"help": "CPU threads per process; torch's choice if unset, under accelerate launch all cores."},
