@@ -26,6 +26,7 @@ from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionM
 from hf_decision_mamba.evaluation import EvaluationResult, normalized_score
 from hf_decision_mamba.hub import push_to_hub, render_model_card, write_model_card
 from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.remote_code import CODE_FILES, write_model_code
 
 BASELINES = ("decision_transformer", "bc")
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,8 @@ def make_checkpoint(folder: Path) -> Path:
     return folder
 
 
-SHARED = {"README.md", "config.json", "model.safetensors", *OPTIONAL_FILES, "evaluation.parquet", "train.yaml"}
+RESULTS = {*OPTIONAL_FILES, "evaluation.parquet", "train.yaml"}
+SHARED = {"README.md", "config.json", "model.safetensors", *RESULTS, *CODE_FILES}
 
 
 @pytest.fixture
@@ -417,7 +419,7 @@ def test_unfit_folder_is_refused_before_anything_is_sent(
 
 def test_snippets_of_the_card_run(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snippets = re.findall(r"```python\n(.*?)```", render_model_card(checkpoint).text, re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     names: dict[str, object] = {"observation": np.zeros(3, np.float32)}
     exec("\n".join(snippets), names)
     action = names["action"]
@@ -485,6 +487,7 @@ def test_cards_of_the_repository_are_up_to_date(folder: Path, monkeypatch: pytes
 
 
 def test_pushed_policy_acts_identically_in_a_fresh_process(hub: LoopbackHub, run: Run, checkpoint: Path) -> None:
+    write_model_code(checkpoint)
     before = contents(checkpoint)
     assert pushed(hub, run, checkpoint) == f"{hub.endpoint}/alice/pendulum"
     repository = hub.model("alice/pendulum")

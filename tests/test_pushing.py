@@ -20,11 +20,12 @@ from hf_decision_mamba.collecting import CollectSettings, collect
 from hf_decision_mamba.dataset_cards import push_dataset_to_hub
 from hf_decision_mamba.hub import push_to_hub
 from hf_decision_mamba.pushing import RETRY_WAITS, PushError
+from hf_decision_mamba.remote_code import CODE_FILES, write_model_code
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own, to httpx2
 
 NAME = "alice/pendulum"
-FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", *CODE_FILES}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def checkpoint_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DecisionMambaConfig(state_dim=3, act_dim=1, hidden_size=16, n_layer=1, state_size=4)
     DecisionMambaModel(config).save_pretrained(folder)
     DecisionMambaProcessor(state_mean=[0.0] * 3, state_std=[1.0] * 3, env_id="Pendulum-v1").save_pretrained(folder)
+    write_model_code(folder)  # as an earlier push has left it
     for private in ("optimizer.pt", "training_args.bin", "checkpoint-5/model.safetensors"):
         (folder / private).parent.mkdir(exist_ok=True)
         (folder / private).write_bytes(b"stays here")
@@ -317,7 +319,7 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(hub: LoopbackHub, 
     assert f'would go to the model repository {NAME}, as one commit, "Train longer":' in printed
     listed = {name: int(size.replace(",", "")) for name, size in re.findall(r"^  (\S+) +([\d,]+) bytes", printed, re.M)}
     assert listed == {name: (checkpoint / name).stat().st_size for name in FILES}
-    assert f"4 files, {sum(listed.values()):,} bytes" in printed
+    assert f"{len(FILES)} files, {sum(listed.values()):,} bytes" in printed
     assert "has no such files: evaluation.json.\n" in printed and "nothing was sent" in printed
     assert contents(checkpoint) == before
     assert {method for method, path, status in hub.requests[count:]} == {"GET"}

@@ -27,6 +27,7 @@ from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectorie
 from hf_decision_mamba.evaluation import EvaluationResult
 from hf_decision_mamba.model import PRESETS
 from hf_decision_mamba.pushing import PushError
+from hf_decision_mamba.remote_code import CODE_FILES
 from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, action_loss, last_complete_checkpoint
 from hf_decision_mamba.training import main, report_user_errors
 from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments, parse_arguments
@@ -919,12 +920,12 @@ def test_checkpoints_are_pushed_as_hub_strategy_says(tmp_path, hub, strategy, st
     messages = [f"Training in progress, step {step}" for step in steps]
     assert repository.history() == ["Upload checkpoint", *reversed(messages), "initial commit"]
     shas = {commit.message: sha for sha, commit in repository.commits.items()}
-    sent = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
+    sent = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes", *CODE_FILES}
     for step, message in zip(steps, messages, strict=True):
         files = repository.files(shas[message])
         assert set(files) == sent
         assert files["model.safetensors"] == (run / f"checkpoint-{step}" / "model.safetensors").read_bytes()
-    assert set(repository.files()) == {*sent, "training.json"}
+    assert set(repository.files()) == {*sent, "training.json", "train.yaml"}
 
 
 def test_a_failed_push_does_not_fail_the_training(tmp_path, hub, capsys):
@@ -985,7 +986,7 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ({"dataset_name": None}, "No data set: give --dataset_name"),
         ({"held_out_fraction": 1.0}, "held_out_fraction=1.0 must be 0 or more and below 1"),
         ({"context_length": 5000}, "context_length=5000 is longer than any episode can be: max_ep_len is 4096"),
-        ({"context_length": 0}, "context_length=0 must be at least 1"),
+        ({"context_length": 0}, "context_length=0 must be a whole number from 1"),
         ({"max_ep_len": 100}, "has an episode of 316 steps, but the model knows only max_ep_len=100"),
         (
             {"eval_episodes": 2, "env_id": "Hoper-v5"},
@@ -1037,7 +1038,7 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
             {**BASELINES["decision_transformer"], "env_id": "Hopper-v5", "eval_episodes": 1, "max_ep_len": 400},
             "Episodes of Hopper-v5 last up to 1000 steps, but the model knows only max_ep_len=400",
         ),
-        ({**BASELINES["bc"], "context_length": 0}, "context_length=0 must be at least 1"),
+        ({**BASELINES["bc"], "context_length": 0}, "context_length=0 must be a whole number from 1"),
     ],
 )
 def test_bad_input_is_refused_before_any_training(tmp_path, settings, message):

@@ -18,6 +18,7 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
 from .pushing import files_at_top, push_folder
+from .remote_code import CODE_FILES, write_model_code
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ CHECKPOINT_FILES = (
     "returns.png",
     "learning_curve.png",
     "README.md",
+    *CODE_FILES,
 )
 
 # Ends every rendered README.md. While the checksum fits the text above it, nobody has edited the card.
@@ -138,7 +140,8 @@ def push_to_hub(
     repository has and the folder has not are deleted there: an old evaluation never stands beside new weights.
 
     Args:
-        folder: the checkpoint folder; its README.md is rendered first (see `write_model_card`).
+        folder: the checkpoint folder; its README.md is rendered first (see `write_model_card`), and the model's code
+            comes beside it (see `write_model_code`).
         repo_id: `name` or `owner/name`.
         private: create the repository as a private one.
         revision: branch to push to; `main` when not given.
@@ -169,7 +172,7 @@ def push_to_hub(
         repo_id,
         "model",
         CHECKPOINT_FILES,
-        lambda name: write_model_card(folder, repo_id=name),
+        lambda name: (write_model_code(folder), write_model_card(folder, repo_id=name)),
         private=private,
         revision=revision,
         create_pr=create_pr,

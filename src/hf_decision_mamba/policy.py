@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from numpy.typing import ArrayLike, NDArray
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -126,7 +127,7 @@ class DecisionMambaPolicy:
         try:
             processor = DecisionMambaProcessor.from_pretrained(path_or_repo_id, **hub_kwargs)
         except OSError as error:
-            if isinstance(error.__context__, ValueError):  # the file is there, but is no JSON
+            if not _is_missing(path_or_repo_id, error):  # it is no JSON, or cannot be read now
                 raise
             raise FileNotFoundError(
                 f"{path_or_repo_id} holds a model but no preprocessor_config.json, without which states "
@@ -434,6 +435,17 @@ def _check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor)
                 f"The processor {does} {len(values)} action dimensions, but the model predicts "
                 f"act_dim={config.act_dim}; {other}"
             )
+
+
+def _is_missing(path_or_repo_id: str | os.PathLike[str], error: BaseException | None) -> bool:
+    """Whether an error of loading the processor means that the checkpoint has no preprocessor_config.json."""
+    if os.path.isdir(path_or_repo_id):
+        return not os.path.isfile(os.path.join(path_or_repo_id, "preprocessor_config.json"))
+    while error is not None:
+        if isinstance(error, EntryNotFoundError):
+            return not isinstance(error, LocalEntryNotFoundError)
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _per_row(name: str, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:

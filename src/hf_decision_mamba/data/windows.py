@@ -97,10 +97,12 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         state_dim = trajectories.state_dim if trajectories.state_type == "vector" else None
         self.state_mean = _vector("state_mean", state_mean, 0.0, state_dim, trajectories.name)
         self.state_std = _vector("state_std", state_std, 1.0, state_dim, trajectories.name)
+        scales_actions = action_mid is not None or action_scale is not None
         act_dim = trajectories.act_dim if trajectories.action_type == "continuous" else None
-        self.scales_actions = action_mid is not None or action_scale is not None
-        self.action_mid = _vector("action_mid", action_mid, 0.0, act_dim, trajectories.name)
-        self.action_scale = _vector("action_scale", action_scale, 1.0, act_dim, trajectories.name)
+        self.action_mid = _vector("action_mid", action_mid, 0.0, act_dim, trajectories.name) if scales_actions else None
+        self.action_scale = (
+            _vector("action_scale", action_scale, 1.0, act_dim, trajectories.name) if scales_actions else None
+        )
         for name, values in (("state_std", self.state_std), ("action_scale", self.action_scale)):
             if values is not None and not (values > 0).all():
                 raise ValueError(f"{name} must be positive in every dimension; of constant ones it is 1")
@@ -152,7 +154,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         states = self._gather_states(rows, first)
         before = np.maximum(rows[:, :1] - 1, 0)
         taken = self._read("actions", np.concatenate([before, rows], axis=1))
-        if self.scales_actions:
+        if self.action_mid is not None and self.action_scale is not None:
             taken = (taken - self.action_mid) / self.action_scale
         previous_actions, actions = taken[:, :-1].copy(), taken[:, 1:].copy()
         rewards = self._read("rewards", rows)

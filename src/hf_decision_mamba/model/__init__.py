@@ -1,6 +1,7 @@
 """The model: config, network, recurrent cache, processor and the selective scan.
 
-Self-contained (nothing here imports the rest of the package): the Hub copies this folder for `trust_remote_code`.
+Self-contained (nothing here imports the rest of the package): these files travel with a checkpoint, side by side and
+without this one, and run there as transformers' remote code.
 """
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor

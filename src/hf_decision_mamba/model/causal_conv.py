@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .causal_conv_cpu import conv_backward, conv_forward
-from .selective_scan import choose_backend
+from .selective_scan import NAMESPACE, choose_backend
 
 
 def causal_conv(x: Tensor, conv: nn.Conv1d, history: int = 0, backend: str | None = None) -> Tensor:
@@ -47,7 +47,7 @@ def conv_over_tokens(window: Tensor, weight: Tensor, bias: Tensor | None = None,
 # ---------------------------------------------------------------------------------------------------- the torch op
 
 
-@torch.library.custom_op("hf_decision_mamba::causal_conv", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::causal_conv", mutates_args=())
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -> Tensor:
     return conv_forward(x, weight, bias, history)
 
@@ -57,7 +57,7 @@ def _(x, weight, bias, history):
     return x.new_empty(x.shape[0], x.shape[1] - history, x.shape[2])
 
 
-@torch.library.custom_op("hf_decision_mamba::causal_conv_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::causal_conv_backward", mutates_args=())
 def _conv_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -> list[Tensor]:
     return [grad for grad in conv_backward(dy, x, weight, bias, history) if grad is not None]
 

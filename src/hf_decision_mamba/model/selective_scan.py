@@ -9,6 +9,8 @@ Symbols, as in the paper: b batch, l length, c channels, n state size; u input, 
 C output map, D skip, z gate, h state.
 """
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -184,8 +186,14 @@ def _unrolled_states(
 # ---------------------------------------------------------------------------------------------------- the torch op
 # One custom op, so that autograd keeps a single node and torch.compile and torch.export see a single call.
 
+# The code that came with a checkpoint may run beside the package, or beside another revision of itself. Every copy has
+# ops of its own: to register a name again would destroy the op that another copy calls.
+NAMESPACE = "hf_decision_mamba"
+if __package__ != "hf_decision_mamba.model":
+    NAMESPACE += "_" + hashlib.sha256(str(__package__).encode()).hexdigest()[:16]
 
-@torch.library.custom_op("hf_decision_mamba::selective_scan", mutates_args=())
+
+@torch.library.custom_op(f"{NAMESPACE}::selective_scan", mutates_args=())
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -217,7 +225,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state, 
     return u.new_empty(b, l, c), u.new_empty(b, c, A.shape[1]), u.new_empty(saved)
 
 
-@torch.library.custom_op("hf_decision_mamba::selective_scan_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::selective_scan_backward", mutates_args=())
 def _scan_backward(
     dy: Tensor,
     dfinal_state: Tensor | None,

@@ -257,7 +257,6 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
             r"episode 0, step 1, column 'next\.done': the episode ends here",
         ),
         ({"next.done": [0, 0, 7, 0, 1]}, r"episode 0, step 2, column 'next\.done': expected true or false .*found 7"),
-        ({"action": [[0.0], [0.0], [0.0], [0.0], [180.0]]}, "episode 1, step 1, column 'action', dimension 0: .* 180"),
     ],
 )
 def test_names_what_is_wrong(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
