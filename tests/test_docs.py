@@ -2,20 +2,24 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHECKPOINT = "dema-b3ld-hopper-medium-replay"
 
 
-def snippets(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def snippets(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -23,10 +27,11 @@ def clone(tmp_path, monkeypatch):
     """A folder in which the default run has ended (its checkpoint is the one that the repository publishes)."""
     shutil.copytree(ROOT / "model_cards" / CHECKPOINT, tmp_path / "runs" / CHECKPOINT)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_the_python_snippets_of_the_readme_run_as_printed(clone):
-    act, loop, model = snippets("python")
+    act, loop, model, *_ = snippets("python")
     names = {"observation": np.zeros(11, dtype=np.float32)}
     exec(act, names)
     assert names["action"].shape == (3,)
@@ -34,6 +39,22 @@ def test_the_python_snippets_of_the_readme_run_as_printed(clone):
     assert names["truncated"]
     exec(model, names)
     assert names["output"].action_preds.shape == (2, 20, 3)
+
+
+def test_the_share_section_of_the_readme_runs_as_printed(clone):
+    """Each block is a fresh process that knows nothing but where the Hub is."""
+    section = README[README.index("## Share") : README.index("## Speed")]
+    (push,), (with_package, without) = snippets("bash", section), snippets("python", section)
+    commands = ["bash", "-ec", push], [sys.executable, "-c", with_package], [sys.executable, "-c", without]
+    with LoopbackHub({"hf_me": "your-name"}) as hub:
+        environment = hub.client_environment(clone / "home", "hf_me")
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+        for command in commands:
+            done = subprocess.run(command, env=environment, cwd=clone, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert ("nothing was sent" in done.stdout) == (command is commands[0])
+        repository = hub.model("your-name/dema-hopper")
+        assert repository.private and {"model.safetensors", "modeling_decision_mamba.py"} <= {*repository.files()}
 
 
 def program(path: str):
