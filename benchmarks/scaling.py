@@ -119,13 +119,12 @@ def main() -> None:
         return next(row for row in rows if (row["name"], row["steps"]) == (name, steps))
 
     worst = max(of(OURS, k)["memory_bytes"] / of(DT, k)["memory_bytes"] for k in CONTEXTS if k >= 50)
-    early, late = (of(RECURRENT, k)["decision_ms"]["median"] for k in (CONTEXTS[0], CONTEXTS[-1]))
     save(
         "cost against the context length K",
         {
             DT: DT_NOTE,
             OURS: "the same width and number of layers",
-            RECURRENT: f"after K decisions; {IN_A_ROW} in a row, as in an episode",
+            RECURRENT: f"after K decisions; {IN_A_ROW} in a row, as in an episode; decision.py compares early with late",
             "memory": "growth of the resident set at the step's peak, a fresh process per point",
         },
         size={"batch": BATCH, "contexts": CONTEXTS, "tokens_per_step": TOKENS},
@@ -137,7 +136,6 @@ def main() -> None:
                 1.1,
             ),
             target(f"memory of a step, K 50 and more, at worst: {OURS} / {DT}", worst, 1.0),
-            target(f"recurrent decision after {CONTEXTS[-1]} / after {CONTEXTS[0]}", late / early, 1.1),
         ],
     )
 
