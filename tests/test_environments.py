@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hf_decision_mamba.data import load_trajectories
+from hf_decision_mamba.data.formats.minari import _observations
 from hf_decision_mamba.environments import make_environments, normalized_score, score_reference
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -59,6 +60,37 @@ class TestScores:
     )
     def test_no_reference(self, env_id):
         assert score_reference(env_id) is None and normalized_score(env_id, 1.0) is None
+
+
+class Goal(gymnasium.Env):
+    """Observes where it is and where it shall be, in a dictionary."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"position": gymnasium.spaces.Box(-1, 1, (3,)), "goal": gymnasium.spaces.Box(-1, 1, (2, 1))}
+    )
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_dictionaries_are_flattened_as_those_of_data_are():
+    gymnasium.register("Goal-v3", Goal)
+    try:
+        envs = make_environments("Goal-v3", 2)
+        found = envs.reset(seed=[3, 4])[0]
+        raw = [Goal().reset(seed=seed)[0] for seed in (3, 4)]
+        batched = {name: np.stack([one[name] for one in raw]) for name in raw[0]}
+        np.testing.assert_array_equal(found, _observations("here", Goal.observation_space, batched))
+        assert envs.single_observation_space.shape == (5,) and envs.step(np.zeros((2, 1)))[0].shape == (2, 5)
+        envs.close()
+    finally:
+        gymnasium.registry.pop("Goal-v3")
 
 
 class TestAtari:

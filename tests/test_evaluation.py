@@ -379,7 +379,6 @@ class TestRefusals:
             ("Cuntdown-v1", "No environment 'Cuntdown-v1': check the spelling, or import the package"),
             ("no_such_module:Countdown-v1", "No environment 'no_such_module:Countdown-v1'"),
             ("Wide-v0", "observes 5 dimensions, but the policy was trained on 3 dimensions; .* 'Countdown-v1'"),
-            ("Goal-v0", r"observes a dictionary \(desired_goal, observation\), but .* trained on 3 dimensions"),
             ("Image-v0", "Image-v0 observes Box.*, but the policy was trained on 3 dimensions"),
             ("Frame-v0", "observes grey frames of 84 x 84 pixels, but the policy was trained on 3 dimensions"),
             ("Buttons-v0", r"takes 3 discrete actions, but the policy gives actions of shape \(2,\)"),

@@ -97,6 +97,8 @@ def make_environments(env_id: str, count: int, max_episode_steps: int | None = N
     108,000 frames, which are 27,000 decisions. Rewards are the game's points, not clipped. Nothing presses FIRE for the
     policy: where a game waits for it (Breakout), one that never does plays until the limit, and scores what it did.
 
+    Dictionaries and tuples of observations (goals, sensors) are one vector, flattened as the data of Minari are.
+
     Args:
         env_id: gymnasium id.
         count: rows.
@@ -113,7 +115,7 @@ def make_environments(env_id: str, count: int, max_episode_steps: int | None = N
         from gymnasium.wrappers import AtariPreprocessing, TimeLimit
     except ImportError as error:
         raise ImportError(f"Rollouts need gymnasium ({error}); install it with: {hint}") from error
-    wrappers: list[Callable[..., Any]] = []
+    wrappers: list[Callable[..., Any]] = [_flattened]
     options: dict[str, Any] = {}
     if _is_atari(env_id):
         _register_atari(env_id)
@@ -165,6 +167,14 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
         raise ValueError(f"{env_id} takes {takes}, but the policy gives {gives}; {checkpoint}")
 
 
+def _flattened(env: Any) -> Any:
+    """An environment whose observations are vectors, where they were dictionaries or tuples."""
+    from gymnasium import spaces
+    from gymnasium.wrappers import FlattenObservation
+
+    return FlattenObservation(env) if isinstance(env.observation_space, (spaces.Dict, spaces.Tuple)) else env
+
+
 def _is_atari(env_id: str) -> bool:
     return re.search(r"(^|:)ALE/|NoFrameskip-v\d+$", env_id) is not None
 
@@ -188,8 +198,6 @@ def _described_observations(space: Space) -> str:
     """What an environment observes, in words that are equal exactly where a policy could read the one for the other."""
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Dict):
-        return f"a dictionary ({', '.join(space.spaces)})"
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return f"{space.shape[0]} dimensions"
     if isinstance(space, spaces.Box) and len(space.shape) == 2 and space.dtype == np.uint8:
