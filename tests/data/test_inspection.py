@@ -79,15 +79,6 @@ def test_what_should_be_known_before_training_is_said(episodes, remark):
     assert remark in found.text()
 
 
-def test_actions_that_a_tanh_cannot_give_are_said(tmp_path):
-    table = datasets.Dataset.from_list([{name: values.tolist() for name, values in episode(9).items()}])
-    table = table.map(lambda row: {"actions": [[3 * x for x in step] for step in row["actions"]]})
-    table.to_parquet(tmp_path / "wide.parquet")
-    (tmp_path / "wide.json").write_text(json.dumps({"action_low": -3, "action_high": 3}))
-    problems = inspect_source(tmp_path / "wide.parquet").problems
-    assert any("pass through tanh" in problem and "stay within [-1, 1]" in problem for problem in problems)
-
-
 def test_warnings_of_loading_are_problems_and_not_printed(capsys):
     found = inspect_source(SAMPLES / "door-human.parquet")
     assert found.readable and "outside of its space; it is clipped" in found.problems[0]

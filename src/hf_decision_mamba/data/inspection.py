@@ -30,7 +30,6 @@ QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "
 
 _PACKAGE = __name__.split(".")[0]
 _DIMENSIONS_SHOWN = 50
-_MODELS_REACH = 1.0  # a model with action_tanh gives actions in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -274,11 +273,6 @@ def _remarks(facts: Mapping[str, Any]) -> list[str]:
         never = [action for action, count in enumerate(actions["counts"]) if not count]
         if never:
             remarks.append(f"of {actions['number']} discrete actions, {_enumerated(never)} never happen")
-    elif max(map(abs, (*actions["low"], *actions["high"]))) > _MODELS_REACH:
-        remarks.append(
-            f"actions reach from {min(actions['low']):.4g} to {max(actions['high']):.4g}, but models whose "
-            "predictions pass through tanh (action_tanh, the default of every preset) stay within [-1, 1]"
-        )
     if facts["episodes"] == 1:
         remarks.append("there is one episode: none can be held out, so train with --held_out_fraction 0")
     if facts["env_id"] is None:
