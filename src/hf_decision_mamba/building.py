@@ -12,7 +12,6 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from numpy.typing import NDArray
 from torch import nn
 from transformers import (
-    AutoModel,
     DecisionTransformerConfig,
     DecisionTransformerModel,
     PreTrainedConfig,
@@ -23,6 +22,7 @@ from .baselines import DecisionBCConfig, DecisionBCModel
 from .data import Trajectories
 from .data.statistics import CONSTANT_STD, TrajectoryStatistics
 from .model import PRESETS, DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from .policy import load_model
 from .training_arguments import DEFAULT_FRAME_STACK, DEFAULTS, DataArguments, ModelArguments
 
 #: What `--architecture` may be, and the classes behind it.
@@ -225,7 +225,7 @@ def _load(
         raise ValueError(
             f"{next(iter(overrides))} cannot be changed when fine-tuning {source}: its architecture is kept."
         )
-    model = AutoModel.from_pretrained(source)
+    model = load_model(source)
     config, architecture = model.config, architecture_of(model.config)
     if model_args.architecture not in (ModelArguments.architecture, architecture):
         raise ValueError(

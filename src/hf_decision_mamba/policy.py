@@ -123,7 +123,7 @@ class DecisionMambaPolicy:
             OSError: no checkpoint is there (transformers says where it looked).
             ValueError: the checkpoint is damaged, or its config, weights and processor do not fit each other.
         """
-        model = _load_model(path_or_repo_id, **hub_kwargs)
+        model = load_model(path_or_repo_id, **hub_kwargs)
         try:
             processor = DecisionMambaProcessor.from_pretrained(path_or_repo_id, **hub_kwargs)
         except OSError as error:
@@ -383,8 +383,11 @@ class DecisionMambaPolicy:
             )
 
 
-def _load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> PreTrainedModel:
-    """Load a model of any class when its config and weights can be trusted; each of ours checks itself."""
+def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> PreTrainedModel:
+    """Load a model of any class when its config and weights can be trusted; each of ours checks itself.
+
+    Args, raises: as `DecisionMambaPolicy.from_pretrained`.
+    """
     try:
         config = AutoConfig.from_pretrained(path_or_repo_id, **hub_kwargs)
         load = partial(AutoModel.from_pretrained, path_or_repo_id, config=config)
