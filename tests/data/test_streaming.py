@@ -44,9 +44,26 @@ def write(folder: Path, files: int = FILES, episodes: int = EPISODES, **columns:
     return folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write(tmp_path / "episodes")
+def as_steps(folder: Path) -> Path:
+    """The same files with a row a step, as LeRobot has them; row groups end inside of episodes."""
+    for path in folder.glob("*.parquet"):
+        episodes, first = pq.read_table(path).to_pylist(), 10 * int(path.stem[-5:])
+        columns = {"observation.state": "observations", "action": "actions", "next.reward": "rewards"}
+        steps = [
+            {"episode_index": first + number, "frame_index": step, "next.done": done}
+            | {theirs: episode[ours][step] for theirs, ours in columns.items()}
+            for number, episode in enumerate(episodes)
+            for step, done in enumerate(episode["dones"])
+        ]
+        pq.write_table(pa.Table.from_pylist(steps), path, row_group_size=13)
+    return folder
+
+
+@pytest.fixture(params=["a row an episode", "a row a step"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(streaming, "_STEPS_AT_ONCE", 32)  # like eight episodes
+    written = write(tmp_path / "episodes")
+    return as_steps(written) if request.param == "a row a step" else written
 
 
 @pytest.fixture
@@ -110,7 +127,7 @@ def test_windows_are_cut_from_whole_episodes(stream: EpisodeStream) -> None:
 def test_transitions_begin_as_many_windows(stream: EpisodeStream) -> None:
     """In the long run: the files' order and the buffer bring every episode in again and again."""
     begun: Counter[int] = Counter()
-    for batch in islice(windows_of(stream), 2000):
+    for batch in islice(windows_of(stream), 4000):
         begun.update(batch["states"][:, 0, 0].int().tolist())
     expected = np.array([2 + number % 5 for number in range(40)])
     drawn = np.array([begun[number] for number in range(40)])
@@ -134,6 +151,7 @@ def test_the_buffer_is_bounded(stream: EpisodeStream, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(streaming, "WindowDataset", spied)
     monkeypatch.setattr(streaming, "_EPISODES_AT_ONCE", 2)
+    monkeypatch.setattr(streaming, "_STEPS_AT_ONCE", 6)
     list(islice(windows_of(stream, buffer_steps=64), 500))
     longest_piece = 2 * 6
     assert max(sizes) <= 64 + longest_piece
@@ -161,6 +179,14 @@ def test_frames_and_discrete_actions(tmp_path: Path) -> None:
     assert batch["states"].shape == (8, 3, 4, 84, 84) and batch["actions"].dtype == torch.int64
 
 
+def test_the_samples_of_a_robot(caplog: pytest.LogCaptureFixture) -> None:
+    _, train, held_out = open_stream(str(HERE / "samples" / "lerobot")).sample(1000, 0.2)
+    whole = load_trajectories(HERE / "samples" / "lerobot")
+    caplog.clear()
+    assert held_out is not None and train.num_steps + held_out.num_steps == whole.num_steps
+    np.testing.assert_array_equal(held_out.returns_to_go, whole.returns_to_go[: held_out.num_steps])
+
+
 def test_columns_are_mapped(tmp_path: Path) -> None:
     folder = write(tmp_path / "named", score=[[1.0] * (2 + number % 5) for number in range(EPISODES)], files=1)
     stream = open_stream(str(folder), columns={"rewards": "score"})
@@ -168,8 +194,6 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
 
 
 def test_refuses_what_cannot_be_streamed(tmp_path: Path, folder: Path, stream: EpisodeStream) -> None:
-    with pytest.raises(ValueError, match=r"lerobot' cannot be streamed: file-000.parquet has one row per step"):
-        open_stream(str(HERE / "samples" / "lerobot"), split="train").sample(10, 0)
     with pytest.raises(FileNotFoundError, match="no data set to stream at 'minari:hopper/sample-v0'"):
         open_stream("minari:hopper/sample-v0")
     with pytest.raises(ValueError, match=r"cannot be streamed: only parquet files can.*d4rl.hdf5"):
@@ -186,7 +210,7 @@ def test_a_fault_is_named_with_its_file(tmp_path: Path, folder: Path, stream: Ep
     bad = [[1.0] * (2 + number % 5) for number in range(EPISODES)]
     bad[9][1] = float("nan")
     wrong = open_stream(str(write(tmp_path / "wrong", rewards=bad)))
-    expected = r"train-0000\d.parquet from row 8', episode 1, step 1, column 'rewards': the value is nan"
+    expected = r"train-0000\d.parquet from episode 8', episode 1, step 1, column 'rewards': the value is nan"
     with pytest.raises(ValueError, match=expected):
         list(islice(windows_of(wrong), 9))
     file = Path(stream.files[1])

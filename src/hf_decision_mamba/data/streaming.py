@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import HfFileSystem
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -25,18 +26,19 @@ from .facts import SourceFacts
 from .formats.episode_rows import read_episode_rows
 from .formats.hub import Request, find_parquet, is_repository_id
 from .formats.rows import TableRows, reading
-from .formats.step_rows import has_one_row_per_step
+from .formats.step_rows import RobotInfo, has_one_row_per_step, read_step_rows, step_columns
 from .trajectories import Trajectories, concatenate
 from .windows import WindowDataset
 
 _EPISODES_AT_ONCE = 8  # bounds what is unpacked at a time
+_STEPS_AT_ONCE = 4096  # the same, where a row is a step
 _SAMPLED_FILES = 8  # what is known of a stream before it is read is known from so many of its files
 _TURNOVER = 8  # a new part of the buffer comes in whenever so many windows have been drawn as it has steps
 
 
 @dataclass(frozen=True)
 class EpisodeStream:
-    """Tables with one row per episode in parquet files, here or on the Hub.
+    """Tables in parquet files, here or on the Hub, with a row an episode, or a row a step and episodes one by one.
 
     Args:
         label: what errors call it.
@@ -99,26 +101,49 @@ class EpisodeStream:
         Raises:
             ValueError: the file cannot be read, or an episode is not what it should be.
         """
+        first = 0
+        for found, numbers in self._pieces(file):
+            episodes = first + np.arange(numbers[-1] + 1)
+            wanted = (episodes % parts == part) & (episodes >= self.held_out.get(file, 0))
+            label = f"{self.label}, {Path(file).name} from episode {first}"
+            first += len(episodes)
+            rows = TableRows(found.filter(pa.array(wanted[numbers])))
+            if "episodes" in self._names(found.schema):
+                read = read_step_rows(rows, label, label, self.columns, self.facts, RobotInfo(), tell=False)
+            else:
+                read = read_episode_rows(rows, label, label, self.columns, self.facts)
+            if read is not None:
+                read.check_finite()
+                yield replace(read, name=self.name)
+
+    def _names(self, schema: pa.Schema) -> dict[str, str]:
+        """Return the table's names of the columns that are read, by ours."""
+        if has_one_row_per_step(schema, self.columns):
+            return step_columns(self.label, schema, self.columns, RobotInfo())
+        return without_spare_dones(find_columns(self.label, schema.names, self.columns))
+
+    def _pieces(self, file: str) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """Yield whole episodes, a few rows at a time, and for each row which episode of them it is."""
         with self._opened(file) as table:
-            if has_one_row_per_step(table.schema_arrow, self.columns):
-                raise ValueError(
-                    f"data set {self.label!r} cannot be streamed: {Path(file).name} has one row per step, and only "
-                    "tables with one row per episode can; load it without streaming"
-                )
-            names = without_spare_dones(find_columns(self.label, table.schema_arrow.names, self.columns))
-            first = 0
+            names = self._names(table.schema_arrow)
+            columns = sorted({*names.values()} & {*table.schema_arrow.names})
+            at_once = _STEPS_AT_ONCE if "episodes" in names else _EPISODES_AT_ONCE
+            begun = table.schema_arrow.empty_table().select(columns)
             for group in range(table.num_row_groups):
-                groups: Any = {"row_groups": [group], "columns": sorted({*names.values()}), "use_threads": False}
-                for batch in table.iter_batches(_EPISODES_AT_ONCE, **groups):
-                    rows = np.arange(first, first + len(batch))
-                    first += len(batch)
-                    wanted = (rows % parts == part) & (rows >= self.held_out.get(file, 0))
-                    chosen = pa.Table.from_batches([batch]).filter(pa.array(wanted))
-                    label = f"{self.label}, {Path(file).name} from row {rows[0]}"
-                    found = read_episode_rows(TableRows(chosen), label, label, self.columns, self.facts)
-                    if found is not None:
-                        found.check_finite()
-                        yield replace(found, name=self.name)
+                groups: Any = {"row_groups": [group], "columns": columns, "use_threads": False}
+                for batch in table.iter_batches(at_once, **groups):
+                    piece = pa.Table.from_batches([batch]).select(columns)
+                    if "episodes" not in names:
+                        yield piece, np.arange(len(piece))
+                        continue
+                    piece = pa.concat_tables([begun, piece.cast(begun.schema)])
+                    numbers = _numbers(piece.column(names["episodes"]))
+                    ended = int(np.searchsorted(numbers, numbers[-1]))  # the last episode may go on
+                    begun = piece.slice(ended)
+                    if ended:
+                        yield piece.slice(0, ended), numbers[:ended]
+            if len(begun):
+                yield begun, np.zeros(len(begun), np.int64)
 
     def shard(self, order: np.ndarray, part: int, parts: int) -> Iterator[Trajectories]:
         """Yield one of several `parts` of all episodes: whole files if there are enough, or else rows of each.
@@ -219,6 +244,12 @@ class WindowStream(IterableDataset[dict[str, Tensor]]):
                     f"data set {self.episodes.label!r} has fewer episodes to stream than the {parts} processes and "
                     "workers that read it; use fewer (--dataloader_num_workers)"
                 )
+
+
+def _numbers(episodes: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return 0 for the rows of the first episode, 1 for those of the next, and so on."""
+    values = episodes.to_numpy()
+    return np.cumsum(np.concatenate([[False], values[1:] != values[:-1]]))
 
 
 def open_stream(

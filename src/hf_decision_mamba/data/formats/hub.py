@@ -23,7 +23,7 @@ from ..facts import SourceFacts, facts_beside, facts_of_card
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
 from .episode_rows import read_episode_rows
-from .rows import LoadedRows, Rows, parquet_rows, unreadable
+from .rows import LoadedRows, Rows, is_about_data, parquet_rows, unreadable
 from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
 
 #: The Hub keeps a parquet copy of many data sets, also of those made by a script, at this revision.
@@ -98,17 +98,14 @@ def read_loaded(source: datasets.Dataset | datasets.DatasetDict, request: Reques
 def read_folder(text: str, path: Path, request: Request) -> Trajectories:
     """Read a local folder that is laid out like a data set of the Hub."""
     request.refuse(f"the local folder {text}", "revision")
-    robot = (path / INFO).is_file()
-    # LeRobot's tables about the data lie beside the data.
-    files = {"data_files": "data/**/*.parquet"} if robot else {}
     try:
-        rows = _load(text, str(path), request, name=request.config, **files)
+        rows = _load(text, str(path), request, name=request.config, **_data_files(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the folder {text} holds no data files; looked for {', '.join(BUILDERS)} and the $store$_*_ckpt.N.gz of a "
             f"DQN replay in {path.absolute()} ({error}); files of other formats are named one by one"
         ) from error
-    info = RobotInfo.read(path / INFO) if robot else RobotInfo()
+    info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else RobotInfo()
     facts = facts_of_card(path / "README.md")
     return _read(_Opened(rows, label=text, name=path.resolve().name, facts=facts, info=info), request)
 
@@ -152,7 +149,7 @@ def find_parquet(text: str, path: Path, request: Request) -> tuple[list[str], st
         files, name, facts = {"train": [str(path)]}, path.stem, facts_beside(path)
     elif path.is_dir():
         request.refuse(f"the local folder {text}", "revision")
-        files = _files(text, str(path), name=request.config)
+        files = _files(text, str(path), name=request.config, **_data_files(path))
         name, facts = path.resolve().name, facts_of_card(path / "README.md")
     else:
         with _found_on_the_hub(text):
@@ -164,8 +161,8 @@ def find_parquet(text: str, path: Path, request: Request) -> tuple[list[str], st
     others = [file for file in found if not file.endswith(".parquet")]
     if others:
         raise ValueError(
-            f"data set {text!r} cannot be streamed: only parquet files can, with one row per episode, and it holds "
-            f"{others[0]}; load it without streaming"
+            f"data set {text!r} cannot be streamed: only parquet files can, and it holds {others[0]}; load it without "
+            "streaming"
         )
     return found, name, facts
 
@@ -174,7 +171,12 @@ def _files(label: str, path: str, **options: Any) -> dict[str, list[str]]:
     """Return the data files of each split."""
     with _explained(label, options):
         found = datasets.load_dataset_builder(path, **options).config.data_files or {}
-    return {str(split): list(map(str, files)) for split, files in found.items()}
+    return {str(split): [str(file) for file in files if not is_about_data(file)] for split, files in found.items()}
+
+
+def _data_files(folder: Path) -> dict[str, str]:
+    """Return the option of `datasets` that leaves out LeRobot's tables about the data, which lie beside the data."""
+    return {"data_files": "data/**/*.parquet"} if (folder / INFO).is_file() else {}
 
 
 def _chosen(repo_id: str, request: Request) -> dict[str, str | None]:

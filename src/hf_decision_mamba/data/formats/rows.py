@@ -136,7 +136,7 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
         ValueError: the split is none of the data set's, or its files differ in their columns.
     """
     found = datasets.load_dataset_builder(path, **options).config.data_files or {}
-    files = {str(name): [file for file in paths if not _is_about_data(file)] for name, paths in found.items()}
+    files = {str(name): [file for file in paths if not is_about_data(file)] for name, paths in found.items()}
     files = {name: paths for name, paths in files.items() if name in split}
     first = next((paths[0] for paths in files.values() if paths), "")
     if not first.endswith(".parquet"):
@@ -191,7 +191,7 @@ def _local(files: list[str], revision: str | None) -> list[Path]:
     return paths
 
 
-def _is_about_data(file: str) -> bool:
+def is_about_data(file: str) -> bool:
     """Whether a file of the Hub is one of LeRobot's tables about the data, not of the data."""
     found = _ON_THE_HUB.match(file)
     return found is not None and found["path"].startswith("meta/")

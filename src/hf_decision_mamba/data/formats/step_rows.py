@@ -82,7 +82,13 @@ def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
 
 
 def read_step_rows(
-    rows: Rows, label: str, name: str, columns: Mapping[str, str], facts: SourceFacts, info: RobotInfo
+    rows: Rows,
+    label: str,
+    name: str,
+    columns: Mapping[str, str],
+    facts: SourceFacts,
+    info: RobotInfo,
+    tell: bool = True,
 ) -> Trajectories | None:
     """Read the trajectories of a table with one row per step.
 
@@ -96,6 +102,7 @@ def read_step_rows(
         columns: names of its columns by ours, where they differ.
         facts: what else it says about itself.
         info: what LeRobot says about it.
+        tell: whether to warn of what is not read, or made up.
 
     Returns:
         None if there are no rows.
@@ -103,11 +110,12 @@ def read_step_rows(
     Raises:
         ValueError: a column is missing, or an episode is not what it should be.
     """
-    names = _names(label, rows.schema, columns, info)
+    names = step_columns(label, rows.schema, columns, info)
     table = rows.table([theirs for theirs in dict.fromkeys(names.values()) if theirs in rows.schema.names])
     if table.num_rows == 0:
         return None
-    _tell(label, rows.schema, info, table.num_rows)
+    if tell:
+        _tell(label, rows.schema, info, table.num_rows)
     order, offsets = _order(label, names, table)
     read = {
         ours: Column(label, theirs, _read_column(label, ours, theirs, table, names)[order], offsets)
@@ -115,13 +123,16 @@ def read_step_rows(
         if ours not in ("episodes", "steps") and theirs in table.column_names
     }
     if "rewards" not in read:
-        read["rewards"] = _sparse_rewards(label, names, read, offsets)
+        read["rewards"] = _sparse_rewards(label, names, read, offsets, tell)
     read.pop("successes", None)
     return assemble(name, read, facts)
 
 
-def _names(label: str, schema: pa.Schema, columns: Mapping[str, str], info: RobotInfo) -> dict[str, str]:
-    """Return the table's names of its columns, by ours."""
+def step_columns(label: str, schema: pa.Schema, columns: Mapping[str, str], info: RobotInfo) -> dict[str, str]:
+    """Return the names of the columns that are read, by ours; one of them may stand for rewards that are made up.
+
+    Args, raises: as `read_step_rows`.
+    """
     last_step = columns.get("rewards") == _LAST_STEP and _LAST_STEP not in schema.names
     asked = {ours: theirs for ours, theirs in columns.items() if not (last_step and ours == "rewards")}
     names = find_columns(label, schema.names, asked, _ALIASES, needed=("actions", "episodes"))
@@ -148,7 +159,7 @@ def _names(label: str, schema: pa.Schema, columns: Mapping[str, str], info: Robo
 
 
 def _sparse_rewards(
-    label: str, names: Mapping[str, str], read: Mapping[str, Column], offsets: NDArray[np.int64]
+    label: str, names: Mapping[str, str], read: Mapping[str, Column], offsets: NDArray[np.int64], tell: bool
 ) -> Column:
     """Return rewards of 1 at the first success of each episode, or at its last step where all of them are successes."""
     rewards = np.zeros(offsets[-1], np.float32)
@@ -159,13 +170,15 @@ def _sparse_rewards(
     steps = np.flatnonzero(successes.as_flags())
     episodes = np.searchsorted(offsets, steps, side="right")
     rewards[steps[np.unique(episodes, return_index=True)[1]]] = 1
-    logger.warning(
-        "data set %r has no rewards: they are 1 at the first step of an episode with %r, which %d of %d episodes have",
-        label,
-        successes.theirs,
-        np.count_nonzero(rewards),
-        len(offsets) - 1,
-    )
+    if tell:
+        logger.warning(
+            "data set %r has no rewards: they are 1 at the first step of an episode with %r, which %d of %d episodes "
+            "have",
+            label,
+            successes.theirs,
+            np.count_nonzero(rewards),
+            len(offsets) - 1,
+        )
     return Column(label, successes.theirs, rewards, offsets)
 
 
