@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from hf_decision_mamba import DecisionMambaCache, DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.conversion import convert_official_checkpoint
 from hf_decision_mamba.model import selective_scan
+from hf_decision_mamba.model.hidden_attention import scan_terms
 from hf_decision_mamba.model.mixers_decision_mamba import DecisionMambaMixer, DecisionMambaRMSNorm, TokenStream
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -115,6 +116,22 @@ def test_mixer_steps(prefill, dtype, assert_close):
     check_states("step")
     name = f"y_prefill{prefill}_then_step" if prefill else "y_step"
     assert_close(name, torch.cat(y, dim=1), case.expected(name), case.tolerance)
+
+
+@torch.no_grad()
+def test_hidden_attention(dtype, assert_close):
+    case = Case("hidden_attention", dtype)
+    mixer, config = mixer_and_config(case)
+    tokens = TokenStream(config.token_kinds, scans=[])
+    assert_close("y", mixer(case.inputs["hidden_states"], tokens), case.expected("y"), case.tolerance)
+    terms = scan_terms(tokens.scans[0], config, mask=None)
+    assert_close("Δ", terms.step_sizes.mT, case.expected("delta_softplus"), case.tolerance)
+    attention = terms.attention()
+    assert_close("alpha", attention, case.expected("alpha"), case.tolerance)
+    last = torch.full((attention.shape[0],), attention.shape[-1] - 1)
+    assert_close("last_row", terms.attention_row(last), case.expected("last_row"), case.tolerance)
+    read = (attention @ tokens.scans[0]["u"].mT[..., None])[..., 0]
+    assert_close("alpha_dot_u", read, case.expected("alpha_dot_u"), case.tolerance)
 
 
 def test_norms(dtype):

@@ -354,7 +354,6 @@ def test_compiles_to_one_graph():
         ({"timesteps": torch.full((3, 6), -1)}, "timesteps range from -1"),
         ({"actions": None}, "one of actions or previous_actions"),
         ({"states": None}, "states, returns_to_go and one of"),
-        ({"output_attentions": True}, "hidden attention"),
         ({"cache_params": DecisionMambaCache(DecisionMambaConfig(), batch_size=2)}, "holds 2 rows, but the batch has"),
     ],
 )

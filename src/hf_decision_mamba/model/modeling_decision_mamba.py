@@ -34,6 +34,7 @@ from transformers.utils import ModelOutput, logging
 
 from .cache_decision_mamba import NO_ACTION, DecisionMambaCache
 from .configuration_decision_mamba import DecisionMambaConfig
+from .hidden_attention import scan_terms
 from .loading_decision_mamba import CheckedWeights
 from .mixers_decision_mamba import (
     MIXERS,
@@ -135,7 +136,9 @@ class DecisionMambaOutput(ModelOutput):
             `predict_state_and_return` is set.
         hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): The tokens and every
             block's output, the last one normalised.
-        attentions: None until a model records its hidden attention.
+        attentions (`tuple` of `torch.Tensor` of shape `(batch_size, num_heads, tokens, tokens)`): Hidden attention of
+            every layer, signed and without softmax, float32 for half-precision weights; zero for later and for absent
+            tokens.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): The normalised output of the
             last block.
         cache_params ([`DecisionMambaCache`]): The recurrent states after the last real step.
@@ -256,7 +259,13 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, episode_length)`): 1 for real steps, 0 for padding,
                 anywhere. Padding contributes nothing to any real step; its own predictions have no meaning.
             output_hidden_states (`bool`): Return the tokens and every block's output.
-            output_attentions (`bool`): Not available; these models have no attention weights to return.
+            output_attentions (`bool`): Return every layer's hidden attention α: before D, gate and projection, a scan
+                reads `Σ_j α_ij x_j` from the tokens x of this call. What a cache remembers from before is no part of
+                it, and it has no gradient. Every channel is a head of its own; in Mamba-2 `head_dim` channels share
+                one. A layer takes `4 * batch_size * num_heads * tokens²` bytes, three times that while it is computed,
+                and `batch_size * num_heads * tokens² * state_size` exponentials (for Mamba-2 without `state_size`).
+                `analysis.hidden_attention` of the hf_decision_mamba package gives the last decision's row alone, linear
+                in tokens.
             return_dict (`bool`): Whether to return a [`DecisionMambaOutput`] or a tuple of its non-empty fields.
             previous_actions (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The action before each
                 step, zero at an episode's start. Without it `actions` are shifted by one real step, and the first is
@@ -274,10 +283,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         """
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
         return_dict = config.return_dict if return_dict is None else return_dict
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
-        if output_attentions:
-            raise ValueError("output_attentions=True: a Decision Mamba model does not record hidden attention.")
         self._check_inputs(states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params)
         assert states is not None
         if use_cache and self.gradient_checkpointing and self.training:
@@ -300,6 +308,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if previous_actions is None:
             previous_actions = self._shift(actions, cache_params)
         tokens = self._token_stream(mask, states, cache_params)
+        if output_attentions:
+            tokens = tokens._replace(scans=[])
         hidden_states = self._embed(tokens.kinds, states, actions, previous_actions, returns_to_go, timesteps)
         if cache_params is not None:
             cache_params.advance(actions, mask)
@@ -324,6 +334,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             action_preds=action_preds,
             return_preds=return_preds,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=self._hidden_attention(tokens, mask, inverse) if output_attentions else None,
             last_hidden_state=all_hidden_states[-1],
             cache_params=cache_params,
         )
@@ -394,6 +405,16 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             tokens = self.embed_norm(tokens)
         tokens = self.dropout(tokens)
         return tokens.to(torch.promote_types(dtype, torch.float32)) if self.config.residual_in_fp32 else tokens
+
+    @torch.no_grad()
+    def _hidden_attention(self, tokens: TokenStream, mask: Tensor | None, inverse: Tensor | None) -> tuple[Tensor, ...]:
+        """Hidden attention (b, heads, l, l) of every layer, with the steps where the caller has them."""
+        real = tokens.mask
+        if real is None and mask is not None:
+            real = mask.repeat_interleave(len(tokens.kinds), dim=1)
+        layers = [scan_terms(scan, self.config, real) for scan in tokens.scans or ()]
+        # Absent tokens add nothing to a sum of step sizes, so that the terms can be moved instead of the matrices.
+        return tuple((layer if inverse is None else layer.at_steps(inverse)).attention() for layer in layers)
 
     def _predict_actions(self, hidden_states: Tensor, kinds: tuple[str, ...]) -> Tensor:
         """Actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, tokens of a step, d)."""
