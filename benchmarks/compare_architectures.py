@@ -11,15 +11,14 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from training_runs import ROOT, train
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "comparison.json"
 PAGE = ROOT / "docs" / "comparison.md"
 
@@ -75,14 +74,7 @@ class Comparison:
         """Train and score one model, unless that was done; what its results files say."""
         output_dir = self.folder / f"{model.lower().replace(' ', '-')}-lr{learning_rate:g}-seed{seed}"
         arguments = [*shlex.split(MODELS[model]), *self.settings, f"--learning_rate={learning_rate}", f"--seed={seed}"]
-        if not (output_dir / "evaluation.json").is_file():
-            output_dir.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "train.py", *arguments, "--cpu_threads=1", "--disable_tqdm=true"]
-            command += [f"--output_dir={output_dir}", "--resume_from_checkpoint=last"]
-            with (output_dir / "log.txt").open("a") as log:
-                subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
-        training = json.loads((output_dir / "training.json").read_text())
-        evaluation = json.loads((output_dir / "evaluation.json").read_text())
+        training, evaluation = train(output_dir, arguments)
         self.progress.update()
         return {
             "model": model,

@@ -124,7 +124,7 @@ def main() -> None:
         {
             DT: DT_NOTE,
             OURS: "the same width and number of layers",
-            RECURRENT: f"after K decisions; {IN_A_ROW} in a row, as in an episode; decision.py compares early with late",
+            RECURRENT: f"after K decisions; {IN_A_ROW} in a row; decision.py compares early with late",
             "memory": "growth of the resident set at the step's peak, a fresh process per point",
         },
         size={"batch": BATCH, "contexts": CONTEXTS, "tokens_per_step": TOKENS},

@@ -70,8 +70,9 @@ def test_generated_pages_are_up_to_date(path):
     assert module.PATH.read_text(encoding="utf-8") == module.render(), f"run python {path}"
 
 
-def test_the_comparison_page_says_what_its_results_file_holds():
-    module = program("benchmarks/compare_architectures.py")
+@pytest.mark.parametrize("path", ["benchmarks/compare_architectures.py", "benchmarks/paper_questions.py"])
+def test_pages_of_experiments_say_what_their_results_files_hold(path):
+    module = program(path)
     assert module.PAGE.read_text(encoding="utf-8") == module.render(json.loads(module.RESULTS.read_text()))
 
 

@@ -151,6 +151,16 @@ def test_the_command_line_wins_over_the_yaml_file(tmp_path):
     assert Path(data.dataset_name).resolve() == tmp_path / "here"  # ./ means: beside the YAML file
 
 
+def test_parts_of_a_preset_can_be_taken_out(trajectories):
+    model_args, data, _, _ = parse_arguments(
+        ["--preset=dmm", "--local_mixer=none", "--use_gate=false", "--use_cpu=true"]
+    )
+    model, _, _ = build(model_args, data, trajectories)
+    assert (model.config.local_mixer, model.config.use_gate, model.config.selective) == (None, False, True)
+    with pytest.raises(ValueError, match="invalid choice: 'all'"):
+        parse_arguments(["--preset=dmm", "--local_mixer=all"])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_the_settings_of_its_paper(preset, trajectories, frames):
     model_args, data, evaluation, args = parse_arguments([str(ROOT / "configs" / f"{preset}.yaml")])
@@ -168,7 +178,7 @@ def test_every_preset_has_the_settings_of_its_paper(preset, trajectories, frames
 
 
 def test_every_settings_file_is_of_a_preset_or_the_default():
-    assert {path.stem for path in (ROOT / "configs").iterdir()} == {*PRESETS, DEFAULT_CONFIG.stem}
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == {*PRESETS, DEFAULT_CONFIG.stem}
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,14 @@ class ModelArguments:
     n_layer: int | None = field(default=None, metadata={"help": "Number of blocks."})
     state_size: int | None = field(default=None, metadata={"help": "States per channel of the scan."})
     expand: int | None = field(default=None, metadata={"help": "Width of the mixer as a multiple of hidden_size."})
-    conv_kernel: int | None = field(default=None, metadata={"help": "Tokens that the causal convolution sees."})
+    conv_kernel: int | None = field(
+        default=None, metadata={"help": "Tokens that the causal convolution sees; 0 for no convolution."}
+    )
+    use_gate: bool | None = field(default=None, metadata={"help": "Multiply the scan's output by a gate."})
+    selective: bool | None = field(default=None, metadata={"help": "Step sizes that depend on the input."})
+    local_mixer: Literal["none", "linear", "conv"] | None = field(
+        default=None, metadata={"help": "Mixer in front of the scan, where it is not the preset's."}
+    )
     use_timestep_embedding: bool | None = field(default=None, metadata={"help": "Embed the time step."})
     max_ep_len: int | None = field(
         default=None, metadata={"help": "Longest episode; the preset's, or the data set's where that is longer."}
@@ -62,7 +69,8 @@ class ModelArguments:
     def overrides(self) -> dict[str, Any]:
         """The config fields that were given."""
         chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in chosen.items() if value is not None and name not in _MODEL_CHOICE}
+        given = {name: value for name, value in chosen.items() if value is not None and name not in _MODEL_CHOICE}
+        return {name: None if value == "none" else value for name, value in given.items()}
 
 
 #: What says which model to build; all other settings of a model are changes to that one.

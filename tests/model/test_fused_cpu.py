@@ -18,6 +18,8 @@ MIXTURES = {
     "local mixers inside and outside": {"local_mixer": "conv", "local_mixer_inside": True, "share_local_mixer": True},
     "no residual, shared norms": {"mixer_residual": False, "share_norms": True, "mixer_norm_type": "layer_norm"},
     "no convolution, biases, no tanh": {"conv_kernel": 0, "use_bias": True, "action_tanh": False, "head_bias": False},
+    "no gate, biases": {"use_gate": False, "use_bias": True},
+    "constant step sizes": {"selective": False, "conv_kernel": 0},
     "two kinds of blocks in one": {"block_type": "mamba_mlp", "activation_function": "silu", "use_conv_bias": False},
     "time steps of previous actions": {"use_timestep_embedding": True, "embedding_activation": "gelu"},
     "Mamba-2 with biases": {"ssm": "mamba2", "use_bias": True, "head_dim": 1, "conv_kernel": 1},

@@ -21,13 +21,16 @@ SMALL = {
     "image_size": IMAGE_SIZE,
     "num_channels": 2,
 }
-# Beyond the presets: what only the first generation of DMM and DecisionTransformer's extra heads use.
+# Beyond the presets: what only the first generation of DMM, DecisionTransformer's extra heads and ablations use.
 VARIANTS = {
     **{name: {} for name in PRESETS},
     "dmm-conv inside, no residual": {"local_mixer_inside": True, "mixer_residual": False},
     "dmm shared mixer": {"share_local_mixer": True},
     "dmm-mamba2 with convolution": {"conv_kernel": 4},
     "decision-mamba with biases": {"use_bias": True, "mixer_norm_type": "rms_norm", "predict_state_and_return": True},
+    "dema-b3ld without gate": {"use_gate": False, "use_bias": True},
+    "dema-b3ld with constant steps": {"selective": False},
+    "dema-post with constant steps": {"selective": False},
     "dema-b3ld with time": {"use_timestep_embedding": True, "embed_layer_norm": True},
 }
 

@@ -142,6 +142,11 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         block_type (`str`, *optional*, defaults to `"mamba"`): `"mamba"`, gated Mamba (pre up-projection);
             `"transformer"`, S6 and a feed-forward layer (post up-projection); `"mamba_mlp"`, both.
         ssm (`str`, *optional*, defaults to `"mamba"`): `"mamba"` or `"mamba2"`, the recurrence of the mixer.
+        use_gate (`bool`, *optional*, defaults to `True`): Whether the output of a Mamba scan is multiplied by a gate,
+            SiLU of a projection of the input. `False` is for ablations.
+        selective (`bool`, *optional*, defaults to `True`): Whether the step size Δ of a Mamba scan depends on the
+            input. With `False`, for ablations, it is one learned constant a channel; the input and output maps B and C
+            depend on the input still, as in the ablation of Δ alone in Mamba's paper (arXiv 2312.00752, section 4.6).
         local_mixer (`str`, *optional*): Mixer in front of the recurrence, `"linear"` or `"conv"`.
         local_mixer_window (`int`, *optional*, defaults to 6): Tokens that the local mixer sees.
         local_mixer_inside (`bool`, *optional*, defaults to `False`): Whether a second local mixer takes the place of
@@ -225,6 +230,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
     image_size: int = 84
     block_type: str = "mamba"
     ssm: str = "mamba"
+    use_gate: bool = True
+    selective: bool = True
     local_mixer: str | None = None
     local_mixer_window: int = 6
     local_mixer_inside: bool = False
@@ -314,6 +321,10 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
             "ssm='mamba2' is gated and cannot stand in a 'transformer' block": (
                 self.ssm == "mamba2" and self.block_type == "transformer"
             ),
+            "use_gate=False needs ssm='mamba' and a block_type that has a gate, 'mamba' or 'mamba_mlp'": (
+                not self.use_gate and (self.ssm != "mamba" or self.block_type == "transformer")
+            ),
+            "selective=False needs ssm='mamba'": not self.selective and self.ssm != "mamba",
             f"head_dim={self.head_dim} must divide the {self.intermediate_size} channels of a Mamba-2 mixer": (
                 self.ssm == "mamba2" and self.intermediate_size % self.head_dim != 0
             ),
@@ -334,8 +345,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         state_dim = 64 * (self.image_size // 8 - 3) ** 2 if self.state_type == "image" else self.state_dim
         steps = self.max_ep_len if self.use_timestep_embedding else 0
         outside = (state_dim + self.act_dim + steps) * size + 3 * size * width + self.act_dim * width
-        rank = self.time_step_rank or 0
-        projections = 0 if self.block_type == "transformer" else 3 * width
+        rank = (self.time_step_rank or 0) if self.selective else 0
+        projections = 0 if self.block_type == "transformer" else (2 + self.use_gate) * width
         mixer = self.intermediate_size * (projections + 2 * rank + 3 * self.state_size + self.conv_kernel)
         local = {None: 0, "linear": width, "conv": 3}[self.local_mixer] * self.local_mixer_window * width
         mlp = 2 * width * self.mlp_size if self.block_type != "mamba" else 0

@@ -229,6 +229,9 @@ class FusedModel:
             z = self._buffer("z", channels)
             self._matrix(to_z, z_bias, x, z, rows)
             self._matrix(to_x, x_bias, x, self._buffer("x", channels))
+        elif mixer.projected:
+            self._linear(mixer.in_proj, x, self._buffer("x", channels))
+        if mixer.projected:
             x = "x"
         if config.local_mixer_inside:
             x = self._local(mixer.local_mixer, x, channels)
@@ -238,13 +241,17 @@ class FusedModel:
         maps = self._buffer("maps", rank + 2 * states)
         self._linear(mixer.x_proj, x, maps)
         delta = self._buffer("delta", channels)
-        self._matrix(mixer.dt_proj.weight, mixer.dt_proj.bias, maps, delta)
+        if config.selective:
+            self._linear(mixer.dt_proj, maps, delta)
+        else:
+            self._matrix(mixer.dt_bias.new_zeros(channels, 1), mixer.dt_bias, maps, delta)
         B, C = (self._view(name, maps, rank + i * states, None, states) for i, name in enumerate(("B", "C")))
         A = -torch.exp(mixer.A_log)
         y = self._scan(x, delta, B, C, A, mixer.D, channels)
-        if not mixer.gated:
+        if mixer.gated:
+            self._op(k.GATE, z, y, rows)
+        if not mixer.projected:
             return y
-        self._op(k.GATE, z, y, rows)
         mixed = self._buffer("mixed", config.hidden_size)
         self._linear(mixer.out_proj, y, mixed, rows)
         return mixed

@@ -151,6 +151,7 @@ class DecisionMambaMixer(nn.Module):
 
     [x | z] = W_in u;  x = SiLU(conv(x));  [Δ | B | C] = W_x x;  y = SSM(x) · SiLU(z);  out = W_out y.
     In a "transformer" block (DeMa's post up-projection) W_in, z and W_out are absent: x = SiLU(conv(u)), out = SSM(x).
+    Ablations: without `use_gate`, z is absent; without `selective`, Δ is a constant of each channel.
     """
 
     def __init__(self, config: DecisionMambaConfig, layer_idx: int):
@@ -158,40 +159,50 @@ class DecisionMambaMixer(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         channels = config.intermediate_size
-        self.rank = int(config.time_step_rank or 0)  # the config has filled it in
-        self.gated = config.block_type != "transformer"
-        if self.gated:
-            self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=config.use_bias)
+        self.rank = int(config.time_step_rank or 0) if config.selective else 0  # the config has filled it in
+        self.projected = config.block_type != "transformer"
+        self.gated = self.projected and config.use_gate
+        if self.projected:
+            self.in_proj = nn.Linear(config.hidden_size, (1 + self.gated) * channels, bias=config.use_bias)
             self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
         if config.local_mixer_inside:
             self.local_mixer = make_local_mixer(channels, config)
         elif config.conv_kernel:
             self.conv1d = nn.Conv1d(channels, channels, config.conv_kernel, groups=channels, bias=config.use_conv_bias)
         self.x_proj = nn.Linear(channels, self.rank + 2 * config.state_size, bias=False)
-        self.dt_proj = nn.Linear(self.rank, channels, bias=True)
+        if config.selective:
+            self.dt_proj = nn.Linear(self.rank, channels, bias=True)
+        else:
+            self.dt_bias = nn.Parameter(torch.empty(channels))
         self.A_log = nn.Parameter(torch.empty(channels, config.state_size))
         self.D = nn.Parameter(torch.empty(channels))
 
     def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
         """Mix (b, l, d) along the tokens."""
-        x, z = self.in_proj(hidden_states).chunk(2, dim=-1) if self.gated else (hidden_states, None)
+        x = self.in_proj(hidden_states) if self.projected else hidden_states
+        x, z = x.chunk(2, dim=-1) if self.gated else (x, None)
         x = self._mix_locally(x, tokens)
         step, B, C = self.x_proj(x).split([self.rank, *[self.config.state_size] * 2], dim=-1)
+        if self.config.selective:
+            delta = F.linear(step, self.dt_proj.weight.mT.contiguous().mT)  # its gradient is faster in this layout
+            delta_bias = self.dt_proj.bias
+        else:
+            delta, delta_bias = torch.zeros_like(x), self.dt_bias
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
         y = _scan(
             tokens,
             self.layer_idx,
             u=x,
-            delta=F.linear(step, self.dt_proj.weight.mT.contiguous().mT),  # its gradient is faster in this layout
+            delta=delta,
             A=A,
             B=B,
             C=C,
             D=self.D,
             z=z,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=delta_bias,
             backend=self.config.scan_backend,
         )
-        return self.out_proj(y) if self.gated else y
+        return self.out_proj(y) if self.projected else y
 
     def _mix_locally(self, x: Tensor, tokens: TokenStream) -> Tensor:
         """SiLU(conv(x)), or with the local mixer in the convolution's place."""
@@ -207,9 +218,11 @@ class DecisionMambaMixer(nn.Module):
         decay_rates = torch.arange(1, self.config.state_size + 1, dtype=torch.float32).expand(self.A_log.shape)
         init.copy_(self.A_log, torch.log(decay_rates))
         init.ones_(self.D)
-        init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
-        init.copy_(self.dt_proj.bias, _draw_step_biases(self.config, self.config.intermediate_size))
-        if self.gated:
+        if self.config.selective:
+            init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        step_bias = self.dt_proj.bias if self.config.selective else self.dt_bias
+        init.copy_(step_bias, _draw_step_biases(self.config, self.config.intermediate_size))
+        if self.projected:
             _init_out_proj(self.out_proj, self.config)
 
 
