@@ -271,7 +271,8 @@ FOOTER = """
 
 One question: `python benchmarks/paper_questions.py configs/questions/{example}.yaml --halfcheetah PATH`; all of them
 without the file. The page and its figures from the results alone: `python benchmarks/paper_questions.py --render`.
-Every run with its arguments is in [paper_questions.json](../benchmarks/results/paper_questions.json). {versions}
+Every run with its arguments is in [paper_questions.json](../benchmarks/results/paper_questions.json).
+{versions}
 """
 
 
