@@ -64,7 +64,7 @@ class ModelArguments:
     )
     embd_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the tokens."})
     resid_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the output of each mixer."})
-    scan_backend: str | None = field(default=None, metadata={"help": "reference or numba; chosen by device if unset."})
+    scan_backend: str | None = field(default=None, metadata={"help": "reference, numba, triton or mamba_ssm."})
 
     def overrides(self) -> dict[str, Any]:
         """The config fields that were given."""

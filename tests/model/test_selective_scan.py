@@ -2,14 +2,16 @@
 
 import logging
 import sys
+import types
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_decision_mamba.model import selective_scan
+from hf_decision_mamba.model import mamba_ssm_cuda, selective_scan
 from hf_decision_mamba.model import selective_scan as scan_function
+from hf_decision_mamba.model.causal_conv import causal_conv
 from hf_decision_mamba.model.selective_scan import choose_backend
 
 BACKENDS = ("reference", "numba")
@@ -115,3 +117,180 @@ def test_without_numba_the_reference_runs_and_says_so(monkeypatch, caplog):
 def test_unknown_backends_are_refused():
     with pytest.raises(ValueError, match="'fast' is unknown; choose one of"):
         selective_scan(**draw_inputs(), backend="fast")
+
+
+# --------------------------------------------------------------------------------- GPUs, and packages that may be there
+
+
+def on_cuda(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What is asked of a tensor before a backend is chosen, of one on a GPU."""
+    sizes = torch.empty(shape, dtype=dtype, device="meta")
+    return types.SimpleNamespace(
+        device=torch.device("cuda", 0), dtype=dtype, shape=sizes.shape, dim=sizes.dim, stride=sizes.stride
+    )
+
+
+class Imports:
+    """Stands for importlib where mamba-ssm and causal-conv1d are in some state; notes what is imported."""
+
+    def __init__(self, **modules: object) -> None:
+        self.modules, self.imported, self.util = modules, [], self
+
+    def find_spec(self, name: str) -> object:
+        return self.modules.get(name)
+
+    def import_module(self, name: str) -> object:
+        self.imported.append(name)
+        found = self.modules.get(name.split(".")[0])
+        if isinstance(found, BaseException):
+            raise found
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return found
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Pretend that modules, or what their import raises, are installed."""
+
+    def pretend(**modules: object) -> Imports:
+        imports = Imports(**modules)
+        monkeypatch.setattr(mamba_ssm_cuda, "importlib", imports)
+        mamba_ssm_cuda._load.cache_clear()
+        return imports
+
+    yield pretend
+    mamba_ssm_cuda._load.cache_clear()
+
+
+def fake_scan(u, delta, A, B, C, D, z, bias, delta_softplus, return_last_state):
+    """mamba-ssm's function, of the reference: channels before tokens, and all that it is picky about."""
+    assert return_last_state and all(t.dtype == u.dtype for t in (delta, B, C, z))
+    assert all(t.dtype == torch.float32 for t in (A, D, bias))
+    u, delta, B, C, z = (t.mT for t in (u, delta, B, C, z))
+    y, state = selective_scan(u, delta, A, B, C, D, z, bias, delta_softplus, backend="reference")
+    return y.mT, state
+
+
+WORKING = {
+    "mamba_ssm": types.SimpleNamespace(selective_scan_fn=fake_scan),
+    "selective_scan_cuda": types.SimpleNamespace(),
+}
+NOT_WORKING = "mamba-ssm is installed but does not work with this torch"
+
+
+def test_the_backend_on_a_gpu_is_triton_even_where_mamba_ssm_works(install, monkeypatch):
+    imports = install(**WORKING)
+    monkeypatch.setattr(sys.modules[choose_backend.__module__], "why_no_triton", lambda u: None)
+    assert choose_backend(on_cuda(64, 60, 256)) == "triton"
+    assert choose_backend(on_cuda(0)) == "triton"
+    assert imports.imported == []
+    monkeypatch.setattr(mamba_ssm_cuda, "FASTER_FROM_TOKENS", 1000)  # as a measurement might say
+    assert choose_backend(on_cuda(64, 60, 256)) == "triton"
+    assert choose_backend(on_cuda(64, 3000, 256)) == "mamba_ssm"
+
+
+def test_on_a_gpu_without_triton_the_reference_runs_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules[choose_backend.__module__], "why_no_triton", lambda u: "triton is somewhere else")
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        assert choose_backend(on_cuda(1)) == "reference"
+    assert "which is slow: triton is somewhere else" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        ({}, "mamba-ssm is not installed"),
+        ({"mamba_ssm": WORKING["mamba_ssm"]}, f"{NOT_WORKING} .ModuleNotFoundError: .*selective_scan_cuda"),
+        (
+            {**WORKING, "selective_scan_cuda": ImportError("selective_scan_cuda.so:\nundefined symbol: _ZN3c10")},
+            f"{NOT_WORKING} .ImportError: selective_scan_cuda.so: undefined symbol: _ZN3c10",
+        ),
+        ({**WORKING, "selective_scan_cuda": OSError("libcudart.so.11.0")}, f"{NOT_WORKING} .OSError: libcudart"),
+        ({**WORKING, "mamba_ssm": RuntimeError("no driver")}, f"{NOT_WORKING} .RuntimeError: no driver"),
+        ({**WORKING, "mamba_ssm": types.SimpleNamespace()}, f"{NOT_WORKING} .AttributeError"),
+    ],
+    ids=["absent", "half installed", "another torch's", "another CUDA's", "fails", "another version"],
+)
+def test_what_keeps_mamba_ssm_from_running_is_told(install, modules, reason):
+    install(**modules)
+    with pytest.raises(ValueError, match=f"scan_backend='mamba_ssm' cannot run: {reason}"):
+        choose_backend(on_cuda(1), "mamba_ssm")
+
+
+def test_mamba_ssm_is_never_imported_for_cpu_tensors(install):
+    imports = install(**WORKING)
+    with pytest.raises(ValueError, match="scan_backend='mamba_ssm' cannot run: the tensors live on cpu"):
+        choose_backend(torch.zeros(1), "mamba_ssm")
+    assert choose_backend(torch.zeros(1)) == "numba"
+    assert imports.imported == []
+
+
+def test_mamba_ssm_is_asked_for_and_has_no_float64(install):
+    install(**WORKING)
+    assert choose_backend(on_cuda(1), "mamba_ssm") == "mamba_ssm"
+    with pytest.raises(ValueError, match="mamba-ssm has no float64"):
+        choose_backend(on_cuda(1, dtype=torch.float64), "mamba_ssm")
+
+
+@pytest.mark.parametrize("without", [(), ("initial_state",)], ids=["with a state", "without"])
+def test_mamba_ssm_computes_what_it_can_and_our_kernel_the_rest(install, monkeypatch, without):
+    install(**WORKING)
+    monkeypatch.setattr(sys.modules[choose_backend.__module__], "why_no_mamba_ssm", lambda u: None)  # on this CPU
+    inputs = draw_inputs(dtype=torch.float32, **dict.fromkeys(without))
+    inputs["u"].requires_grad_()
+    y, state = scan_function(**inputs, backend="mamba_ssm")
+    expected, expected_state = scan_function(**inputs, backend="reference")
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(state, expected_state)
+    assert state.requires_grad is (not without)  # mamba-ssm's own state would have a wrong gradient
+
+
+def test_a_compiled_model_stays_one_graph_where_mamba_ssm_is_asked_for(install, monkeypatch):
+    install(**WORKING)
+    monkeypatch.setattr(sys.modules[choose_backend.__module__], "why_no_mamba_ssm", lambda u: None)  # on this CPU
+    inputs = draw_inputs(dtype=torch.float32, initial_state=None)
+
+    def function(u):
+        return scan_function(**{**inputs, "u": u}, backend="mamba_ssm")[0]
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(inputs["u"]), function(inputs["u"]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "history", "usable"),
+    [((2, 5, 8), 4, 0, True), ((2, 5, 8), 5, 0, False), ((2, 5, 8), 4, 3, False), ((2, 5, 6), 4, 0, False)],
+    ids=["usable", "filter too long", "with a history", "strides"],
+)
+def test_causal_conv1d_is_used_for_what_it_can_convolve(install, shape, width, history, usable):
+    package = types.SimpleNamespace(causal_conv1d_fn=lambda *arguments, **options: None)
+    install(causal_conv1d=package, causal_conv1d_cuda=types.SimpleNamespace())
+    found = mamba_ssm_cuda.causal_conv1d(on_cuda(*shape), width, history)
+    assert found is (package.causal_conv1d_fn if usable else None)
+    assert mamba_ssm_cuda.causal_conv1d(torch.zeros(shape), width, history) is None
+
+
+@pytest.mark.parametrize("state", ["absent", "half installed", "working"])
+def test_a_convolution_beside_mamba_ssm(install, monkeypatch, state):
+    def fake_conv(x, weight, bias, activation):
+        assert activation == "silu"
+        padded = torch.nn.functional.pad(x, (weight.shape[1] - 1, 0))
+        return torch.nn.functional.silu(torch.nn.functional.conv1d(padded, weight[:, None], bias, groups=len(weight)))
+
+    package = types.SimpleNamespace(causal_conv1d_fn=fake_conv)
+    modules = {"causal_conv1d": package, "causal_conv1d_cuda": types.SimpleNamespace()}
+    install(**{"absent": {}, "half installed": {"causal_conv1d": package}, "working": modules}[state])
+    asked = []
+
+    def there(x, width, history):
+        asked.append(mamba_ssm_cuda.causal_conv1d(on_cuda(*x.shape), width, history))
+        return asked[-1]
+
+    monkeypatch.setattr(sys.modules[choose_backend.__module__], "why_no_mamba_ssm", lambda u: None)
+    monkeypatch.setattr(sys.modules[causal_conv.__module__], "causal_conv1d", there)
+    conv, x = torch.nn.Conv1d(8, 8, 4, groups=8), torch.randn(2, 5, 8)
+    found = causal_conv(x, conv, backend="mamba_ssm")
+    torch.testing.assert_close(found, causal_conv(x, conv, backend="reference"))
+    assert asked == [fake_conv if state == "working" else None]

@@ -54,19 +54,30 @@ def conv_backward(
     return dx, gweight, None if bias is None else gbias
 
 
-def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, history: int, dy: Tensor | None = None) -> np.ndarray:
-    """The kernels' sizes, the number of groups that the batch is split into last; refuses what does not fit."""
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"The CPU kernel of the convolution takes float32 or float64 tensors, x is {x.dtype}.")
+def check_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, history: int, dy: Tensor | None = None
+) -> tuple[int, int, int, int]:
+    """b, l, c and the filters' width; refuses what does not fit together, which kernels cannot.
+
+    Raises:
+        ValueError: a shape or a history that does not fit.
+    """
     (b, l, c), width = x.shape, weight.shape[-1]
     if not 0 <= history <= min(l, width - 1):
         raise ValueError(f"history={history} must be between 0 and {min(l, width - 1)}, for {l} tokens, width {width}.")
     for name, tensor, shape in (("weight", weight, (c, width)), ("bias", bias, (c,)), ("dy", dy, (b, l - history, c))):
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but x of shape {tuple(x.shape)} needs {shape}.")
-        if tensor.dtype != x.dtype:
+    return b, l, c, width
+
+
+def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, history: int, dy: Tensor | None = None) -> np.ndarray:
+    """The kernels' sizes, the number of groups that the batch is split into last; refuses what does not fit."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"The CPU kernel of the convolution takes float32 or float64 tensors, x is {x.dtype}.")
+    b, l, c, width = check_shapes(x, weight, bias, history, dy)
+    for name, tensor in (("weight", weight), ("bias", bias), ("dy", dy)):
+        if tensor is not None and tensor.dtype != x.dtype:
             raise ValueError(f"The tensors must share one dtype, but x is {x.dtype} and {name} {tensor.dtype}.")
     return np.array([b, l, c, width, l - history, min(b, MAX_GROUPS)], np.int64)
 

@@ -182,8 +182,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         embd_pdrop (`float`, *optional*, defaults to 0.0): Dropout on the tokens.
         resid_pdrop (`float`, *optional*, defaults to 0.0): Dropout on each mixer's output.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of a new time step embedding.
-        scan_backend (`str`, *optional*): Backend of the selective scan (`"reference"` or `"numba"`); chosen by device
-            when not given.
+        scan_backend (`str`, *optional*): Backend of the selective scan (`"reference"`, `"numba"`, `"triton"` or
+            `"mamba_ssm"`); chosen by device when not given.
         use_cache (`bool`, *optional*, defaults to `False`): Whether `forward` returns the recurrent states by default.
         format_version (`int`, *optional*, defaults to 1): Format of the checkpoint; a newer one than this package knows
             is refused, and every older one is read.

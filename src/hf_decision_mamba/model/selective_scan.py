@@ -1,7 +1,8 @@
 # Copyright 2026
 """The selective state-space scan of Mamba: one differentiable torch op, several backends.
 
-The reference reads like the equations and runs on every device; `selective_scan_cpu` is the compiled CPU kernel.
+The reference reads like the equations and runs on every device; `selective_scan_cpu` has the kernels for CPUs,
+`selective_scan_triton` those for GPUs; `mamba_ssm_cuda` calls mamba-ssm's.
 Source: Gu & Dao, "Mamba" (arXiv 2312.00752), algorithm 2, with a state carried in and out so that sequences may come in
 chunks.
 
@@ -16,11 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import logging
 
-from .selective_scan_cpu import available, saved_states_shape, scan_backward, scan_forward
+from .mamba_ssm_cuda import faster, mamba_ssm_scan, why_no_mamba_ssm
+from .selective_scan_cpu import available
+from .selective_scan_cpu import saved_states_shape as numba_shape
+from .selective_scan_cpu import scan_backward as numba_backward
+from .selective_scan_cpu import scan_forward as numba_forward
+from .selective_scan_triton import saved_states_shape as triton_shape
+from .selective_scan_triton import scan_backward as triton_backward
+from .selective_scan_triton import scan_forward as triton_forward
+from .selective_scan_triton import why_no_triton
 
 logger = logging.get_logger(__name__)
 
-BACKENDS = ("reference", "numba")
+BACKENDS = ("reference", "numba", "triton", "mamba_ssm")
+_FORWARD = {"numba": numba_forward, "triton": triton_forward}
+_BACKWARD = {"numba": numba_backward, "triton": triton_backward}
+_SAVED_SHAPE = {"numba": numba_shape, "triton": triton_shape}
 
 
 def selective_scan(
@@ -48,21 +60,28 @@ def selective_scan(
         D, delta_bias: (c,).
         mask: (b, l) bool; where false the token is absent: its Δ is exactly 0, so the state passes it unchanged.
         initial_state: (b, c, n); zeros when not given.
-        backend: `"reference"`, `"numba"`, or None to choose the fastest that fits device and dtype.
+        backend: `"reference"`, `"numba"`, `"triton"`, `"mamba_ssm"`, or None to choose the fastest for the device.
+            mamba-ssm has no mask, no initial state and no torch.compile: such calls run on the device's own kernel.
 
     Returns:
-        y (b, l, c) in the dtype of `u`, and the state after the last token (b, c, n), float32 or float64.
+        y (b, l, c) in the dtype of `u`, and the state after the last token (b, c, n), float32 or float64. No gradient
+        flows back from mamba-ssm's state.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run on the tensors' device.
     """
-    dtype = torch.promote_types(u.dtype, torch.float32)
-    required = [t.to(dtype) for t in (u, delta, A, B, C)]
-    optional = [None if t is None else t.to(dtype) for t in (D, z, delta_bias, initial_state)]
-    *skip_gate_bias, initial_state = optional
-    backend = choose_backend(required[0], backend)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*required, *optional))
-    y, final_state, _ = _scan(*required, *skip_gate_bias, delta_softplus, mask, initial_state, backend, needs_grad)
+    backend = choose_backend(u, backend)
+    if backend == "mamba_ssm":
+        if mask is None and initial_state is None:
+            return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        backend = own_backend(u)
+    inputs: tuple[Tensor | None, ...] = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if backend != "triton":  # whose kernels convert what they read
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        inputs = tuple(None if t is None else t.to(dtype) for t in inputs)
+    *tensors, initial_state = inputs
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    y, final_state, _ = _scan(*tensors, delta_softplus, mask, initial_state, backend, needs_grad)
     return y.to(u.dtype), final_state
 
 
@@ -70,18 +89,37 @@ def choose_backend(u: Tensor, backend: str | None = None) -> str:
     """Name the backend that a scan over `u` uses; a `backend` asked for is checked and returned."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"scan_backend={backend!r} is unknown; choose one of {BACKENDS} or None.")
-    if backend == "reference":
+    if torch.compiler.is_compiling() and backend in (None, "mamba_ssm"):
+        return own_backend(u)  # a call of mamba-ssm would break the graph
+    if backend is not None:
+        reason = _why_not(backend, u)
+        if reason is not None:
+            advice = "Use scan_backend=None to choose by device."
+            raise ValueError(f"scan_backend={backend!r} cannot run: {reason}. {advice}")
         return backend
-    on_cpu, has_numba = u.device.type == "cpu", available()
-    if on_cpu and has_numba:
-        return "numba"
-    if backend == "numba":
-        reason = "numba is not installed (pip install numba)" if on_cpu else f"the tensors live on {u.device}"
-        raise ValueError(f"scan_backend='numba' cannot run: {reason}. Use scan_backend=None to choose by device.")
+    return "mamba_ssm" if faster(u) else own_backend(u)
+
+
+def own_backend(u: Tensor) -> str:
+    """Name the fastest backend of this package for the device of `u`."""
+    kernel = {"cpu": "numba", "cuda": "triton"}.get(u.device.type)
+    reason = f"no kernel for {u.device.type} tensors" if kernel is None else _why_not(kernel, u)
+    if kernel is not None and reason is None:
+        return kernel
     if u.device.type != "meta" and not torch.compiler.is_compiling():
-        why = f"no kernel for {u.device.type} tensors" if has_numba else "numba is not installed (pip install numba)"
-        logger.warning_once(f"The selective scan runs on its plain torch reference, which is slow: {why}.")
+        logger.warning_once(f"The selective scan runs on its plain torch reference, which is slow: {reason}.")
     return "reference"
+
+
+def _why_not(backend: str, u: Tensor) -> str | None:
+    """Why a backend cannot run on a tensor, None if it can."""
+    if backend == "triton":
+        return why_no_triton(u)
+    if backend == "mamba_ssm":
+        return why_no_mamba_ssm(u)
+    if backend == "numba" and u.device.type != "cpu":
+        return f"the tensors live on {u.device}"
+    return "numba is not installed (pip install numba)" if backend == "numba" and not available() else None
 
 
 # ------------------------------------------------------------------------------------------------------- reference
@@ -101,7 +139,7 @@ def reference_forward(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The scan in plain torch, one token at a time; arguments as `selective_scan`, all of one dtype."""
-    step = _step_sizes(delta, delta_bias, delta_softplus, mask)
+    step = step_sizes(delta, delta_bias, delta_softplus, mask)
     y, states = _unrolled_states(u, step, A, B, C, initial_state)
     if D is not None:
         y = y + D * u
@@ -126,7 +164,7 @@ def reference_backward(
     initial_state: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients for (u, delta, A, B, C, D, z, delta_bias, initial_state), None for absent ones."""
-    step = _step_sizes(delta, delta_bias, delta_softplus, mask)
+    step = step_sizes(delta, delta_bias, delta_softplus, mask)
     y, states = _unrolled_states(u, step, A, B, C, initial_state)
 
     dz = None
@@ -162,7 +200,7 @@ def reference_backward(
     return du, ddelta, dA, dB, dC, dD, dz, dbias, None if initial_state is None else dh
 
 
-def _step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None) -> Tensor:
+def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None) -> Tensor:
     """Δ (b, l, c): positive step sizes, exactly zero where a token is absent."""
     step = delta if delta_bias is None else delta + delta_bias
     step = F.softplus(step) if delta_softplus else step
@@ -210,8 +248,8 @@ def _scan(
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
-    if backend == "numba":
-        return scan_forward(*inputs, needs_grad)
+    if backend in _FORWARD:
+        return _FORWARD[backend](*inputs, needs_grad)
     y, final_state = reference_forward(*inputs)
     return y, final_state.clone() if final_state is initial_state else final_state, u.new_empty(0)
 
@@ -220,9 +258,10 @@ def _scan(
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state, backend, needs_grad):
     b, l, c = u.shape
     saved = (0,)
-    if needs_grad and backend == "numba":
-        saved = saved_states_shape(b, l, c, A.shape[1])
-    return u.new_empty(b, l, c), u.new_empty(b, c, A.shape[1]), u.new_empty(saved)
+    if needs_grad and backend in _SAVED_SHAPE:
+        saved = _SAVED_SHAPE[backend](b, l, c, A.shape[1])
+    exact = torch.promote_types(u.dtype, torch.float32)
+    return u.new_empty(b, l, c), u.new_empty(b, c, A.shape[1], dtype=exact), u.new_empty(saved, dtype=exact)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::selective_scan_backward", mutates_args=())
@@ -244,8 +283,8 @@ def _scan_backward(
     backend: str,
 ) -> list[Tensor]:
     inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
-    if backend == "numba":
-        grads = scan_backward(dy, dfinal_state, *inputs, saved)
+    if backend in _BACKWARD:
+        grads = _BACKWARD[backend](dy, dfinal_state, *inputs, saved)
     else:
         grads = reference_backward(dy, dfinal_state, *inputs)
     return [grad for grad in grads if grad is not None]

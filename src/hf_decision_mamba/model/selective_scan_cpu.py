@@ -116,10 +116,12 @@ def scan_backward(
     return du, ddelta, gA, gB, gC, None if D is None else gD, dz, None if delta_bias is None else gbias, dinitial
 
 
-def _sizes(u: Tensor, A: Tensor, mask: Tensor | None, **others: Tensor | None) -> tuple[int, int, int, int, int]:
-    """b, l, c, n and the number of groups that the batch is split into; refuses what does not fit (kernels cannot)."""
-    if u.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"The CPU kernel of the scan takes float32 or float64 tensors, u is {u.dtype}: convert it.")
+def check_shapes(u: Tensor, A: Tensor, mask: Tensor | None, **others: Tensor | None) -> tuple[int, int, int, int]:
+    """b, l, c and n; refuses tensors whose shapes do not fit together, which kernels cannot.
+
+    Raises:
+        ValueError: a shape that does not fit; it names the tensor.
+    """
     (b, l, c), n = u.shape, A.shape[-1]
     if mask is not None and mask.shape != (b, l):
         raise ValueError(f"mask has shape {tuple(mask.shape)}, but u of shape {tuple(u.shape)} needs {(b, l)}.")
@@ -129,11 +131,18 @@ def _sizes(u: Tensor, A: Tensor, mask: Tensor | None, **others: Tensor | None) -
     }  # fmt: skip
     for name, tensor in {"A": A, **others}.items():
         shape = shapes.get(name, (b, l, c))
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but u of shape {tuple(u.shape)} needs {shape}.")
-        if tensor.dtype != u.dtype:
+    return b, l, c, n
+
+
+def _sizes(u: Tensor, A: Tensor, mask: Tensor | None, **others: Tensor | None) -> tuple[int, int, int, int, int]:
+    """b, l, c, n and the number of groups that the batch is split into; refuses what does not fit."""
+    if u.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"The CPU kernel of the scan takes float32 or float64 tensors, u is {u.dtype}: convert it.")
+    b, l, c, n = check_shapes(u, A, mask, **others)
+    for name, tensor in {"A": A, **others}.items():
+        if tensor is not None and tensor.dtype != u.dtype:
             raise ValueError(f"The scan's tensors must share one dtype, but u is {u.dtype} and {name} {tensor.dtype}.")
     return b, l, c, n, min(b, MAX_GROUPS)
 

@@ -1,0 +1,271 @@
+"""Measure everything that a GPU is for, unattended: `python benchmarks/gpu.py`; results/gpu.json.
+
+The scan beside mamba-ssm's where that is installed, a training step and a batched decision beside transformers'
+Decision Transformer, and long sequences. Times are medians between CUDA events, the peers in turn, in one process.
+"""
+
+import argparse
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from measuring import (
+    DT,
+    DT_NOTE,
+    WIDE,
+    Actor,
+    decision_mamba,
+    decision_transformer,
+    milliseconds,
+    save,
+    spread,
+    target,
+    training_step,
+    windows,
+)
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from training_step import matrix_products
+
+from hf_decision_mamba.model.selective_scan import selective_scan
+
+BATCHES, TOKENS, WIDTHS, STATES = (64, 512), (24, 60, 300, 3000), (128, 256), (16, 64)
+LONG = (1000, 3000, 10_000, 30_000, 100_000)
+ROWS = (1, 64, 4096)
+IN_A_ROW = 10  # calls between two events, so that the events cost nothing
+OURS, MAMBA, COPY, ATTENTION = "ours (Triton)", "mamba-ssm", "copy of 1 GiB", "attention (SDPA)"
+MODEL, FLOOR = "dema-b3ld, width 128, N 16", "its matrix products alone"
+COMPILED = {"eager": None, "torch.compile": "default", "torch.compile, CUDA graphs": "reduce-overhead"}
+Passes = Mapping[str, Callable[[], object]]
+
+
+def device_milliseconds(passes: Passes, rounds: int, calls: int = IN_A_ROW) -> dict[str, list[float]]:
+    """Milliseconds of one call of every pass by the GPU's clock, interleaved round by round, after a warm-up."""
+    for run in passes.values():
+        for _ in range(3):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(rounds):
+        for name, run in passes.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(calls):
+                run()
+            end.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(end) / calls)
+    return times
+
+
+@functools.cache
+def mamba_ssm() -> Callable[..., Any] | None:
+    """mamba-ssm's scan, where it is installed and works."""
+    try:
+        importlib.import_module("selective_scan_cuda")
+        return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    except Exception as error:  # whatever is wrong with it: the others are measured
+        print(f"mamba-ssm is not measured: {type(error).__name__}: {error}")
+        return None
+
+
+def both_ways(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
+    """Forward and backward of a function."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    gradient = torch.randn_like(function(*leaves))
+    return lambda: torch.autograd.grad(function(*leaves), leaves, gradient)
+
+
+def scans(b: int, l: int, c: int, n: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Forward and backward of every scan, each on tensors in the layout that it likes best."""
+    u, delta, z = (torch.randn(b, l, c, device="cuda", dtype=dtype) for _ in range(3))
+    B, C = (torch.randn(b, l, n, device="cuda", dtype=dtype) for _ in range(2))
+    A, D, bias = -torch.rand(c, n, device="cuda"), torch.randn(c, device="cuda"), torch.randn(c, device="cuda")
+
+    def ours(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+        return selective_scan(u, delta, A, B, C, D, z, bias, backend="triton")[0]
+
+    passes = {OURS: both_ways(ours, u, delta, A, B, C, D, z, bias)}
+    theirs = mamba_ssm()
+    if theirs is not None:
+        u, delta, B, C, z = (tensor.mT.contiguous() for tensor in (u, delta, B, C, z))
+        passes[MAMBA] = both_ways(lambda *inputs: theirs(*inputs, delta_softplus=True), u, delta, A, B, C, D, z, bias)
+    return passes
+
+
+def bytes_at_least(b: int, l: int, c: int, n: int, dtype: torch.dtype) -> int:
+    """What forward and backward must move: each input read once and each output written once, in each of them.
+
+    Forward reads u, delta, z, B, C and writes y; backward reads these and dy, and writes the gradients of the five.
+    """
+    return dtype.itemsize * b * l * (c * (3 + 1 + 4 + 3) + n * (2 + 2 + 2))
+
+
+def copy_bandwidth(rounds: int) -> float:
+    """Bytes per second of a large copy, read and written."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    copy = torch.empty_like(source)
+    times = device_milliseconds({COPY: lambda: copy.copy_(source)}, rounds)[COPY]
+    return 2 * source.numel() / (1e-3 * spread(times)["median"])
+
+
+def measured(rounds: int, calls: int, make: Callable[..., Passes], *arguments: Any) -> dict[str, Any]:
+    """Spread of the times of each pass that `make` makes, and the bytes by which it grows what is allocated."""
+    try:
+        passes = make(*arguments)
+        times = device_milliseconds(passes, rounds, calls)
+        return {name: {**spread(times[name]), "bytes": peak_growth(run)} for name, run in passes.items()}
+    except torch.OutOfMemoryError:
+        return {"note": "out of memory"}
+    finally:
+        torch.cuda.empty_cache()
+
+
+def peak_growth(run: Callable[[], object]) -> int:
+    """Bytes on the GPU at the peak of a call, beyond what is held before."""
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - held
+
+
+def scan_rows(rounds: int) -> list[dict[str, Any]]:
+    """Every size of the scan, with the share of the copy bandwidth that ours achieves."""
+    bandwidth = copy_bandwidth(rounds)
+    sizes = [(b, l, c, n, t) for t in (torch.float32, torch.bfloat16) for l in TOKENS for b in BATCHES for c in WIDTHS
+             for n in STATES]  # fmt: skip
+    rows = []
+    for b, l, c, n, dtype in tqdm(sizes, unit="size"):
+        times = measured(rounds, IN_A_ROW, scans, b, l, c, n, dtype)
+        row: dict[str, Any] = {"batch": b, "tokens": l, "channels": c, "states": n, "dtype": str(dtype), **times}
+        if OURS in times:
+            row["bytes_per_second"] = bytes_at_least(b, l, c, n, dtype) / (1e-3 * times[OURS]["median"])
+            row["of_copy_bandwidth"] = row["bytes_per_second"] / bandwidth
+        if MAMBA in times:
+            row["speedup"] = times[MAMBA]["median"] / times[OURS]["median"]
+        rows.append(row)
+    return rows
+
+
+def on_gpu(model: Any) -> Any:
+    """A model there."""
+    return model.to("cuda")
+
+
+def training_steps(mode: str | None) -> Passes:
+    """A whole training step, ours and Decision Transformer's, compiled in some mode or not; and the floor."""
+    torch.compiler.reset()
+    batch = {name: values.cuda() for name, values in windows(64, 20).items()}
+    ours = decision_mamba("dema-b3ld", **WIDE)
+    with torch.device("cuda"):
+        floor, _ = matrix_products(on_gpu(ours), batch)
+    models = {MODEL: ours, DT: on_gpu(decision_transformer())}
+    for model in models.values():
+        if mode is not None:
+            model.compile(mode=mode)
+    return {FLOOR: floor, **{name: training_step(model, batch) for name, model in models.items()}}
+
+
+def training_rows(rounds: int) -> list[dict[str, Any]]:
+    """A training step in each compile setting."""
+    return [
+        {"setting": setting, **measured(rounds, IN_A_ROW, training_steps, mode)} for setting, mode in COMPILED.items()
+    ]
+
+
+def decision_rows(rounds: int) -> list[dict[str, Any]]:
+    """One decision for many environments at once, by the wall clock: its action is a numpy array."""
+    rows = []
+    for count in ROWS:
+        actors = {
+            f"{MODEL}, window": Actor(on_gpu(decision_mamba("dema-b3ld", **WIDE)), "window", count),
+            f"{MODEL}, recurrent": Actor(on_gpu(decision_mamba("dema-b3ld", **WIDE)), "recurrent", count),
+            f"{DT}, window": Actor(on_gpu(decision_transformer()), "window", count),
+        }
+        for actor in actors.values():
+            actor.restart(20)
+        times = milliseconds(actors, rounds, calls=3)
+        rows.append({"environments": count, **{name: spread(values) for name, values in times.items()}})
+    return rows
+
+
+def long_passes(l: int) -> Passes:
+    """Forward and backward over one long sequence: the scans, and attention of the same width."""
+    q, k, v = (torch.randn(1, 8, l, 32, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    attention = both_ways(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), q, k, v)
+    return {**scans(1, l, 256, 16, torch.bfloat16), ATTENTION: attention}
+
+
+def long_rows(rounds: int) -> list[dict[str, Any]]:
+    """Time and memory against the length of a sequence."""
+    return [{"tokens": l, **measured(rounds, 1, long_passes, l)} for l in tqdm(LONG, unit="length")]
+
+
+def targets(report: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The worst case of each ratio, as far as its peers were there."""
+    lines = []
+    for what, limit, chosen in (("at most 300", 2.0, (24, 60, 300)), ("3000", 0.9, (3000,))):
+        ratios = [row["speedup"] for row in report["scan"] if "speedup" in row and row["tokens"] in chosen]
+        if ratios:
+            lines.append(target(f"scan, {what} tokens, at worst: {MAMBA} / {OURS}", min(ratios), limit, at_least=True))
+    for row in report["training"]:
+        if "note" not in row:
+            ours, theirs, floor = (row[name]["median"] for name in (MODEL, DT, FLOOR))
+            lines.append(target(f"training step, {row['setting']}: {DT} / {MODEL}", theirs / ours, 1.5, at_least=True))
+            lines.append(target(f"training step, {row['setting']}: {MODEL} / {FLOOR}", ours / floor, 2.0))
+    for row in report["decisions"]:
+        ratio = row[f"{DT}, window"]["median"] / row[f"{MODEL}, recurrent"]["median"]
+        what = f"decision, {row['environments']} environments: {DT} / {MODEL}, recurrent"
+        lines.append(target(what, ratio, 1.0, at_least=True))
+    return lines
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks/gpu.py needs a CUDA device, and torch sees none here: nothing was measured.")
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    properties = torch.cuda.get_device_properties(0)
+    report: dict[str, list[dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    sections = {"scan": scan_rows, "training": training_rows, "decisions": decision_rows, "long": long_rows}
+    for name, measure in sections.items():
+        try:
+            report[name] = measure(rounds)
+        except Exception as error:  # one failure must not cost what the others have measured
+            report[name], failed[name] = [], f"{type(error).__name__}: {error}"
+        for row in report[name]:
+            print(
+                name,
+                {k: f"{v['median']:.3f} ms" if isinstance(v, dict) and "median" in v else v for k, v in row.items()},
+            )
+    save(
+        "what a GPU is for: scan, training step, decisions, long sequences; milliseconds",
+        {
+            DT: DT_NOTE,
+            OURS: "forward and backward, on (batch, tokens, channels)",
+            MAMBA: "selective_scan_fn, forward and backward, on contiguous (batch, channels, tokens), as it likes best",
+            "bytes_per_second": bytes_at_least.__doc__ or "",
+            "decisions": "by the wall clock; all others by CUDA events",
+            FLOOR: "every call of F.linear, forward and backward, into memory that is already there",
+            "matrix products": "of float32 with TF32, in all models",
+        },
+        device={"name": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda},
+        copy_bytes_per_second=copy_bandwidth(rounds),
+        results=report,
+        targets=targets(report),
+        failed=failed,
+    )
+    if failed:
+        raise SystemExit(f"Not measured: {failed}")
+
+
+if __name__ == "__main__":
+    main()
