@@ -32,6 +32,27 @@ def test_evaluate_prints_a_table_and_keeps_the_results(checkpoint, capsys):
     assert "Hopper-v5" in (checkpoint / "README.md").read_text()
 
 
+def test_inspect_writes_a_page_into_the_checkpoints_folder(checkpoint, capsys):
+    options = ["--env", "Hopper-v5", "--target-return", "900", "1800", "--timesteps", "0", "3"]
+    main(["inspect", str(checkpoint), "--episodes", "2", "--seed", "5", *options])
+    folder = checkpoint / "inspection"
+    assert str(folder / "inspection.html") in capsys.readouterr().out
+    found = json.loads((folder / "inspection.json").read_text())
+    assert (
+        found["protocol"]["command"]
+        == f"hf-decision-mamba inspect {checkpoint.name} {' '.join(options)} --episodes 2 --seed 5"
+    )
+    assert str(checkpoint.parent) not in (folder / "inspection.html").read_text()
+    assert found["attention"]["timesteps"] == [0, 3]
+
+
+def test_inspect_says_what_is_missing_before_it_measures(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("hf_decision_mamba.cli.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["inspect", str(checkpoint)])
+    assert "Pictures need matplotlib" in capsys.readouterr().err
+
+
 def test_collect_passes_its_options_on_in_either_spelling(tmp_path, capsys):
     amount = ["--episodes=3", "--max_episode_steps", "7", "--num-envs", "2", "--seed", "9"]
     main(["collect", "CartPole-v1", *amount, "--output", str(tmp_path / "poles")])
@@ -67,6 +88,8 @@ def test_inspect_data_fails_where_training_would(tmp_path, capsys):
     ("argv", "message"),
     [
         (["evaluate", "nowhere/at-all"], "nowhere/at-all"),
+        (["inspect", "nowhere/at-all"], "nowhere/at-all"),
+        (["inspect", "here", "--env", "Hopper-v5", "--data", "there"], "not allowed with argument --env"),
         (["push", "no-such-folder", "me/policy"], "no-such-folder"),
         (["train", "--presett", "dmm"], "preset"),
         (["collect", "NoSuchThing-v0", "--output", "there"], "No environment 'NoSuchThing-v0'"),
@@ -88,4 +111,4 @@ def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(verb in printed for verb in ("train", "evaluate", "collect", "inspect-data", "push"))
+    assert all(verb in printed for verb in ("train", "evaluate", "inspect ", "collect", "inspect-data", "push"))

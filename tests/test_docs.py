@@ -43,7 +43,7 @@ def test_the_python_snippets_of_the_readme_run_as_printed(clone):
 
 def test_the_share_section_of_the_readme_runs_as_printed(clone):
     """Each block is a fresh process that knows nothing but where the Hub is."""
-    section = README[README.index("## Share") : README.index("## Speed")]
+    section = README[README.index("## Share") : README.index("## Look inside")]
     (push,), (with_package, without) = snippets("bash", section), snippets("python", section)
     commands = ["bash", "-ec", push], [sys.executable, "-c", with_package], [sys.executable, "-c", without]
     with LoopbackHub({"hf_me": "your-name"}) as hub:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .environments import install_hint
 from .evaluation import evaluate_policy
 from .hub import push_to_hub, write_model_card
 from .info import info_text, installation_info
+from .inspecting import inspect_checkpoint
+from .inspection_page import write_inspection
 from .policy import DecisionMambaPolicy
 from .training import main as train
 from .training import report_user_errors
@@ -65,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, help="folder for evaluation.json, evaluation.parquet and returns.png")
     evaluate.set_defaults(run=_evaluate)
 
+    _add_inspect(verbs)
     _add_collect(verbs)
     _add_inspect_data(verbs)
 
@@ -82,6 +86,35 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_inspect(verbs: Any) -> None:
+    command = verbs.add_parser(
+        "inspect", help="look inside a checkpoint: hidden attention, effective context, memory, target returns"
+    )
+    command.add_argument("checkpoint", help="folder or Hub repository")
+    command.add_argument("--revision", help="branch, tag or commit of the repository")
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("--env", metavar="ENV_ID", help="gymnasium id to roll out in (default: the checkpoint's)")
+    source.add_argument("--data", metavar="SOURCE", help="read episodes of a data set, and play nothing")
+    command.add_argument("--target-return", type=float, nargs="+", help="(default: shares of the checkpoint's)")
+    command.add_argument("--episodes", type=int, default=5, help="to look into, and per target return (default: 5)")
+    command.add_argument(
+        "--timesteps",
+        type=int,
+        nargs=2,
+        metavar=("FIRST", "LAST"),
+        help="decisions in the picture of attention (default: 300 600, or the whole episode where it is shorter)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
+    command.add_argument("--device", help="where the model computes (default: cpu)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        help="folder of page, pictures and numbers (default: inspection, in the checkpoint's folder; of the Hub's, "
+        "inspection-NAME here)",
+    )
+    command.set_defaults(run=_inspect)
 
 
 def _add_collect(verbs: Any) -> None:
@@ -201,6 +234,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if (arguments.output / "config.json").is_file():  # the checkpoint's own folder: its card shows the results
             write_model_card(arguments.output)
         print(f"results      {arguments.output}")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    if find_spec("matplotlib") is None:
+        raise ImportError(f"Pictures need matplotlib; install it with: {install_hint('')}")
+    policy = DecisionMambaPolicy.from_pretrained(
+        arguments.checkpoint, device=arguments.device, revision=arguments.revision or "main"
+    )
+    found = inspect_checkpoint(
+        policy,
+        arguments.checkpoint,
+        arguments.env,
+        data=arguments.data,
+        target_returns=arguments.target_return,
+        episodes=arguments.episodes,
+        timesteps=arguments.timesteps and (arguments.timesteps[0], arguments.timesteps[1]),
+        seed=arguments.seed,
+    )
+    local = Path(arguments.checkpoint)
+    default = local / "inspection" if local.is_dir() else Path(f"inspection-{local.name}")
+    for path in write_inspection(found, arguments.output or default):
+        print(path)
 
 
 def _push(arguments: argparse.Namespace) -> None:

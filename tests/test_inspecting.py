@@ -1,0 +1,231 @@
+"""Looking inside a checkpoint: the windows are those that the policy decided from, and what is missing says why."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_policy import make_model
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+from hf_decision_mamba import DecisionBCConfig, DecisionBCModel, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.inspecting import (
+    DecisionWindows,
+    chosen_episodes,
+    inspect_checkpoint,
+    play_episodes,
+)
+from hf_decision_mamba.policy import DecisionMambaPolicy
+
+K = 5
+BREAKOUT = str(Path(__file__).parent / "data" / "breakout-tiny.parquet")
+
+
+def pendulum_model(preset: str = "dema-b3ld") -> DecisionMambaModel:
+    model = make_model(preset, state_dim=3, act_dim=1)
+    with torch.no_grad():
+        model.predict_action.weight *= 0.1  # or every action would be at its bound
+    return model
+
+
+def make_transformer() -> DecisionTransformerModel:
+    torch.manual_seed(0)
+    sizes = {"state_dim": 3, "act_dim": 1, "hidden_size": 8, "n_layer": 1, "n_head": 1, "max_ep_len": 200}
+    return DecisionTransformerModel(DecisionTransformerConfig(**sizes))
+
+
+def pendulum_policy(model=None, context_length: int = K, **settings) -> DecisionMambaPolicy:
+    processor = DecisionMambaProcessor(
+        state_mean=[0.1, -0.2, 0.3],
+        state_std=[0.7, 0.6, 3.0],
+        return_scale=3000.0,
+        context_length=context_length,
+        action_low=[-2.0],
+        action_high=[2.0],
+        action_mid=[0.5],
+        action_scale=[2.0],
+        **{"env_id": "Pendulum-v1", "target_return": -400.0, **settings},
+    )
+    return DecisionMambaPolicy(pendulum_model() if model is None else model, processor)
+
+
+def cartpole_policy() -> DecisionMambaPolicy:
+    model = make_model(act_dim=2, action_type="discrete")
+    processor = DecisionMambaProcessor(
+        state_mean=[0.0] * 4, state_std=[0.5] * 4, context_length=K, env_id="CartPole-v1", target_return=100.0
+    )
+    return DecisionMambaPolicy(model, processor)
+
+
+def breakout_policy() -> DecisionMambaPolicy:
+    sizes = {"embedding_size": 16, "n_layer": 1, "act_dim": 4, "image_size": 84, "num_channels": 2}
+    return DecisionMambaPolicy(
+        make_model("dema-atari", **sizes), DecisionMambaProcessor(frame_stack=2, context_length=K)
+    )
+
+
+# -------------------------------------------------------------------------------------------- episodes and windows
+
+
+@pytest.mark.parametrize(
+    ("policy", "target"),
+    [
+        pytest.param(lambda: pendulum_policy(), -400.0, id="dema-b3ld"),
+        pytest.param(lambda: pendulum_policy(pendulum_model("dema-bl3d")), -400.0, id="dema-bl3d"),
+        pytest.param(lambda: pendulum_policy(pendulum_model("dmm")), -400.0, id="dmm"),
+        pytest.param(lambda: pendulum_policy(make_transformer()), -400.0, id="decision transformer"),
+        pytest.param(cartpole_policy, 100.0, id="discrete"),
+    ],
+)
+def test_the_model_decides_from_a_window_as_the_policy_did(policy, target):
+    policy = policy()
+    played = play_episodes(policy, policy.processor.env_id, target, 2, seed=3, progress=False)
+    assert played.numbers == [3, 4] and played.trajectories.num_episodes == 2
+    length, before = played.trajectories.lengths()[1], played.trajectories.lengths()[0]
+    timesteps = np.array([0, 2, K - 1, K, length - 1])
+    batch = DecisionWindows(policy, played).read(1, timesteps)
+    last = batch["attention_mask"].sum(1) - 1
+    assert last.tolist() == [0, 2, K - 1, K - 1, K - 1]
+
+    rewards = played.trajectories.rewards[before:].astype(np.float64)
+    left = [(target - rewards[:t].sum()) / policy.processor.return_scale for t in timesteps]
+    np.testing.assert_allclose(batch["returns_to_go"][range(5), last, 0], left, rtol=1e-5)
+
+    with torch.no_grad():
+        predicted = policy.model(**batch).action_preds[range(5), last].numpy()
+    taken = played.trajectories.actions[before + timesteps]
+    if policy.action_type == "discrete":
+        np.testing.assert_array_equal(predicted.argmax(-1), taken)
+    else:
+        np.testing.assert_allclose(policy.processor.denormalize_actions(predicted), taken, atol=2e-5)
+        assert np.ptp(taken) > 0.01  # or there would be nothing to compare
+
+
+def test_spaced_windows_do_not_overlap_and_reach_all_episodes():
+    policy = pendulum_policy()
+    played = play_episodes(policy, "Pendulum-v1", -400.0, 2, seed=0, progress=False)
+    windows = DecisionWindows(policy, played)
+    steps = windows.spaced(most=1000)["timesteps"]
+    assert steps.shape == (2 * 200 // K, K)
+    assert sorted(steps.flatten().tolist()) == sorted(2 * list(range(200)))
+    few = windows.spaced(most=8)["timesteps"]
+    assert few.shape == (8, K) and few[0].tolist() == few[4].tolist()
+
+
+def test_episodes_of_a_data_set_are_read_with_their_own_returns_to_go():
+    policy = breakout_policy()
+    played = chosen_episodes(policy, BREAKOUT, 2, seed=1)
+    again = chosen_episodes(policy, BREAKOUT, 2, seed=1)
+    assert len(played.numbers) == 2 and played.numbers == again.numbers
+    np.testing.assert_array_equal(played.returns_to_go, played.trajectories.returns_to_go)
+    assert played.trajectories.num_episodes == 2
+
+
+# ---------------------------------------------------------------------------------------------------- measurements
+
+
+def test_everything_is_measured_and_stated():
+    policy = pendulum_policy()
+    found = inspect_checkpoint(
+        policy, "me/pendulum", target_returns=[-900, -300], episodes=2, timesteps=(20, 49), seed=7, progress=False
+    )
+    assert found.left_out == {}
+    assert found.protocol["target_return"] == -300 and found.protocol["windows"] == 2 * 200 // K
+    assert [row["number"] for row in found.protocol["episodes"]] == [7, 8]
+    assert found.protocol["command"] == (
+        "hf-decision-mamba inspect me/pendulum --target-return -900 -300 --timesteps 20 49 --episodes 2 --seed 7"
+    )
+    layers = policy.model.config.n_layer
+    assert found.kinds == ("return", "previous_action", "state")
+    assert found.surface.shape == (layers, 30, K, 3) and np.isfinite(found.surface).all()
+    assert found.timesteps[[0, -1]].tolist() == [20, 49]
+    assert found.curves.shape == (layers, K) and len(found.decays) == layers
+    assert all(fit.rate_interval[0] <= fit.rate <= fit.rate_interval[1] for fit in found.decays)
+    assert found.context.step_removed.shape == (80, K - 1) and found.action_spread > 0
+    assert found.time_constants.steps.shape == (layers, 5)
+    assert {row["target_return"] for row in found.conditioning.episodes} == {-900, -300}
+
+    numbers = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert np.shape(numbers["attention"]["mean_over_layers"]) == (3, 30, K)
+    assert numbers["decay"][1]["rate"] == found.decays[1].rate
+    assert len(numbers["effective_context"]["older_removed"]) == K - 1
+
+
+@pytest.mark.parametrize(
+    ("own", "targets"), [(3600.0, [900, 1800, 2700, 3600, 4500]), (-300.0, [-1200, -600, -400, -300, -240]), (0.0, [0])]
+)
+def test_targets_lie_around_the_checkpoints_own(own, targets, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("hf_decision_mamba.inspecting.evaluate_policy", lambda *_, **options: asked.update(options))
+    policy = pendulum_policy(target_return=own, context_length=1)
+    inspect_checkpoint(policy, "here", episodes=1, progress=False)
+    assert asked["target_returns"] == targets
+
+
+@pytest.mark.parametrize(
+    ("model", "context_length", "missing", "because"),
+    [
+        (make_transformer, K, ["attention", "decay", "time_constants"], "no Mamba layers"),
+        (
+            lambda: DecisionBCModel(DecisionBCConfig(state_dim=3, act_dim=1, hidden_size=8, n_layer=1)),
+            1,
+            ["attention", "decay", "effective_context", "time_constants"],
+            "no Mamba layers",
+        ),
+        (lambda: None, 1, ["attention", "decay", "effective_context"], "decides from one step"),
+    ],
+    ids=["decision transformer", "behaviour cloning", "a context of one step"],
+)
+def test_what_a_model_does_not_have_is_left_out(model, context_length, missing, because):
+    policy = pendulum_policy(model(), context_length)
+    found = inspect_checkpoint(policy, "here", target_returns=[-300], episodes=1, progress=False)
+    assert sorted(found.left_out) == missing and because in found.left_out["attention"]
+    numbers = found.to_dict()
+    assert [name for name in sorted(numbers) if numbers[name] is None] == missing
+
+
+def test_images_and_discrete_actions_of_a_data_set():
+    found = inspect_checkpoint(breakout_policy(), "here", data=BREAKOUT, episodes=2, progress=False)
+    assert sorted(found.left_out) == ["return_conditioning"] and found.conditioning is None
+    assert found.protocol["data"] == "breakout-tiny.parquet" and found.action_spread is None
+    assert found.timesteps[0] == 0 and len(found.timesteps) == max(x["length"] for x in found.protocol["episodes"])
+    assert np.isnan(found.surface[:, 0, 1:]).all()  # the first decision has no past
+    removed = found.context.step_removed
+    assert ((removed >= 0) | np.isnan(removed)).all() and np.nanmax(removed) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"env_id": None}, {}, "No environment: this checkpoint stores none.*--env Hopper-v5.*--data SOURCE"),
+        ({"target_return": None}, {}, "No target return: this checkpoint stores none.*--target-return"),
+        ({}, {"env_id": "CartPole-v1"}, "CartPole-v1 observes 4 dimensions"),
+        ({}, {"data": BREAKOUT}, r"image states of shape \(84, 84\) and 4 discrete actions, but.*shape \(3,\)"),
+        ({}, {"data": BREAKOUT, "target_returns": [1.0]}, "nothing is played"),
+        ({}, {"timesteps": (300, 600)}, "300 to 600 lie beyond the longest episode, which has 200 steps"),
+        ({}, {"timesteps": (5, 5)}, r"timesteps=\(5, 5\) must be two time steps"),
+        ({}, {"episodes": 0}, "episodes=0 must be at least 1"),
+    ],
+)
+def test_refusals(settings, options, message):
+    with pytest.raises(ValueError, match=message):
+        inspect_checkpoint(pendulum_policy(**settings), "here", **{"episodes": 1, **options}, progress=False)
+
+
+def test_episodes_longer_than_the_model_knows(tmp_path):
+    episode = {"observations": [[0.0] * 3] * 201, "actions": [[0.0]] * 201, "rewards": [0.0] * 201}
+    (tmp_path / "long.json").write_text(json.dumps([episode]))
+    with pytest.raises(ValueError, match=r"episode of 201 steps.*max_ep_len=200"):
+        inspect_checkpoint(
+            pendulum_policy(make_transformer()), "here", data=str(tmp_path / "long.json"), progress=False
+        )
+
+
+def test_without_the_environments_package_a_data_set_is_offered(monkeypatch):
+    def missing(*_):
+        raise ImportError("Rollouts need gymnasium.")
+
+    monkeypatch.setattr("hf_decision_mamba.inspecting.make_environments", missing)
+    with pytest.raises(ImportError, match=r"need gymnasium.*--data SOURCE"):
+        inspect_checkpoint(pendulum_policy(), "here", progress=False)

@@ -1,0 +1,72 @@
+"""The page of an inspection: one file that needs nothing else, its pictures, and the numbers."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_inspecting import make_transformer, pendulum_policy
+
+from hf_decision_mamba.analysis import Decay
+from hf_decision_mamba.inspecting import inspect_checkpoint
+from hf_decision_mamba.inspection_page import write_inspection
+
+PICTURES = ["attention", "decay", "effective_context", "return_conditioning", "time_constants"]
+
+
+def inspection(model=None, **options):
+    return inspect_checkpoint(pendulum_policy(model), "me/<pendulum>", episodes=2, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return inspection(target_returns=[-900, -300], timesteps=(20, 49))
+
+
+def test_page_pictures_and_numbers(found, tmp_path):
+    written = write_inspection(found, tmp_path / "new" / "folder")
+    assert [path.name for path in written] == [
+        "inspection.html",
+        *(f"{name}.png" for name in PICTURES),
+        "inspection.json",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:-1])
+    page = written[0].read_text()
+    assert page.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', page)
+    assert "me/&lt;pendulum&gt;" in page and "<pendulum>" not in page
+    for stated in (
+        "Pendulum-v1",
+        "target return -300, seeds 0, 1",
+        "window, context length 5",
+        "2 episodes, seeds from 0",
+    ):
+        assert stated in page
+    assert f"<td>{found.decays[0].rate:.3f}</td>" in page and f"<td>{found.decays[0].r_squared:.3f}</td>" in page
+    assert json.loads(written[-1].read_text())["protocol"]["checkpoint"] == "me/<pendulum>"
+
+
+def test_the_same_numbers_give_the_same_bytes(found, tmp_path):
+    first, again = write_inspection(found, tmp_path / "first"), write_inspection(found, tmp_path / "again")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+
+
+def test_what_is_left_out_has_a_sentence_and_no_picture(tmp_path):
+    (tmp_path / "attention.png").write_bytes(b"of an earlier inspection")
+    written = write_inspection(inspection(make_transformer(), target_returns=[-300]), tmp_path)
+    assert [path.stem for path in written] == ["inspection", "effective_context", "return_conditioning", "inspection"]
+    assert not (tmp_path / "attention.png").exists()
+    assert written[0].read_text().count("Left out. DecisionTransformerModel has no Mamba layers") == 3
+
+
+def test_the_page_says_whether_decay_is_exponential(found, tmp_path):
+    fits = [
+        Decay(0.2, (0.1, 0.3), 1.0, 0.99),
+        Decay(0.2, (0.1, 0.3), 1.0, 0.9),
+        Decay(-0.2, (-0.3, -0.1), 1.0, 0.3),
+        None,
+    ]
+    changed = replace(found, curves=np.repeat(found.curves[:1], 4, axis=0), decays=fits)
+    page = write_inspection(changed, tmp_path)[0].read_text()
+    for words in ("exponential", "not quite exponential", "not exponential", "attends to one step at most"):
+        assert page.count(f"<td>{words}</td>") == 1
