@@ -503,27 +503,6 @@ def test_pushed_policy_acts_identically_in_a_fresh_process(hub: LoopbackHub, run
     assert result.stdout.split() == local_actions(checkpoint)
 
 
-def test_revisions_hold_their_own_policies(hub: LoopbackHub, run: Run, checkpoint: Path) -> None:
-    first = local_actions(checkpoint)
-    pushed(hub, run, checkpoint)
-    model = DecisionMambaModel.from_pretrained(checkpoint)
-    with torch.no_grad():
-        next(model.parameters()).mul_(-1.5)
-    model.save_pretrained(checkpoint)
-    (checkpoint / "evaluation.json").unlink()  # it measured the first weights
-    url = pushed(hub, run, checkpoint, revision="longer", commit_message="Train longer")
-    assert url == f"{hub.endpoint}/alice/pendulum/tree/longer"
-    repository = hub.model("alice/pendulum")
-    assert repository.history("longer") == ["Train longer", "Upload checkpoint", "initial commit"]
-    assert set(repository.files("longer")) == {*SHARED, ".gitattributes"} - {"evaluation.json"}
-    assert set(repository.files("main")) == {*SHARED, ".gitattributes"}
-    second = local_actions(checkpoint)
-    assert first != second
-    both = run(ACT.format(arguments="'alice/pendulum'") + ACT.format(arguments="'alice/pendulum', revision='longer'"))
-    assert both.returncode == 0, both.stderr
-    assert both.stdout.split() == first + second
-
-
 def test_data_set_of_the_hub_is_one_name_away(hub: LoopbackHub, run: Run) -> None:
     made = run(
         "import datasets\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import LoopbackHub
+from hub_server import Blob, LoopbackHub, Repository
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
 
@@ -139,30 +139,27 @@ def test_splits_and_their_slices(split: str, lengths: list[int], tmp_path: Path)
 
 
 def test_the_hub_is_asked_once_and_not_at_all_without_a_connection(tmp_path: Path) -> None:
-    upload = (
-        "import sys; from huggingface_hub import HfApi\n"
-        "HfApi().create_repo('alice/breakout', repo_type='dataset')\n"
-        "HfApi().upload_folder(folder_path=sys.argv[1], repo_id='alice/breakout', repo_type='dataset')\n"
-    )
     load = "from hf_decision_mamba.data import load_trajectories; print(load_trajectories('alice/breakout'))"
-    folder = tmp_path / "breakout"
-    (folder / "data").mkdir(parents=True)
-    shutil.copy(BREAKOUT, folder / "data" / "train.parquet")
     facts = "environment: {id: ALE/Breakout-v5, obs_shape: [84, 84], num_actions: 18}"
-    (folder / "README.md").write_text(f"---\n{facts}\n---\n")
+    repository = Repository("datasets", "alice/breakout", private=False)
+    files = {
+        "data/train.parquet": Blob(BREAKOUT.read_bytes(), lfs=True),
+        "README.md": Blob(f"---\n{facts}\n---\n".encode(), lfs=False),
+    }
+    repository.add("main", files, "five episodes")
     with LoopbackHub({"hf_alice": "alice"}) as hub:
+        hub.repositories["datasets", "alice/breakout"] = repository
         environment = hub.client_environment(tmp_path / "home", "hf_alice")
-        for code, more in ((upload, {}), (load, {}), (load, {"HF_HUB_OFFLINE": "1"})):
+        for more in ({}, {"HF_HUB_OFFLINE": "1"}):
             asked = len(hub.requests)
-            command = [sys.executable, "-c", code, str(folder)]
+            command = [sys.executable, "-c", load]
             done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
             assert (len(hub.requests) == asked) == bool(more)
-            if code == load:
-                assert done.stdout.strip() == (
-                    "Trajectories('alice/breakout': 5 episodes, 1356 steps, frame_shape=(84, 84), num_actions=18, "
-                    "env_id='ALE/Breakout-v5')"
-                )
+            assert done.stdout.strip() == (
+                "Trajectories('alice/breakout': 5 episodes, 1356 steps, frame_shape=(84, 84), num_actions=18, "
+                "env_id='ALE/Breakout-v5')"
+            )
     assert not list((tmp_path / "home").rglob("*.arrow"))
 
 

@@ -208,13 +208,3 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_a_gradient_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"dy has shape \(2, 5, 7\), but x of shape \(2, 5, 7\) needs \(2, 3, 7\)"):
         cpu.conv_backward(torch.zeros(2, 5, 7), torch.zeros(2, 5, 7), torch.zeros(7, 4), None, 2)
-
-
-def test_importing_the_module_does_not_import_numba():
-    code = """
-    import sys
-    from hf_decision_mamba.model import causal_conv
-    assert "numba" not in sys.modules
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=120)
-    assert done.returncode == 0

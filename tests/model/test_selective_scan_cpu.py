@@ -296,10 +296,10 @@ def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
     assert kernels.compiled(double)(21) == 42
 
 
-def test_importing_the_module_does_not_import_numba():
+def test_importing_the_modules_does_not_import_numba():
     code = """
     import sys
-    from hf_decision_mamba.model import selective_scan_cpu
+    from hf_decision_mamba.model import causal_conv, selective_scan_cpu
     assert selective_scan_cpu.available() and "numba" not in sys.modules
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=120)
