@@ -101,6 +101,12 @@ def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.fl
     return {"action_mid": (low + high) / 2, "action_scale": np.where(half < CONSTANT_STD, 1.0, half)}
 
 
+def window_settings(processor: DecisionMambaProcessor) -> dict[str, Any]:
+    """The arguments of `WindowDataset` that show a model what it sees when it acts."""
+    names = ("state_mean", "state_std", "action_mid", "action_scale", "return_scale", "frame_stack")
+    return {name: getattr(processor, name) for name in names}
+
+
 def architecture_of(config: PreTrainedConfig) -> str:
     """The value of `--architecture` that builds such a model.
 
@@ -262,4 +268,4 @@ def _check_lengths(name: str, longest: int, context_length: int, max_ep_len: int
         )
 
 
-__all__ = ["ARCHITECTURES", "architecture_of", "build", "embeds_time", "paper_parameter_count"]
+__all__ = ["ARCHITECTURES", "architecture_of", "build", "embeds_time", "paper_parameter_count", "window_settings"]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .environments import check_spaces, install_hint, make_environments, normalized_score, score_reference
+from .figures import tidy
 from .policy import DecisionMambaPolicy
 
 if TYPE_CHECKING:
@@ -241,9 +242,7 @@ class EvaluationResult:
         axes.set_title(self._title(), loc="left", fontsize=11)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0), high + 0.04 * (high - low))
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         reference = score_reference(self.env_id)
         if reference is not None:
             low, high, source = reference

@@ -30,7 +30,7 @@ from .analysis import (
     hidden_attention,
     time_constants,
 )
-from .building import embeds_time
+from .building import embeds_time, window_settings
 from .data import Trajectories, WindowDataset, load_trajectories
 from .environments import check_spaces, make_environments
 from .evaluation import EvaluationResult, evaluate_policy, package_versions
@@ -310,16 +310,7 @@ class DecisionWindows:
         self.lengths = played.trajectories.lengths()
         self._firsts = played.trajectories.step_offsets()[:-1]
         self._returns_to_go = torch.from_numpy(processor.scale_returns(played.returns_to_go))
-        self._windows = WindowDataset(
-            played.trajectories,
-            policy.context_length,
-            state_mean=processor.state_mean,
-            state_std=processor.state_std,
-            action_mid=processor.action_mid,
-            action_scale=processor.action_scale,
-            return_scale=processor.return_scale,
-            frame_stack=processor.frame_stack,
-        )
+        self._windows = WindowDataset(played.trajectories, policy.context_length, **window_settings(processor))
         known = inspect.signature(policy.model.forward).parameters
         self._inputs = [name for name in INPUTS if name in known]
 

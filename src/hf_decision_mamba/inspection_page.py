@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from .analysis import Decay
 from .environments import score_reference
+from .figures import tidy
 from .inspecting import ModelInspection, mean_of_present
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -28,7 +28,7 @@ PAGE, NUMBERS = "inspection.html", "inspection.json"
 #: What R² of the fitted line says about decay, from its lowest value.
 _VERDICTS = ((0.95, "exponential"), (0.8, "not quite exponential"), (-math.inf, "not exponential"))
 
-_BLUE, _RED, _DARK, _GREY, _PALE = "#4c78a8", "#e4572e", "#2b2f36", "#5b616b", "#e6e8eb"
+_BLUE, _RED, _DARK, _GREY = "#4c78a8", "#e4572e", "#2b2f36", "#5b616b"
 _KINDS = {
     "return": "returns-to-go",
     "state": "states",
@@ -143,7 +143,7 @@ def _decay(found: ModelInspection) -> Figure:
         axes.set_yscale("log")
         _label(axes.yaxis, found.curves)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _tidy(axes)
+        tidy(axes)
     for axes in panels[:, 0]:
         axes.set_ylabel("mean |α| (log scale)")
     for axes in panels.flat[max(0, count - columns) : count]:
@@ -194,7 +194,7 @@ def _context(found: ModelInspection) -> Figure:
         )
         panels[1, 0].set_ylabel("% of the window's")
     for axes in panels[:, 0]:
-        _tidy(axes)
+        tidy(axes)
     panels[-1, 0].set_xlabel("steps ago")
     panels[-1, 0].xaxis.get_major_locator().set_params(integer=True, nbins=10)
     return figure
@@ -241,7 +241,7 @@ def _conditioning(found: ModelInspection) -> Figure:
     axes.set_xlabel("target return")
     axes.set_ylabel("achieved return")
     axes.legend(frameon=False, fontsize=8)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -258,7 +258,7 @@ def _memory(found: ModelInspection) -> Figure:
             axes.plot([median], [layer], "o", color="white", markeredgecolor=_DARK, markersize=6, zorder=3)
         axes.set_xscale("log")
         _label(axes.xaxis, values)
-        _tidy(axes, grid="x")
+        tidy(axes, grid="x")
     left.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
     left.set_ylim(layers - 0.5, -0.5)
     left.set_title("Step sizes Δ", loc="left", fontsize=10)
@@ -287,12 +287,6 @@ def _label(axis: Axis, values: NDArray[Any]) -> None:
     axis.set_major_locator(LogLocator(subs=range(1, 10) if span < 4 else (1, 2, 5) if span < 100 else (1,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
-
-
-def _tidy(axes: Axes, grid: str = "y") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color=_PALE, linewidth=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .figures import tidy
 from .training_arguments import Arguments
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ def _finish(axes: "Axes", label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_title(label, loc="left", fontsize=10)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
+    tidy(axes)
 
 
 def _plain(value: Any) -> Any:

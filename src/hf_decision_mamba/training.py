@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from . import hub
-from .building import architecture_of, build, embeds_time, paper_parameter_count
+from .building import architecture_of, build, embeds_time, paper_parameter_count, window_settings
 from .data import (
     EpisodeStream,
     Trajectories,
@@ -384,15 +384,7 @@ def _build_trainer(
     eval_args: EvaluationArguments | None,
     args: DecisionMambaTrainingArguments,
 ) -> DecisionMambaTrainer:
-    windows: dict[str, Any] = {
-        "context_length": window_length,
-        "state_mean": processor.state_mean,
-        "state_std": processor.state_std,
-        "action_mid": processor.action_mid,
-        "action_scale": processor.action_scale,
-        "frame_stack": processor.frame_stack,
-        "return_scale": processor.return_scale,
-    }
+    windows = {"context_length": window_length, **window_settings(processor)}
     train_dataset: WindowDataset | WindowStream
     if data.stream is None:
         train_dataset = WindowDataset(data.train, **windows)

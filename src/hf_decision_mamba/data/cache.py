@@ -54,8 +54,12 @@ def cached(label: str, identity: list[object], read: Callable[[], Trajectories])
         else:
             _warn(facts["warnings"])
             return trajectories
-    with _noted_warnings() as warnings:
-        trajectories = read()
+    warnings: list[str] = []
+    try:
+        with noted_warnings(str(__package__)) as warnings:
+            trajectories = read()
+    finally:
+        _warn(warnings)
     try:
         return _keep(trajectories, entry, warnings)
     except OSError as error:
@@ -112,18 +116,17 @@ class _Listener(logging.Handler):
 
 
 @contextmanager
-def _noted_warnings() -> Iterator[list[str]]:
-    """Note the warnings about the data, and give them at the end."""
+def noted_warnings(package: str) -> Iterator[list[str]]:
+    """Note what a package's loggers warn of meanwhile, instead of printing it."""
     messages: list[str] = []
-    package, listener = logging.getLogger(__package__), _Listener(messages)
-    propagates, package.propagate = package.propagate, False
-    package.addHandler(listener)
+    loggers, listener = logging.getLogger(package), _Listener(messages)
+    propagates, loggers.propagate = loggers.propagate, False
+    loggers.addHandler(listener)
     try:
         yield messages
     finally:
-        package.removeHandler(listener)
-        package.propagate = propagates
-        _warn(messages)
+        loggers.removeHandler(listener)
+        loggers.propagate = propagates
 
 
 def _warn(messages: list[str]) -> None:

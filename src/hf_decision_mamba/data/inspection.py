@@ -7,7 +7,6 @@ training gets.
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..figures import tidy
+from .cache import noted_warnings
 from .contents import contents
 from .sources import Source, load_trajectories
 from .trajectories import CONSTANT_STD, Trajectories, TrajectoryStatistics
@@ -169,36 +170,18 @@ def _draw(axes: Axes, values: NDArray[Any], label: str, whole: bool) -> None:
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=8)
-
-
-class _Listener(logging.Handler):
-    def __init__(self, found: list[str]):
-        super().__init__(logging.WARNING)
-        self.found = found
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(record.getMessage())
 
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
     """Gather what the package warns of meanwhile, instead of printing it."""
-    found: list[str] = []
-    logger, listener = logging.getLogger(_PACKAGE), _Listener(found)
-    propagated, logger.propagate = logger.propagate, False
-    logger.addHandler(listener)
-    try:
+    with noted_warnings(_PACKAGE) as found:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             yield found
         found += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    finally:
-        logger.removeHandler(listener)
-        logger.propagate = propagated
 
 
 def _without_hint(error: BaseException) -> str:

@@ -1,0 +1,15 @@
+"""What all pictures of the package have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def tidy(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
+    """Leave away the frame's upper and right side, and draw a pale grid behind everything."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
