@@ -1,16 +1,23 @@
 """Measure everything that a GPU is for, unattended: `python benchmarks/gpu.py`; results/gpu.json.
 
 The scan beside mamba-ssm's where that is installed, a training step and a batched decision beside transformers'
-Decision Transformer, and long sequences. Times are medians between CUDA events, the peers in turn, in one process.
+Decision Transformer, the loop of train.py, and long sequences, of which docs/gpu_length.svg is drawn. Times are medians
+between CUDA events, the peers in turn, in one process.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+import io
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from measuring import (
     DT,
     DT_NOTE,
@@ -29,8 +36,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from training_step import matrix_products
+from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_decision_mamba.model.selective_scan import selective_scan
+from hf_decision_mamba.training import main as train
 
 BATCHES, TOKENS, WIDTHS, STATES = (64, 512), (24, 60, 300, 3000), (128, 256), (16, 64)
 LONG = (1000, 3000, 10_000, 30_000, 100_000)
@@ -38,6 +48,16 @@ ROWS = (1, 64, 4096)
 IN_A_ROW = 10  # calls between two events, so that the events cost nothing
 OURS, MAMBA, COPY, ATTENTION = "ours (Triton)", "mamba-ssm", "copy of 1 GiB", "attention (SDPA)"
 MODEL, FLOOR = "dema-b3ld, width 128, N 16", "its matrix products alone"
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "docs" / "gpu_length.svg"
+LOOP_STEPS, LOOP_WARM_UP = 400, 100
+LOOPS = {  # what train.py is told
+    "data on the host": ["--data_on_device=false"],
+    "data on the GPU": [],
+    "bf16": ["--bf16=true"],
+    "torch.compile": ["--torch_compile=true"],
+    "torch.compile, CUDA graphs": ["--torch_compile=true", "--torch_compile_mode=reduce-overhead"],
+}
 COMPILED = {"eager": None, "torch.compile": "default", "torch.compile, CUDA graphs": "reduce-overhead"}
 Passes = Mapping[str, Callable[[], object]]
 
@@ -176,6 +196,39 @@ def training_rows(rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+class Stopwatch(TrainerCallback):
+    """The time that passes from the end of a training's warm-up to its last step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the clock twice."""
+        if state.global_step in (LOOP_WARM_UP, LOOP_STEPS):
+            torch.cuda.synchronize()
+            self.times.append(time.perf_counter())
+
+
+def loop_rows(rounds: int) -> list[dict[str, Any]]:
+    """A step of train.py's loop with everything around it, by the wall clock: the mean over a run, of several runs."""
+    milliseconds_: dict[str, list[float]] = {name: [] for name in LOOPS}
+    stopwatch = Stopwatch()
+    DEFAULT_CALLBACKS.append(stopwatch)  # type: ignore[arg-type]
+    settings = {"context_length": 20, "hidden_size": 128, "embedding_size": 128, "max_steps": LOOP_STEPS,
+                "save_strategy": "no", "eval_strategy": "no", "eval_episodes": 0, "disable_tqdm": True}  # fmt: skip
+    for _ in range(max(rounds // 5, 1)):
+        for name, words in LOOPS.items():
+            torch.compiler.reset()
+            stopwatch.times.clear()
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+                told = [f"--{setting}={value}" for setting, value in settings.items()]
+                train([str(ROOT / "configs" / "hopper-medium-replay.yaml"), f"--output_dir={folder}", *told, *words])
+            start, end = stopwatch.times
+            milliseconds_[name].append(1e3 * (end - start) / (LOOP_STEPS - LOOP_WARM_UP))
+    DEFAULT_CALLBACKS.remove(stopwatch)  # type: ignore[arg-type]
+    return [{"setting": name, "step": spread(values)} for name, values in milliseconds_.items()]
+
+
 def decision_rows(rounds: int) -> list[dict[str, Any]]:
     """One decision for many environments at once, by the wall clock: its action is a numpy array."""
     rows = []
@@ -204,6 +257,27 @@ def long_rows(rounds: int) -> list[dict[str, Any]]:
     return [{"tokens": l, **measured(rounds, 1, long_passes, l)} for l in tqdm(LONG, unit="length")]
 
 
+def draw_long(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Time against length, a line for each peer and one that is linear."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    panel = figure.subplots()
+    for name, style in ((OURS, "o-"), (MAMBA, "s-"), (ATTENTION, "^-")):
+        measured_ = [(row["tokens"], row[name]["median"]) for row in rows if name in row]
+        if measured_:
+            panel.loglog(*zip(*measured_, strict=True), style, label=name)
+            if name == OURS:
+                length, last = measured_[-1]
+                panel.loglog([row["tokens"] for row in rows], [last * row["tokens"] / length for row in rows],
+                             ":", color="#888888", label="linear")  # fmt: skip
+    panel.set_xlabel("tokens of one sequence")
+    panel.set_ylabel("forward and backward, milliseconds")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_formatter("{x:,g}")
+    panel.grid(color="#e6e8eb")
+    panel.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def targets(report: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The worst case of each ratio, as far as its peers were there."""
     lines = []
@@ -220,6 +294,10 @@ def targets(report: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         ratio = row[f"{DT}, window"]["median"] / row[f"{MODEL}, recurrent"]["median"]
         what = f"decision, {row['environments']} environments: {DT} / {MODEL}, recurrent"
         lines.append(target(what, ratio, 1.0, at_least=True))
+    memory = {row["tokens"]: row[OURS]["bytes"] for row in report["long"] if OURS in row}
+    if {LONG[-1], LONG[-1] // 10} <= memory.keys():
+        ratio = memory[LONG[-1]] / memory[LONG[-1] // 10]
+        lines.append(target(f"memory of {LONG[-1]:,} tokens / of {LONG[-1] // 10:,}", ratio, 10.5))
     return lines
 
 
@@ -235,7 +313,8 @@ def main() -> None:
     properties = torch.cuda.get_device_properties(0)
     report: dict[str, list[dict[str, Any]]] = {}
     failed: dict[str, str] = {}
-    sections = {"scan": scan_rows, "training": training_rows, "decisions": decision_rows, "long": long_rows}
+    sections = {"scan": scan_rows, "training": training_rows, "loop": loop_rows, "decisions": decision_rows,
+                "long": long_rows}  # fmt: skip
     for name, measure in sections.items():
         try:
             report[name] = measure(rounds)
@@ -253,7 +332,8 @@ def main() -> None:
             OURS: "forward and backward, on (batch, tokens, channels)",
             MAMBA: "selective_scan_fn, forward and backward, on contiguous (batch, channels, tokens), as it likes best",
             "bytes_per_second": bytes_at_least.__doc__ or "",
-            "decisions": "by the wall clock; all others by CUDA events",
+            "decisions": "by the wall clock, as the loop; all others by CUDA events",
+            "loop": "train.py's default run with K = 20 and width 128: a step with its data and its logging",
             FLOOR: "every call of F.linear, forward and backward, into memory that is already there",
             "matrix products": "of float32 with TF32, in all models",
         },
@@ -263,6 +343,7 @@ def main() -> None:
         targets=targets(report),
         failed=failed,
     )
+    draw_long(report["long"], PICTURE)
     if failed:
         raise SystemExit(f"Not measured: {failed}")
 

@@ -21,15 +21,16 @@ from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 import hf_decision_mamba.trainer
+import hf_decision_mamba.training
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.building import build, paper_parameter_count
 from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
-from hf_decision_mamba.evaluation import EvaluationResult
+from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy
 from hf_decision_mamba.model import PRESETS
 from hf_decision_mamba.pushing import PushError
 from hf_decision_mamba.remote_code import CODE_FILES
 from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, action_loss, last_complete_checkpoint
-from hf_decision_mamba.training import main, report_user_errors
+from hf_decision_mamba.training import _Data, _goes_to_the_device, main, report_user_errors
 from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments, parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -603,8 +604,9 @@ def test_rollouts_choose_the_best_model(tmp_path, trajectories, scripted_scores)
     assert [entry["eval_return_mean"] for entry in history] == pytest.approx([323.4, 1617.0, 646.8])
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     torch.testing.assert_close(trainer.model.state_dict(), weights(tmp_path / "checkpoint-2"), atol=0, rtol=0)
-    policy, env_id, protocol = scripted_scores[0]
-    assert (policy.model, env_id) == (trainer.model, "Hopper-v5")
+    policy, env_id, protocol = scripted_scores[1]
+    torch.testing.assert_close(policy.model.state_dict(), weights(tmp_path / "checkpoint-2"), atol=0, rtol=0)
+    assert env_id == "Hopper-v5"
     assert (protocol["episodes"], protocol["target_returns"], protocol["seed"]) == (2, [3600.0], 7)
 
 
@@ -691,6 +693,50 @@ def finished_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     main(command_line(folder, save_steps=1))
     return folder
+
+
+def test_data_on_the_device_trains_the_same_weights(finished_run, tmp_path, capsys):
+    main(command_line(tmp_path / "run", save_steps=1, data_on_device=True))
+    assert re.search("device       cpu, .*, which holds the data", capsys.readouterr().out)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "room", "expected"),
+    [
+        ({}, "cuda", True, True),
+        ({}, "cuda", False, False),
+        ({"dataloader_num_workers": 2}, "cuda", True, False),
+        ({"data_on_device": False}, "cuda", True, False),
+        ({"data_on_device": True}, "cuda", False, True),
+        ({}, "cpu", True, False),
+    ],
+)
+def test_data_goes_to_a_gpu_that_has_room(tmp_path, trajectories, monkeypatch, settings, device, room, expected):
+    monkeypatch.setattr(hf_decision_mamba.training, "fits", lambda data, place: room)
+    args = tiny_arguments(tmp_path, **settings)
+    monkeypatch.setattr(type(args), "device", torch.device(device))
+    data = _Data(trajectories.statistics(), trajectories, None, None)
+    assert _goes_to_the_device(data, args) is expected
+
+
+def test_compiled_training_is_one_graph_and_the_same_training(finished_run, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    main(command_line(tmp_path / "run", torch_compile=True, torch_compile_backend="aot_eager"))
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+    torch.testing.assert_close(weights(tmp_path / "run"), weights(finished_run), atol=1e-5, rtol=1e-4)
+
+
+def test_a_score_in_mixed_precision_is_the_checkpoints(tmp_path):
+    main(command_line(tmp_path / "run", bf16=True, eval_episodes=2, env_id="Hopper-v5", target_return=1000))
+    scored = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"][0]
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path / "run")
+    assert policy.model.dtype == torch.float32
+    again = evaluate_policy(policy, "Hopper-v5", episodes=2, target_returns=[1000.0], progress=False)
+    assert again.summary()[0]["return_mean"] == scored["return_mean"]
 
 
 @pytest.fixture
@@ -1015,6 +1061,10 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ({"resume_from_checkpoint": "nowhere"}, "Cannot resume from nowhere: there is no such folder"),
         ({"resume_from_checkpoint": "last", "overwrite_output_dir": True}, "contradict each other"),
         ({"cpu_threads": 0}, "cpu_threads=0 must be at least 1"),
+        (
+            {"data_on_device": True, "dataloader_num_workers": 1},
+            "data_on_device and dataloader_num_workers exclude each other",
+        ),
         ({"eval_max_episode_steps": 0}, "eval_max_episode_steps=0 must be at least 1"),
         ({"hidden_size": 0}, "^hidden_size=0 must be at least 1"),
         ({**BASELINES["bc"], "hidden_size": 0}, "^hidden_size=0 must be at least 1"),

@@ -415,8 +415,7 @@ class RolloutCallback(TrainerCallback):
         metrics.update(broadcast_object_list(scores)[0])
 
     def _scores(self, model: PreTrainedModel, processor: DecisionMambaProcessor) -> dict[str, float]:
-        training = model.training
-        policy = DecisionMambaPolicy(model, processor, mode=self.mode)
+        policy = DecisionMambaPolicy(as_saved(model), processor, mode=self.mode)
         result = evaluate_policy(
             policy,
             self.env_id,
@@ -426,8 +425,16 @@ class RolloutCallback(TrainerCallback):
             max_episode_steps=self.max_episode_steps,
             progress=False,
         )
-        model.train(training)
         return score_metrics(result)
+
+
+def as_saved(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model as its checkpoint is loaded: without the mixed precision that training wraps around it."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # fresh weights are drawn, which training must not notice
+        copy: Any = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(model.device)
 
 
 def score_metrics(result: EvaluationResult) -> dict[str, float]:

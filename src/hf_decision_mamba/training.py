@@ -36,6 +36,7 @@ from . import hub
 from .building import architecture_of, build, embeds_time, paper_parameter_count, window_settings
 from .data import (
     EpisodeStream,
+    ResidentWindows,
     Trajectories,
     TrajectoryStatistics,
     WindowDataset,
@@ -45,6 +46,7 @@ from .data import (
 )
 from .data.formats.hub import PARQUET_REVISION, is_repository_id, resolved_commit
 from .data.inspection import QUANTILES, spread
+from .data.resident import fits
 from .environments import check_spaces, make_environments, score_reference
 from .evaluation import evaluate_policy, package_versions
 from .model import DecisionMambaProcessor
@@ -62,6 +64,7 @@ from .run_files import (
 from .trainer import (
     DecisionMambaTrainer,
     RolloutCallback,
+    as_saved,
     check_hub_arguments,
     is_main_process,
     last_complete_checkpoint,
@@ -386,7 +389,10 @@ def _build_trainer(
 ) -> DecisionMambaTrainer:
     windows = {"context_length": window_length, **window_settings(processor)}
     train_dataset: WindowDataset | WindowStream
-    if data.stream is None:
+    if _goes_to_the_device(data, args):
+        train_dataset = ResidentWindows(data.train, device=args.device, **windows)
+        args.dataloader_pin_memory = False  # for copies that are not made any more
+    elif data.stream is None:
         train_dataset = WindowDataset(data.train, **windows)
     else:
         train_dataset = WindowStream(
@@ -425,6 +431,21 @@ def _build_trainer(
     )
 
 
+def _goes_to_the_device(data: _Data, args: DecisionMambaTrainingArguments) -> bool:
+    """Whether the training data is kept where the model is.
+
+    Raises:
+        ValueError: it was asked for, and cannot be.
+    """
+    obstacle = {"streaming": data.stream is not None, "dataloader_num_workers": args.dataloader_num_workers > 0}
+    if args.data_on_device is None:
+        return args.device.type == "cuda" and not any(obstacle.values()) and fits(data.train, args.device)
+    for name, given in obstacle.items():
+        if args.data_on_device and given:
+            raise ValueError(f"data_on_device and {name} exclude each other: leave out one of them.")
+    return args.data_on_device
+
+
 def _train(trainer: DecisionMambaTrainer, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds that it took; a run that was at its end is only loaded."""
     if checkpoint is None:
@@ -445,7 +466,7 @@ def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, dat
     """Score the finished model, and write the results and the card that shows them."""
     if not eval_args.eval_episodes:
         return {}
-    policy = DecisionMambaPolicy(trainer.model, trainer.processing_class, mode=eval_args.eval_mode)
+    policy = DecisionMambaPolicy(as_saved(trainer.model), trainer.processing_class, mode=eval_args.eval_mode)
     result = evaluate_policy(
         policy,
         data.env_id,
@@ -481,6 +502,7 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
     if config.model_type == "decision_mamba":
         backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    resident = ", which holds the data" if isinstance(trainer.train_dataset, ResidentWindows) else ""
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
@@ -491,7 +513,7 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
         f"{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {trainer.train_dataset.context_length} time "
         f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
-        f"device       {device}{threads}{processes}\n"
+        f"device       {device}{threads}{processes}{resident}\n"
         f"output       {args.output_dir}"
     )
 

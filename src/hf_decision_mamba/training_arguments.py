@@ -209,6 +209,12 @@ class DecisionMambaTrainingArguments(TrainingArguments):
             "background. (checkpoint and all_checkpoints are refused: they would push pickles.)"
         },
     )
+    data_on_device: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the data where the model is, and cut windows there; if unset on a GPU that has room for it."
+        },
+    )
     cpu_threads: int | None = field(
         default=None,
         metadata={"help": "CPU threads per process; torch's choice if unset, under accelerate launch all cores."},

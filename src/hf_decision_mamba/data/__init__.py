@@ -1,10 +1,11 @@
 """Data: a source of trajectories -> flat columns -> windows that a model trains on.
 
 `sources` finds out what a source is, `formats` has an adaptor for each kind, `columns` the checks that all of them
-share; `trajectories` are the checked columns, `windows` the gather and the sampler; `cache` keeps on the disk what has
-been read, and `streaming` reads what no disk holds.
+share; `trajectories` are the checked columns, `windows` the gather and the sampler, `resident` the gather on a GPU;
+`cache` keeps on the disk what has been read, and `streaming` reads what no disk holds.
 """
 
+from .resident import ResidentWindows
 from .sources import load_trajectories
 from .statistics import TrajectoryStatistics
 from .streaming import EpisodeStream, WindowStream, open_stream
@@ -13,6 +14,7 @@ from .windows import WindowDataset, WindowSampler, collate
 
 __all__ = [
     "EpisodeStream",
+    "ResidentWindows",
     "Trajectories",
     "TrajectoryStatistics",
     "WindowDataset",
