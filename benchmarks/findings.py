@@ -1,8 +1,7 @@
 """The questions, what their runs say, and the page with its figures that says so; used by paper_questions.py.
 
 A score is the mean over the episodes of one trained model; a condition's score is the mean over its seeds. Intervals
-are 95% t-intervals over seeds. With two or three seeds each condition alone knows little of its spread, so that the
-standard deviation between seeds is pooled over all trainings on a data set, scored in window mode.
+are 95% t-intervals over seeds, each from the spread of its own condition: some vary ten times as much as others.
 """
 
 import functools
@@ -23,7 +22,7 @@ QUESTIONS = ROOT / "configs" / "questions"
 SCALING = ROOT / "benchmarks" / "results" / "scaling.json"
 #: The environment of each data set.
 DATASETS = {"hopper-medium-replay": "Hopper-v5", "halfcheetah-medium-replay": "HalfCheetah-v5"}
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 #: What all runs share, but for what a condition says: settings of train.py, whose defaults hold for the others.
 SETTINGS: dict[str, Any] = {
     "preset": "dema-b3ld",
@@ -118,16 +117,38 @@ def scoring(condition: dict[str, Any]) -> str:
 
 @dataclass
 class Estimate:
-    """The score of a condition: one number per seed, and their mean with its 95% interval (None, None if unknown)."""
+    """What is known of a condition: one number per seed, and their mean with its 95% interval (None, None: unknown)."""
 
-    scores: list[float]
+    values: list[float]
     low: float | None = None
     high: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate | None":
+        """The t-interval, which takes two values or more; None of none."""
+        if len(values) < 2:
+            return cls(list(values)) if values else None
+        half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(list(values), statistics.mean(values) - half, statistics.mean(values) + half)
 
     @property
     def mean(self) -> float:
         """Mean over seeds."""
-        return statistics.mean(self.scores)
+        return statistics.mean(self.values)
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        assert self.low is not None and self.high is not None
+        return (self.high - self.low) / 2
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is in the interval; any is while that is not known."""
+        return self.low is None or self.high is None or self.low <= value <= self.high
+
+    def overlaps(self, other: "Estimate") -> bool:
+        """Whether the intervals have a value in common."""
+        return abs(self.mean - other.mean) <= self.half + other.half
 
 
 @functools.lru_cache
@@ -136,24 +157,42 @@ def t_quantile(freedom: int) -> float:
     return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 1_000_000)), 0.95))
 
 
+@dataclass
+class Comparison:
+    """What is known of two conditions.
+
+    Args:
+        first: the score of the one.
+        second: the score of the other.
+        difference: of the scores of the same model, where the conditions are two ways to score the same trainings.
+        loss: how much higher the held-out loss of the first is in the same seed, that is on the same episodes; a share.
+    """
+
+    first: Estimate | None
+    second: Estimate | None
+    difference: Estimate | None = None
+    loss: Estimate | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether both have an interval."""
+        return all(estimate is not None and estimate.low is not None for estimate in (self.first, self.second))
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the intervals do not overlap, or that of the difference does not hold 0."""
+        if self.difference is not None:
+            return not self.difference.holds(0.0)
+        assert self.first is not None and self.second is not None
+        return not self.first.overlaps(self.second)
+
+
 class Results:
     """The runs of a results file."""
 
     def __init__(self, report: dict[str, Any]) -> None:
         self.settings: dict[str, Any] = report["settings"]
         self.runs: list[dict[str, Any]] = report["runs"]
-        self.spreads = {dataset: self._pooled(dataset) for dataset in DATASETS}
-
-    def _pooled(self, dataset: str) -> tuple[float, int]:
-        """Standard deviation between seeds, pooled over the trainings of a data set, and its degrees of freedom."""
-        groups: dict[str, list[float]] = {}
-        for run in self.runs:
-            if run["dataset"] == dataset and "window" in run["scores"]:  # policies that are broken on purpose vary less
-                groups.setdefault(run["arguments"], []).append(run["scores"]["window"]["normalized_score_mean"])
-        several = [scores for scores in groups.values() if len(scores) > 1]
-        freedom = sum(len(scores) - 1 for scores in several)
-        squares = sum((len(scores) - 1) * statistics.variance(scores) for scores in several)
-        return (math.sqrt(squares / freedom) if freedom else math.nan), freedom
 
     def of(self, dataset: str, condition: dict[str, Any]) -> list[dict[str, Any]]:
         """The runs of a condition on a data set that were scored in its mode."""
@@ -163,33 +202,42 @@ class Results:
 
     def estimate(self, dataset: str, condition: dict[str, Any]) -> Estimate | None:
         """The score of a condition; None before any of its runs is done."""
-        runs = self.of(dataset, condition)
-        scores = [run["scores"][scoring(condition)]["normalized_score_mean"] for run in runs]
-        if not scores:
-            return None
-        spread, freedom = self.spreads[dataset]
-        if not freedom:
-            return Estimate(scores)
-        half, mean = t_quantile(freedom) * spread / math.sqrt(len(scores)), statistics.mean(scores)
-        return Estimate(scores, mean - half, mean + half)
+        how = scoring(condition)
+        return Estimate.of([run["scores"][how]["normalized_score_mean"] for run in self.of(dataset, condition)])
+
+    def compare(self, dataset: str, one: dict[str, Any], other: dict[str, Any]) -> Comparison:
+        """Two conditions on a data set."""
+        found = Comparison(self.estimate(dataset, one), self.estimate(dataset, other))
+        runs, others = ({run["seed"]: run for run in self.of(dataset, each)} for each in (one, other))
+        pairs = [(runs[seed], others[seed]) for seed in runs if seed in others]
+        if train_arguments(self.settings, one) == train_arguments(self.settings, other):
+            how = [scoring(each) for each in (one, other)]
+            scores = [[run["scores"][name]["normalized_score_mean"] for name in how] for run, _ in pairs]
+            found.difference = Estimate.of([first - second for first, second in scores])
+        else:
+            found.loss = Estimate.of([first["eval_loss"] / second["eval_loss"] - 1 for first, second in pairs])
+        return found
 
 
-def verdict(claim: Sequence[str], first: Estimate | None, second: Estimate | None) -> tuple[str, str]:
-    """What two measured conditions say about a claim, in few words and as a sentence; nothing where intervals overlap.
+def verdict(claim: Sequence[str], found: Comparison) -> tuple[str, str]:
+    """What two conditions say about a claim, in few words and as a sentence; nothing where they are not told apart.
 
     Args:
         claim: the names of the conditions around a key of `RELATIONS`.
     """
     name, relation, other = claim
-    if first is None or second is None or None in (first.low, second.low):
+    first, second = found.first, found.second
+    if not found.measured or first is None or second is None:
         return UNMEASURED, f"{name} against {other}: {UNMEASURED}."
-    assert first.low is not None and first.high is not None and second.low is not None and second.high is not None
     numbers = f"{shown(first)} against {shown(second)}"
-    if first.low <= second.high and second.low <= first.high:
-        limit = (first.high - first.low + second.high - second.low) / 2
-        found = ", and the paper found none" if relation == "alike" else ""
-        sentence = f"Between {name} and {other} {UNTOLD}{found}: {numbers}"
-        return UNTOLD, f"{sentence}; only one of {limit:.0f} points or more could have been seen."
+    seen = first.half + second.half
+    if found.difference is not None:
+        numbers += f", a difference of {shown(found.difference)} in the same model"
+        seen = found.difference.half
+    if not found.told_apart:
+        none = ", and the paper found none" if relation == "alike" else ""
+        sentence = f"Between {name} and {other} {UNTOLD}{none}: {numbers}"
+        return UNTOLD, f"{sentence}; only one of {seen:.2g} points or more could have been seen."
     higher, lower = (name, other) if first.mean > second.mean else (other, name)
     if relation == "against":
         label = f"{higher} scores higher"
@@ -198,12 +246,27 @@ def verdict(claim: Sequence[str], first: Estimate | None, second: Estimate | Non
     return label, f"{higher} scores higher than {lower}, which {label}: {numbers}."
 
 
+def loss_sentence(claim: Sequence[str], found: Comparison) -> str:
+    """Which of two conditions has the lower held-out loss; nothing where that is not known."""
+    name, _, other = claim
+    if found.loss is None or found.loss.low is None or found.loss.high is None:
+        return ""
+    low, high = 100 * found.loss.low, 100 * found.loss.high
+    if found.loss.holds(0.0):
+        return f" Held-out loss: {UNTOLD} ({low:+.1f}% to {high:+.1f}%)."
+    low, high = sorted(map(abs, (low, high)))
+    comparison = "lower" if found.loss.mean < 0 else "higher"
+    percent = f"{100 * abs(found.loss.mean):.1f}% ({low:.1f} to {high:.1f})"
+    return f" Held-out loss: that of {name} is {percent} {comparison} than that of {other}."
+
+
 def shown(estimate: Estimate | None) -> str:
-    """A score with its interval."""
+    """A mean with its interval, and of how many seeds it is where that is not all."""
     if estimate is None:
         return "–"
-    interval = "" if estimate.low is None else f" ({estimate.low:.1f} to {estimate.high:.1f})"
-    return f"{estimate.mean:.1f}{interval}"
+    notes = [] if estimate.low is None else [f"{estimate.low:.1f} to {estimate.high:.1f}"]
+    notes += [] if len(estimate.values) == len(SEEDS) else [f"{len(estimate.values)} of {len(SEEDS)} seeds"]
+    return f"{estimate.mean:.1f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ cost
@@ -262,8 +325,12 @@ rate {rate}, {episodes} episodes in window mode with the last checkpoint. The pa
 said here is said of short trainings. {done} of {total} scores are measured.
 
 Scores are D4RL's normalised returns: the mean over episodes, then over seeds ({seeds}). Intervals are 95% t-intervals
-over seeds, with the standard deviation between seeds pooled over all trainings on a data set ({spreads}), which takes
-it to be the same for all. **Where two intervals overlap no claim is made**; the sentences follow from that rule.
+over seeds, each from the spread of its own condition. **Where two intervals overlap no claim is made**; the sentences
+follow from that rule. Where two conditions are two ways to score the same models, the interval of the difference within
+a model decides instead. The held-out loss (mean squared error of the actions in 5% of the episodes, others for every
+seed) is compared within a seed, and named where its interval does not hold 0 (as that of the first over that of the
+second): it is told apart far better than scores are, but a lower loss need not score higher. Of {claims} claims on two data
+sets, one or two are expected to be told apart by chance.
 
 """
 FOOTER = """
@@ -287,11 +354,6 @@ def page(report: dict[str, Any], questions: Sequence[Question], figures: str = "
         for seed in SEEDS
     }
     done = {(run["dataset"], run["seed"], run["arguments"], how) for run in results.runs for how in run["scores"]}
-    spreads = [
-        f"{spread:.1f} points on {dataset}, {freedom} degrees of freedom"
-        for dataset, (spread, freedom) in results.spreads.items()
-        if freedom
-    ]
     text = HEADER.format(
         steps=f"{int(settings['max_steps']):,}",
         batch=settings["per_device_train_batch_size"],
@@ -302,8 +364,8 @@ def page(report: dict[str, Any], questions: Sequence[Question], figures: str = "
         episodes=settings["eval_episodes"],
         done=len(done & asked),
         total=len(asked),
+        claims=sum(len(question.claims) for question in questions),
         seeds=", ".join(map(str, SEEDS)),
-        spreads="; ".join(spreads) or "not known yet",
     )
     text += table(["claim", *DATASETS], [row for question in questions for row in summary(question, results)])
     for question in questions:
@@ -317,20 +379,20 @@ def summary(question: Question, results: Results) -> list[list[str]]:
     rows = []
     for claim in question.claims:
         name, relation, other = claim
-        labels = [verdict(claim, *estimates(claim, question, results, dataset))[0] for dataset in DATASETS]
+        labels = []
+        for dataset in DATASETS:
+            found = compared(claim, question, results, dataset)
+            told = found.loss is not None and not found.loss.holds(0.0)
+            loss = f"; loss {100 * found.loss.mean:+.1f}%" if told and found.loss else ""
+            labels.append(verdict(claim, found)[0] + loss)
         rows.append([f"[{name} {RELATIONS[relation][0]} {other}](#{anchor(question.title)})", *labels])
     return rows
 
 
-def estimates(
-    claim: Sequence[str], question: Question, results: Results, dataset: str
-) -> tuple[Estimate | None, Estimate | None]:
-    """The scores of both conditions of a claim."""
+def compared(claim: Sequence[str], question: Question, results: Results, dataset: str) -> Comparison:
+    """Both conditions of a claim."""
     first, _, second = claim
-    return (
-        results.estimate(dataset, question.conditions[first]),
-        results.estimate(dataset, question.conditions[second]),
-    )
+    return results.compare(dataset, question.conditions[first], question.conditions[second])
 
 
 def section(question: Question, results: Results, figures: str) -> str:
@@ -338,26 +400,23 @@ def section(question: Question, results: Results, figures: str) -> str:
     text = f"\n## {question.title}\n\n{question.question}\n\nThe paper: {question.paper}\n\n"
     text += question.remark and f"Here: {question.remark}\n\n"
     text += f"![{question.question}]({figures}/{question.name}.png)\n\n"
-    heads = [cell for dataset in DATASETS for cell in (dataset, "each seed", "held-out loss")]
+    heads = [cell for dataset in DATASETS for cell in (dataset, "held-out loss")]
     text += table(["", "parameters", *heads], [row(name, question, results) for name in question.conditions]) + "\n"
     for dataset in DATASETS:
         for claim in question.claims:
-            sentence = verdict(claim, *estimates(claim, question, results, dataset))[1]
-            text += f"* {dataset}: {sentence}\n"
+            found = compared(claim, question, results, dataset)
+            text += f"* {dataset}: {verdict(claim, found)[1]}{loss_sentence(claim, found)}\n"
     return text + (cost_text() if question.cost else "")
 
 
 def row(name: str, question: Question, results: Results) -> list[str]:
     """The cells of a condition."""
     condition = question.conditions[name]
-    of = {dataset: results.of(dataset, condition) for dataset in DATASETS}
-    first = next((run for runs in of.values() for run in runs), None)
+    first = next((run for dataset in DATASETS for run in results.of(dataset, condition)), None)
     cells = [name, "–" if first is None else f"{first['num_parameters']:,}"]
-    for dataset, runs in of.items():
-        estimate = results.estimate(dataset, condition)
-        seeds = ", ".join(f"{score:.1f}" for score in estimate.scores) if estimate else "–"
-        loss = f"{statistics.mean(run['eval_loss'] for run in runs):.4f}" if runs else "–"
-        cells += [shown(estimate), seeds, loss]
+    for dataset in DATASETS:
+        losses = [run["eval_loss"] for run in results.of(dataset, condition)]
+        cells += [shown(results.estimate(dataset, condition)), f"{statistics.mean(losses):.4f}" if losses else "–"]
     return cells
 
 
@@ -409,7 +468,7 @@ def scores(panel: Axes, question: Question, results: Results, dataset: str, name
         if estimate.low is not None and estimate.high is not None:
             panel.plot([estimate.low, estimate.high], [place] * 2, color="#9db7d5", linewidth=7, solid_capstyle="butt",
                        label="95% interval of the mean", zorder=1)  # fmt: skip
-        panel.plot(estimate.scores, [place] * len(estimate.scores), "o", color=COLORS[1], markersize=4,
+        panel.plot(estimate.values, [place] * len(estimate.values), "o", color=COLORS[1], markersize=4,
                    label="one trained model (seed)", zorder=3)  # fmt: skip
         panel.plot([estimate.mean], [place], "|", color="#1f3552", markersize=15, markeredgewidth=2.5,
                    label="mean over seeds", zorder=2)  # fmt: skip
@@ -419,7 +478,7 @@ def scores(panel: Axes, question: Question, results: Results, dataset: str, name
     panel.set_xlim(min(low, 0), 1.03 * high)  # not to magnify small differences
     lines = [dataset]
     for claim in question.claims:
-        label, _ = verdict(claim, *estimates(claim, question, results, dataset))
+        label, _ = verdict(claim, compared(claim, question, results, dataset))
         asked = f"{claim[0]} {RELATIONS[claim[1]][1]} {claim[2]}"
         lines.append(f"{asked}: {label}" if claim[1] == "against" else f"paper: {asked}; here: {label}")
     panel.set_title("\n".join(lines), loc="left", fontsize=8.5)

@@ -56,9 +56,9 @@ Job = tuple[Run, str]
 
 
 def wanted(questions: Iterable[Question], datasets: Sequence[str], settings: dict[str, Any]) -> list[Job]:
-    """What answers the questions, the most useful first: data set by data set, seed by seed, trainings before the rest.
+    """What answers the questions, the most useful first: seed by seed, data set by data set, trainings before the rest.
 
-    What needs the models of both data sets comes last, and not at all where there is only one.
+    What needs the models of both data sets comes last of a seed, and not at all where there is only one.
     """
     conditions = [condition for question in questions for condition in question.conditions.values()]
     jobs = {}
@@ -67,7 +67,7 @@ def wanted(questions: Iterable[Question], datasets: Sequence[str], settings: dic
             for condition in sorted(conditions, key=lambda condition: scoring(condition) != "window"):
                 if "hidden_attention" not in condition or len(datasets) > 1:
                     job = Run(dataset, seed, train_arguments(settings, condition)), scoring(condition)
-                    jobs[job] = "hidden_attention" in condition
+                    jobs[job] = (seed, "hidden_attention" in condition)
     return sorted(jobs, key=lambda job: jobs[job])
 
 

@@ -1,11 +1,12 @@
 """The experiments on the papers' questions: which runs they need, when they are done, and what may be concluded."""
 
 import json
+import re
 
 import findings
 import paper_questions
 import pytest
-from findings import Estimate, Question, Results, verdict
+from findings import Comparison, Estimate, Question, Results, verdict
 from paper_questions import Run
 
 from hf_decision_mamba import DecisionMambaConfig
@@ -52,7 +53,8 @@ def test_exchanged_parameters_need_both_data_sets_and_come_last():
     asked = [question(a={"hidden_attention": "swap 0"}, b={})]
     assert {how for _, how in paper_questions.wanted(asked, [HOPPER], SETTINGS)} == {"window"}
     jobs = paper_questions.wanted(asked, list(findings.DATASETS), SETTINGS)
-    assert [how for _, how in jobs] == ["window"] * 6 + ["swap 0"] * 6
+    assert [how for _, how in jobs] == (["window"] * 2 + ["swap 0"] * 2) * len(findings.SEEDS)
+    assert [run.seed for run, _ in jobs] == sorted(4 * findings.SEEDS)
 
 
 def test_what_the_results_file_holds_is_not_run_again(tmp_path):
@@ -85,24 +87,53 @@ def test_what_the_results_file_holds_is_not_run_again(tmp_path):
 )
 def test_nothing_is_claimed_where_intervals_overlap(relation, first, second, label):
     estimates = [pair and Estimate([sum(pair) / 2], *map(float, pair)) for pair in (first, second)]
-    found, sentence = verdict(["a", relation, "b"], *estimates)
+    found, sentence = verdict(["a", relation, "b"], Comparison(*estimates))
     assert found == label
     assert label in sentence and (first is None or second is None or f"{sum(first) / 2:.1f}" in sentence)
 
 
-def test_intervals_use_the_spread_of_all_conditions():
-    """Two conditions with spreads of 1 and 3 points: pooled √5 with two degrees of freedom."""
-    a, b = (findings.train_arguments(SETTINGS, {"use_gate": gate}) for gate in (True, False))
-    spread = 0.5**0.5
-    runs = [entry(a, 0, window=10 - spread), entry(a, 1, window=10 + spread)]
-    runs += [entry(b, 0, window=20 - 3 * spread), entry(b, 1, window=20 + 3 * spread)]
+def test_intervals_are_those_of_the_t_distribution():
+    """Three seeds with a standard deviation of 2: two degrees of freedom, whose 97.5% quantile is 4.303."""
+    arguments = findings.train_arguments(SETTINGS, {"use_gate": True})
+    runs = [entry(arguments, seed, window=10 + 2 * (seed - 1)) for seed in range(3)]
     results = Results({"settings": SETTINGS, "runs": runs})
     estimate = results.estimate(HOPPER, {"use_gate": True})
-    assert results.spreads[HOPPER] == pytest.approx((5**0.5, 2))
-    assert (estimate.mean, estimate.high - 10, 10 - estimate.low) == pytest.approx(
-        (10, *2 * [4.303 * 2.5**0.5]), rel=0.01
-    )
+    half = 4.303 * 2 / 3**0.5
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((10, 10 - half, 10 + half), rel=0.01)
+    assert findings.shown(estimate) == "10.0 (5.0 to 15.0, 3 of 5 seeds)"
     assert results.estimate(HOPPER, {"use_gate": None}) is None
+    assert Estimate.of([1.0]).low is None
+
+
+def test_ways_to_score_the_same_model_are_compared_within_it():
+    """The models differ by far more than the two ways do."""
+    arguments = findings.train_arguments(SETTINGS, {})
+    scores = [(10.0, 8.0), (50.0, 48.5), (90.0, 87.5)]
+    runs = [entry(arguments, seed, window=a, recurrent=b) for seed, (a, b) in enumerate(scores)]
+    found = Results({"settings": SETTINGS, "runs": runs}).compare(HOPPER, {}, {"eval_mode": "recurrent"})
+    assert found.first.overlaps(found.second) and found.loss is None
+    label, sentence = verdict(["window", "not lower", "recurrent"], found)
+    half = 4.303 * 0.5 / 3**0.5
+    assert (found.difference.mean, found.difference.half) == pytest.approx((2.0, half), rel=0.01)
+    assert label == "agrees with the paper" and "a difference of 2.0 (0.8 to 3.2, 3 of 5 seeds) in the same" in sentence
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((1.1, 1.1, 1.12), r"that of a is 10\.7% \(7\.8 to 13\.5\) higher than that of b"),
+        ((0.9, 0.9, 0.88), r"that of a is 10\.7% \(7\.8 to 13\.5\) lower than that of b"),
+        ((0.9, 1.1, 1.0), r"no difference can be told \(-24\.8% to \+24\.8%\)"),
+    ],
+)
+def test_losses_are_compared_on_the_same_episodes(losses, expected):
+    """The episodes held out differ between seeds, and with them the loss, by far more than the conditions do."""
+    a, b = (findings.train_arguments(SETTINGS, {"use_gate": gate}) for gate in (True, False))
+    runs = [{**entry(b, seed, window=1.0), "eval_loss": 10.0**seed} for seed in range(3)]
+    runs += [{**entry(a, seed, window=1.0), "eval_loss": loss * 10.0**seed} for seed, loss in enumerate(losses)]
+    found = Results({"settings": SETTINGS, "runs": runs}).compare(HOPPER, {"use_gate": True}, {"use_gate": False})
+    assert found.difference is None
+    assert re.search(expected, findings.loss_sentence(["a", "higher", "b"], found))
 
 
 def test_a_claim_names_conditions_and_a_known_relation(tmp_path):
@@ -120,5 +151,5 @@ def test_the_page_of_a_started_experiment_says_what_is_missing():
     asked = [question(a={}, b={"use_gate": False})]
     runs = [entry(findings.train_arguments(settings, {}), seed, window=50.0 + seed) for seed in (0, 1)]
     page = findings.page({"settings": settings, "runs": runs}, asked)
-    assert arguments and "2 of 12 scores are measured" in page and "a against b: not measured yet" in page
-    assert "50.0, 51.0" in page
+    assert arguments and "2 of 20 scores are measured" in page and "a against b: not measured yet" in page
+    assert "50.5 (44.1 to 56.9, 2 of 5 seeds)" in page
