@@ -329,8 +329,8 @@ over seeds, each from the spread of its own condition. **Where two intervals ove
 follow from that rule. Where two conditions are two ways to score the same models, the interval of the difference within
 a model decides instead. The held-out loss (mean squared error of the actions in 5% of the episodes, others for every
 seed) is compared within a seed, and named where its interval does not hold 0 (as that of the first over that of the
-second): it is told apart far better than scores are, but a lower loss need not score higher. Of {claims} claims on two data
-sets, one or two are expected to be told apart by chance.
+second): it is told apart far better than scores are, but a lower loss need not score higher. Of {claims} claims on two
+data sets, one or two are expected to be told apart by chance.
 
 """
 FOOTER = """
