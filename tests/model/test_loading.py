@@ -6,13 +6,23 @@ import random
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoints
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoProcessor, DecisionTransformerConfig, DecisionTransformerModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    DecisionTransformerConfig,
+    DecisionTransformerModel,
+    PreTrainedModel,
+    modeling_utils,
+)
 from transformers.utils import logging
 
 from hf_decision_mamba import (
@@ -226,6 +236,20 @@ def test_a_processor_with_windows_longer_than_the_model_knows(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- damage
+
+
+def test_weights_that_are_pushed_as_they_are_saved_have_their_checksum(tmp_path, monkeypatch):
+    sent = {}
+
+    def upload(model, folder, *args, **kwargs):
+        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+            sent.update(file.metadata())
+
+    monkeypatch.setattr(PreTrainedModel, "_upload_modified_files", upload)
+    monkeypatch.setattr(modeling_utils, "hf_api", MagicMock())
+    monkeypatch.setattr(modeling_utils, "create_and_tag_model_card", MagicMock())
+    make_model().save_pretrained(tmp_path, push_to_hub=True)
+    assert len(sent["sha256"]) == 64
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,12 @@ class CheckedWeights:
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if is_main_process and not (distributed and torch.distributed.get_rank() > 0):
-            for path in Path(save_directory).glob("model*.safetensors"):
-                sign_weights(path)
+            sign_all_weights(save_directory)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        # `save_pretrained(push_to_hub=True)` comes here before it returns.
+        sign_all_weights(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(
@@ -294,6 +298,12 @@ def _read_tensors(file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
             if expected != _digest(_read_header(stream), stream):
                 raise ValueError(f"{file} is damaged: its weights do not fit their checksum; get the file again.")
     return found
+
+
+def sign_all_weights(folder: str | os.PathLike[str]) -> None:
+    """Sign every weights file of a checkpoint."""
+    for path in Path(folder).glob("model*.safetensors"):
+        sign_weights(path)
 
 
 def sign_weights(file: Path) -> None:
