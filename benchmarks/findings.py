@@ -4,19 +4,18 @@ A score is the mean over the episodes of one trained model; a condition's score 
 are 95% t-intervals over seeds, each from the spread of its own condition: some vary ten times as much as others.
 """
 
-import functools
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from training_runs import ROOT, read
+
+from hf_decision_mamba.evaluation import t_interval
 
 QUESTIONS = ROOT / "configs" / "questions"
 SCALING = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -126,10 +125,7 @@ class Estimate:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate | None":
         """The t-interval, which takes two values or more; None of none."""
-        if len(values) < 2:
-            return cls(list(values)) if values else None
-        half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-        return cls(list(values), statistics.mean(values) - half, statistics.mean(values) + half)
+        return cls(list(values), *t_interval(values)) if values else None
 
     @property
     def mean(self) -> float:
@@ -149,12 +145,6 @@ class Estimate:
     def overlaps(self, other: "Estimate") -> bool:
         """Whether the intervals have a value in common."""
         return abs(self.mean - other.mean) <= self.half + other.half
-
-
-@functools.lru_cache
-def t_quantile(freedom: int) -> float:
-    """Half-width of a 95% t-interval in standard errors, from a million draws (to about 0.3%)."""
-    return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 1_000_000)), 0.95))
 
 
 @dataclass

@@ -1,13 +1,13 @@
-"""Score a checkpoint whose hidden-attention parameters are changed: DeMa's experiment (arXiv 2405.12094, figure 5).
+"""Score one condition of `hf-decision-mamba ablate`, with everything that paper_questions.py keeps of a score.
 
-`python benchmarks/hidden_attention.py CHECKPOINT swap 0 --other CHECKPOINT --output FOLDER`; run by paper_questions.py.
+`python benchmarks/hidden_attention.py CHECKPOINT swap 0 --other CHECKPOINT --output FOLDER`
 """
 
 import argparse
 from pathlib import Path
 
 from hf_decision_mamba import DecisionMambaPolicy
-from hf_decision_mamba.analysis import randomize_hidden_attention, swap_hidden_attention, zero_hidden_attention
+from hf_decision_mamba.ablating import CHANGES, ablated
 from hf_decision_mamba.evaluation import evaluate_policy
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Change, score, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("change", choices=("swap", "randomize", "zero"))
+    parser.add_argument("change", choices=CHANGES)
     parser.add_argument("layer", help="counted from 0, or all")
     parser.add_argument("--other", required=True, help="checkpoint whose parameters `swap` takes")
     parser.add_argument("--episodes", type=int, default=20)
@@ -23,15 +23,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
 
-    policy = DecisionMambaPolicy.from_pretrained(arguments.checkpoint)
-    model, layers = policy.model, None if arguments.layer == "all" else int(arguments.layer)
-    if arguments.change == "swap":
-        model = swap_hidden_attention(model, DecisionMambaPolicy.from_pretrained(arguments.other).model, layers)
-    elif arguments.change == "randomize":
-        model = randomize_hidden_attention(model, layers, seed=arguments.seed)
-    else:
-        model = zero_hidden_attention(model, layers)
-    changed = DecisionMambaPolicy(model, policy.processor)
+    policy, other = (DecisionMambaPolicy.from_pretrained(path) for path in (arguments.checkpoint, arguments.other))
+    layer = None if arguments.layer == "all" else int(arguments.layer)
+    changed = ablated(policy, arguments.change, layer, other=other, seed=arguments.seed)
     evaluate_policy(changed, episodes=arguments.episodes, progress=False).save(arguments.output)
 
 

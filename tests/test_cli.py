@@ -53,6 +53,21 @@ def test_inspect_says_what_is_missing_before_it_measures(checkpoint, monkeypatch
     assert "Pictures need matplotlib" in capsys.readouterr().err
 
 
+def test_ablate_prints_a_table_and_keeps_the_results(checkpoint, tmp_path, capsys):
+    options = ["--changes", "swap", "zero", "--episodes", "1", "--max_episode_steps", "5", "--seed", "2"]
+    output = tmp_path / "ablation"
+    main(["ablate", str(checkpoint), "--other", str(checkpoint), *options, "--output", str(output)])
+    assert "zero, all layers" in capsys.readouterr().out
+    found = json.loads((output / "ablation.json").read_text())
+    assert [row["condition"] for row in found["conditions"][:3]] == [
+        "intact",
+        "swapped, layer 1",
+        "swapped, all layers",
+    ]
+    assert found["conditions"][0]["mean"] == found["conditions"][1]["mean"]  # its own parameters
+    assert (found["seed"], found["max_episode_steps"]) == (2, 5)
+
+
 def test_collect_passes_its_options_on_in_either_spelling(tmp_path, capsys):
     amount = ["--episodes=3", "--max_episode_steps", "7", "--num-envs", "2", "--seed", "9"]
     main(["collect", "CartPole-v1", *amount, "--output", str(tmp_path / "poles")])

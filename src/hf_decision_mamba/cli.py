@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
+from .ablating import CHANGES, ablate
 from .behaviours import ALGORITHMS
 from .collecting import CollectSettings, collect
 from .data.inspection import inspect_source
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     _add_inspect(verbs)
+    _add_ablate(verbs)
     _add_collect(verbs)
     _add_inspect_data(verbs)
 
@@ -115,6 +117,26 @@ def _add_inspect(verbs: Any) -> None:
         "inspection-NAME here)",
     )
     command.set_defaults(run=_inspect)
+
+
+def _add_ablate(verbs: Any) -> None:
+    command = verbs.add_parser(
+        "ablate", help="score a checkpoint with its hidden attention swapped, randomised and zeroed, layer by layer"
+    )
+    command.add_argument("checkpoints", nargs="+", help="folders or Hub repositories; several are averaged, as seeds")
+    command.add_argument(
+        "--other", nargs="+", default=[], metavar="CHECKPOINT", help="whose parameters are swapped in: one, or one each"
+    )
+    command.add_argument("--changes", nargs="+", choices=CHANGES, help="(default: all; swap needs --other)")
+    command.add_argument("--env", metavar="ENV_ID", help="gymnasium id (default: the checkpoint's)")
+    command.add_argument("--target-return", type=float, help="what to ask for (default: the checkpoint's)")
+    command.add_argument("--episodes", type=int, default=20, help="per checkpoint and condition (default: 20)")
+    command.add_argument("--seed", type=int, default=0, help="of the first episode, and of randomising (default: 0)")
+    command.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
+    command.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
+    command.add_argument("--device", help="where the model computes (default: cpu)")
+    command.add_argument("--output", type=Path, help="folder for ablation.json and ablation.png")
+    command.set_defaults(run=_ablate)
 
 
 def _add_collect(verbs: Any) -> None:
@@ -256,6 +278,29 @@ def _inspect(arguments: argparse.Namespace) -> None:
     default = local / "inspection" if local.is_dir() else Path(f"inspection-{local.name}")
     for path in write_inspection(found, arguments.output or default):
         print(path)
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    def load(name: str) -> DecisionMambaPolicy:
+        return DecisionMambaPolicy.from_pretrained(name, mode=arguments.mode, device=arguments.device)
+
+    found = ablate(
+        [load(name) for name in arguments.checkpoints],
+        [load(name) for name in arguments.other],
+        arguments.env,
+        changes=arguments.changes,
+        episodes=arguments.episodes,
+        target_return=arguments.target_return,
+        seed=arguments.seed,
+        max_episode_steps=arguments.max_episode_steps,
+    )
+    print(found.table())
+    if arguments.output is not None:
+        try:
+            written = found.save(arguments.output)
+        except ImportError as error:
+            raise ImportError(f"ablation.png was not drawn ({error}); try: {install_hint('')}") from error
+        print(f"\nresults      {', '.join(map(str, written))}")
 
 
 def _push(arguments: argparse.Namespace) -> None:

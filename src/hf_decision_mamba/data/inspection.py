@@ -303,7 +303,7 @@ def _spreads(facts: Mapping[str, Any]) -> list[str]:
         [name, *(f"{value:,.1f}" for value in facts[key].values())]
         for name, key in (("return", "returns"), ("length", "lengths"))
     ]
-    return _table(["of an episode", *facts["returns"]], rows)
+    return table_lines(["of an episode", *facts["returns"]], rows)
 
 
 def _dimensions(facts: Mapping[str, Any]) -> list[str]:
@@ -318,10 +318,11 @@ def _dimensions(facts: Mapping[str, Any]) -> list[str]:
             rows.append([f"{name} {dimension}", *numbers])
         if found.get("dimensions", 0) > _DIMENSIONS_SHOWN:
             rows.append([f"and {found['dimensions'] - _DIMENSIONS_SHOWN} more", *[""] * 4])
-    return _table(["dimension", "mean", "std", "min", "max"], rows) if rows else ["pixels are divided by 255"]
+    return table_lines(["dimension", "mean", "std", "min", "max"], rows) if rows else ["pixels are divided by 255"]
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+def table_lines(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table as plain text: the first column on the left, the others on the right."""
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     aligned = [
         "  ".join(
