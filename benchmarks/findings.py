@@ -230,10 +230,15 @@ def verdict(claim: Sequence[str], found: Comparison) -> tuple[str, str]:
         return UNTOLD, f"{sentence}; only one of {seen:.2g} points or more could have been seen."
     higher, lower = (name, other) if first.mean > second.mean else (other, name)
     if relation == "against":
-        label = f"{higher} scores higher"
-        return label, f"{higher} scores higher than {lower}: {numbers}."
-    label = AGREES if relation != "alike" and higher == name else DISAGREES
-    return label, f"{higher} scores higher than {lower}, which {label}: {numbers}."
+        return f"{higher} scores higher", f"{higher} scores higher than {lower}: {numbers}."
+    agrees = AGREES if relation != "alike" and higher == name else DISAGREES
+    return agrees, f"{higher} scores higher than {lower}, which {agrees}: {numbers}."
+
+
+def label(claim: Sequence[str], found: Comparison) -> str:
+    """The verdict in few words, and how the held-out losses compare where that is known."""
+    told = found.loss is not None and not found.loss.holds(0.0)
+    return verdict(claim, found)[0] + (f"; loss {100 * found.loss.mean:+.1f}%" if told and found.loss else "")
 
 
 def loss_sentence(claim: Sequence[str], found: Comparison) -> str:
@@ -297,11 +302,11 @@ def cost_text() -> str:
             linear = "linear at most" if growth <= 1.1 * long / short else "more than linear"
             lines.append(f"* {cost.name}, {what}: at K = {long} {growth:.1f} times that of K = {short}: {linear}.\n")
     ours = costs("training_step_ms")[0].growth()
-    label = AGREES if ours[2] <= 1.1 * ours[0] / ours[1] else DISAGREES
+    answer = AGREES if ours[2] <= 1.1 * ours[0] / ours[1] else DISAGREES
     head = (
         "\nCost (training step and decision, measured by `python benchmarks/scaling.py` on an otherwise idle machine,"
     )
-    return f"{head} not from these runs): a cost of DeMa that is linear in K {label}.\n\n" + "".join(lines)
+    return f"{head} not from these runs): a cost of DeMa that is linear in K {answer}.\n\n" + "".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ page
@@ -369,12 +374,7 @@ def summary(question: Question, results: Results) -> list[list[str]]:
     rows = []
     for claim in question.claims:
         name, relation, other = claim
-        labels = []
-        for dataset in DATASETS:
-            found = compared(claim, question, results, dataset)
-            told = found.loss is not None and not found.loss.holds(0.0)
-            loss = f"; loss {100 * found.loss.mean:+.1f}%" if told and found.loss else ""
-            labels.append(verdict(claim, found)[0] + loss)
+        labels = [label(claim, compared(claim, question, results, dataset)) for dataset in DATASETS]
         rows.append([f"[{name} {RELATIONS[relation][0]} {other}](#{anchor(question.title)})", *labels])
     return rows
 
@@ -468,9 +468,9 @@ def scores(panel: Axes, question: Question, results: Results, dataset: str, name
     panel.set_xlim(min(low, 0), 1.03 * high)  # not to magnify small differences
     lines = [dataset]
     for claim in question.claims:
-        label, _ = verdict(claim, compared(claim, question, results, dataset))
+        found = label(claim, compared(claim, question, results, dataset))
         asked = f"{claim[0]} {RELATIONS[claim[1]][1]} {claim[2]}"
-        lines.append(f"{asked}: {label}" if claim[1] == "against" else f"paper: {asked}; here: {label}")
+        lines.append(f"{asked}: {found}" if claim[1] == "against" else f"paper: {asked}; here: {found}")
     panel.set_title("\n".join(lines), loc="left", fontsize=8.5)
     panel.set_xlabel("normalised score: higher is better", fontsize=9)
     finish(panel, "x")
