@@ -132,6 +132,25 @@ def copy_bandwidth(rounds: int) -> float:
     return 2 * source.numel() / (1e-3 * spread(times)["median"])
 
 
+def as_graph(run: Callable[[], object]) -> Callable[[], object]:
+    """The same work as a CUDA graph, which the host launches as one: its time is the GPU's alone."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def graphs_of_scans(*size: Any) -> Passes:
+    """Every scan as a CUDA graph."""
+    return {name: as_graph(run) for name, run in scans(*size).items()}
+
+
 def measured(rounds: int, calls: int, make: Callable[..., Passes], *arguments: Any) -> dict[str, Any]:
     """Spread of the times of each pass that `make` makes, and the bytes by which it grows what is allocated."""
     try:
@@ -159,13 +178,16 @@ def scan_rows(rounds: int) -> list[dict[str, Any]]:
              for n in STATES]  # fmt: skip
     rows = []
     for b, l, c, n, dtype in tqdm(sizes, unit="size"):
-        times = measured(rounds, IN_A_ROW, scans, b, l, c, n, dtype)
+        size = b, l, c, n, dtype
+        times = measured(rounds, IN_A_ROW, graphs_of_scans, *size)
         row: dict[str, Any] = {"batch": b, "tokens": l, "channels": c, "states": n, "dtype": str(dtype), **times}
+        row["called one by one"] = eager = measured(rounds, IN_A_ROW, scans, *size)
         if OURS in times:
-            row["bytes_per_second"] = bytes_at_least(b, l, c, n, dtype) / (1e-3 * times[OURS]["median"])
+            row["bytes_per_second"] = bytes_at_least(*size) / (1e-3 * times[OURS]["median"])
             row["of_copy_bandwidth"] = row["bytes_per_second"] / bandwidth
-        if MAMBA in times:
-            row["speedup"] = times[MAMBA]["median"] / times[OURS]["median"]
+        for name, found in (("speedup", times), ("speedup_one_by_one", eager)):
+            if MAMBA in found:
+                row[name] = found[MAMBA]["median"] / found[OURS]["median"]
         rows.append(row)
     return rows
 
@@ -282,9 +304,11 @@ def targets(report: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The worst case of each ratio, as far as its peers were there."""
     lines = []
     for what, limit, chosen in (("at most 300", 2.0, (24, 60, 300)), ("3000", 0.9, (3000,))):
-        ratios = [row["speedup"] for row in report["scan"] if "speedup" in row and row["tokens"] in chosen]
-        if ratios:
-            lines.append(target(f"scan, {what} tokens, at worst: {MAMBA} / {OURS}", min(ratios), limit, at_least=True))
+        for name, how in (("speedup", ""), ("speedup_one_by_one", ", called one by one")):
+            ratios = [row[name] for row in report["scan"] if name in row and row["tokens"] in chosen]
+            if ratios:
+                told = f"scan, {what} tokens{how}, at worst: {MAMBA} / {OURS}"
+                lines.append(target(told, min(ratios), limit, at_least=True))
     for row in report["training"]:
         if "note" not in row:
             ours, theirs, floor = (row[name]["median"] for name in (MODEL, DT, FLOOR))
@@ -330,6 +354,7 @@ def main() -> None:
         {
             DT: DT_NOTE,
             OURS: "forward and backward, on (batch, tokens, channels)",
+            "scan": "as CUDA graphs, which leave the GPU's time alone; one by one the host may hold it up",
             MAMBA: "selective_scan_fn, forward and backward, on contiguous (batch, channels, tokens), as it likes best",
             "bytes_per_second": bytes_at_least.__doc__ or "",
             "decisions": "by the wall clock, as the loop; all others by CUDA events",
