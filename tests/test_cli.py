@@ -66,6 +66,7 @@ def test_ablate_prints_a_table_and_keeps_the_results(checkpoint, tmp_path, capsy
     ]
     assert found["conditions"][0]["mean"] == found["conditions"][1]["mean"]  # its own parameters
     assert (found["seed"], found["max_episode_steps"]) == (2, 5)
+    assert found["checkpoints"] == found["other"] == [checkpoint.name]
 
 
 def test_collect_passes_its_options_on_in_either_spelling(tmp_path, capsys):

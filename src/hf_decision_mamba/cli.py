@@ -27,6 +27,7 @@ from .info import info_text, installation_info
 from .inspecting import inspect_checkpoint
 from .inspection_page import write_inspection
 from .policy import DecisionMambaPolicy
+from .run_files import portable
 from .training import main as train
 from .training import report_user_errors
 
@@ -294,6 +295,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         max_episode_steps=arguments.max_episode_steps,
     )
+    found.protocol |= {name: [portable(path) for path in getattr(arguments, name)] for name in ("checkpoints", "other")}
     print(found.table())
     if arguments.output is not None:
         try:
