@@ -227,7 +227,7 @@ def verdict(claim: Sequence[str], found: Comparison) -> tuple[str, str]:
     if not found.told_apart:
         none = ", and the paper found none" if relation == "alike" else ""
         sentence = f"Between {name} and {other} {UNTOLD}{none}: {numbers}"
-        return UNTOLD, f"{sentence}; only one of {seen:.2g} points or more could have been seen."
+        return UNTOLD, f"{sentence}; only one of {seen:.1f} points or more could have been seen."
     higher, lower = (name, other) if first.mean > second.mean else (other, name)
     if relation == "against":
         return f"{higher} scores higher", f"{higher} scores higher than {lower}: {numbers}."
@@ -405,7 +405,8 @@ def row(name: str, question: Question, results: Results) -> list[str]:
     first = next((run for dataset in DATASETS for run in results.of(dataset, condition)), None)
     cells = [name, "–" if first is None else f"{first['num_parameters']:,}"]
     for dataset in DATASETS:
-        losses = [run["eval_loss"] for run in results.of(dataset, condition)]
+        trained = results.of(dataset, condition) if scoring(condition) == "window" else []  # the loss is of windows
+        losses = [run["eval_loss"] for run in trained]
         cells += [shown(results.estimate(dataset, condition)), f"{statistics.mean(losses):.4f}" if losses else "–"]
     return cells
 
