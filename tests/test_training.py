@@ -697,7 +697,7 @@ def finished_run(tmp_path_factory) -> Path:
 
 def test_data_on_the_device_trains_the_same_weights(finished_run, tmp_path, capsys):
     main(command_line(tmp_path / "run", save_steps=1, data_on_device=True))
-    assert re.search("device       cpu, .*, which holds the data", capsys.readouterr().out)
+    assert "device       cpu (holds the data), " in capsys.readouterr().out
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
 
 

@@ -502,7 +502,7 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
     if config.model_type == "decision_mamba":
         backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    resident = ", which holds the data" if isinstance(trainer.train_dataset, ResidentWindows) else ""
+    resident = " (holds the data)" if isinstance(trainer.train_dataset, ResidentWindows) else ""
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
@@ -513,7 +513,7 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
         f"{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {trainer.train_dataset.context_length} time "
         f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
-        f"device       {device}{threads}{processes}{resident}\n"
+        f"device       {device}{resident}{threads}{processes}\n"
         f"output       {args.output_dir}"
     )
 
