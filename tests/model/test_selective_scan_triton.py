@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+#: Before the tests make them smaller.
+GPU_SIZES = {name: getattr(selective_scan_triton, name) for name in ("CHUNK", "BLOCK", "GROUP", "GROUP_BACKWARD")}
 OPTIONS = ("D", "z", "delta_bias", "mask", "initial_state")
 
 
@@ -46,6 +48,8 @@ def small_and_poisoned(monkeypatch):
     for module in (selective_scan_triton, causal_conv_triton):
         monkeypatch.setattr(module, "CHUNK", 4)
         monkeypatch.setattr(module, "BLOCK", 4)
+    for name in ("GROUP", "GROUP_BACKWARD"):
+        monkeypatch.setattr(selective_scan_triton, name, 2)
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
     yield
     assert all(fence.isnan().all() for fence in fences)
@@ -143,9 +147,9 @@ def test_edges_of_chunks_and_blocks(b, l, c, n):
 
 
 def test_with_the_sizes_that_a_gpu_gets(monkeypatch):
-    monkeypatch.setattr(selective_scan_triton, "CHUNK", 8)
-    monkeypatch.setattr(selective_scan_triton, "BLOCK", 32)
-    assert_same_as_exact(make_inputs(1, 10, 40, 2))
+    for name, size in GPU_SIZES.items():
+        monkeypatch.setattr(selective_scan_triton, name, size)
+    assert_same_as_exact(make_inputs(1, 10, 40, 16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -339,8 +343,8 @@ def test_kernels_compile_for_a_gpu_which_is_not_needed_for_that(tmp_path):
         options = {"num_warps": 1, "enable_fp_fusion": True}
         assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 
-    for kernel in (scan.forward, scan.backward):
-        compile(kernel, CHUNK=selective_scan_triton.CHUNK, BLOCK=selective_scan_triton.BLOCK)
+    for kernel in (scan.forward, scan.backward):  # the group decides how often a loop is unrolled, no more
+        compile(kernel, CHUNK=selective_scan_triton.CHUNK, BLOCK=selective_scan_triton.BLOCK, GROUP=2)
     for kernel in (conv.forward, conv.backward_sums, conv.backward_inputs):
         compile(kernel, CHUNK=causal_conv_triton.CHUNK, BLOCK=causal_conv_triton.BLOCK, WIDTH=4)
     """

@@ -7,6 +7,7 @@ algorithm 2.
 """
 
 import importlib.util
+import math
 import os
 import shutil
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from .selective_scan_cpu import check_shapes
 
 CHUNK = 8  # tokens between two saved states; with 16 the backward would need more registers than there are
+GROUP, GROUP_BACKWARD = 16, 8  # states in registers at a time, where that many divide them
 BLOCK = 32  # channels of a program, one for each thread of a warp
 
 
@@ -85,11 +87,12 @@ def scan_forward(
     sizes, grid = _sizes(b, l, c, n)
     exact = torch.promote_types(u.dtype, torch.float32)
     y, final_state = u.new_empty(b, l, c), u.new_empty(b, c, n, dtype=exact)
-    shape = saved_states_shape(b, l, c, n)
-    saved = u.new_empty(shape if need_states or not shape[1] else (b, 2, n, c), dtype=exact)
+    saved = u.new_empty(saved_states_shape(b, l, c, n) if need_states else 0, dtype=exact)
+    groups = _groups(n, GROUP)
+    waiting = saved.new_empty((b, l, c) if groups["SEVERAL"] else 0)
     with torch.cuda.device_of(u):
-        forward[grid](*inputs, y, final_state, saved, *sizes, *strides, **options, SAVE=need_states)
-    return y, final_state, saved if need_states else saved.new_empty(0)
+        forward[grid](*inputs, y, final_state, saved, waiting, *sizes, *strides, **options, **groups, SAVE=need_states)
+    return y, final_state, saved
 
 
 def scan_backward(
@@ -129,13 +132,14 @@ def scan_backward(
     dz = u if z is None else z.new_empty(b, l, c)
     dinitial = None if initial_state is None else initial_state.new_empty(b, c, n)
     room = saved_states.new_empty
-    left = room(2 if sizes[-1] > 1 else 0, b, n, c)
+    groups = _groups(n, GROUP_BACKWARD)
+    waiting = room((3, b, l, c) if groups["SEVERAL"] else 0)
     dA, dD, dbias, dB, dC = room(b, n, c), room(b, c), room(b, c), room(grid[1], b, l, n), room(grid[1], b, l, n)
     with torch.cuda.device_of(u):
         backward[grid](
-            dy, u if dfinal_state is None else dfinal_state.contiguous(), *inputs, saved_states, left,
+            dy, u if dfinal_state is None else dfinal_state.contiguous(), *inputs, saved_states, waiting,
             du, ddelta, dA, dB, dC, dD, dz, dbias, u if dinitial is None else dinitial,
-            *sizes, *strides, *dy.stride()[:2], **options, HAS_DFINAL=dfinal_state is not None,
+            *sizes, *strides, *dy.stride()[:2], **options, **groups, HAS_DFINAL=dfinal_state is not None,
         )  # fmt: skip
 
     def total(parts: Tensor, like: Tensor | None) -> Tensor | None:
@@ -154,6 +158,12 @@ def _rows(x: Tensor) -> Tensor:
 def _sizes(b: int, l: int, c: int, n: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
     """l, c, n and the number of chunks; the kernels' grid."""
     return (l, c, n, max(1, -(-l // CHUNK))), (b, -(-c // BLOCK))
+
+
+def _groups(n: int, at_most: int) -> dict[str, Any]:
+    """The states of a group, and whether there are several groups."""
+    group = math.gcd(n, at_most)
+    return {"GROUP": group, "SEVERAL": n > group}
 
 
 def _inputs(

@@ -1,10 +1,11 @@
 # Copyright 2026
 """The Triton kernels of the selective scan, one forward and one backward; `selective_scan_triton` calls them.
 
-A program is one warp: it walks one row of the batch, a channel in each thread, a chunk of tokens at a time, and for
-each chunk one state number after the other. So a readout needs no sum over threads, and registers hold a chunk's
-numbers, one tuple entry for each token, whose loops are unrolled. Between chunks the states go through memory. The
-backward walks from the last chunk to the first, and computes the states inside of a chunk again.
+A program is one warp: it walks one row of the batch, a channel in each thread, so that a readout needs no sum over
+threads. A group of states at a time goes through all tokens in registers; where there are more states than a group has,
+what the groups add up waits in memory. Tokens are taken in chunks, whose loops are unrolled: their numbers are in
+registers too, one tuple entry for each. The backward goes from the last chunk to the first, and computes the states
+inside of a chunk again, from the one that the forward has saved. A thread reads back from memory only what is its own.
 
 Equations: Gu & Dao, "Mamba" (arXiv 2312.00752), algorithm 2. A token that is absent, or behind the end, has step size
 0: it decays nothing, adds nothing, and the state passes it. Importing this module imports triton.
@@ -78,15 +79,22 @@ def read_step(first, known, shift, SOFTPLUS: tl.constexpr, FLOAT: tl.constexpr):
 
 
 @triton.jit
-def read_carried(outermost, given, at_given, left, at_left, inside, GIVEN: tl.constexpr, FLOAT: tl.constexpr):
-    """What enters a chunk: for the outermost one what was given or zeros, else what the chunk before has left."""
-    carried = tl.zeros(inside.shape, FLOAT)
-    if outermost:
-        if GIVEN:
-            carried = read(given + at_given, inside, FLOAT)
-    else:
-        carried = tl.load(left + at_left, mask=inside, other=0.0)
-    return carried
+def read_entering(chunk, initial, at_state, saved, at_saved, channels, c, GIVEN: tl.constexpr, FLOAT: tl.constexpr):
+    """The state that enters a chunk: what the forward has saved, for the first chunk what was given or zeros."""
+    state = tl.load(saved + at_saved, mask=where_if(chunk > 0, channels, c), other=0.0)
+    if GIVEN:
+        state += read(initial + at_state, where_if(chunk == 0, channels, c), FLOAT)
+    return state
+
+
+@triton.jit
+def read_waiting(waiting, at, here, first, begin, channels, c, SEVERAL: tl.constexpr):
+    """What the groups of states before have left at a token; `begin` for the first group."""
+    numbers = begin
+    if SEVERAL:
+        left = tl.load(waiting + at, mask=where_if(here & (first > 0), channels, c), other=0.0)
+        numbers = tl.where(first > 0, left, begin)
+    return numbers
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels
@@ -94,80 +102,93 @@ def read_carried(outermost, given, at_given, left, at_left, inside, GIVEN: tl.co
 
 @triton.jit
 def forward(
-    u, delta, A, B, C, D, z, bias, mask, initial, y, final, saved,
+    u, delta, A, B, C, D, z, bias, mask, initial, y, final, saved, waiting,
     l, c, n, chunks, u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SAVE: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, SEVERAL: tl.constexpr,
 ):  # fmt: skip
     """The forward pass; grid (b, blocks of channels).
 
     x_b and x_t are the strides of batch and token in x. Without gaps: A (c, n), D, bias (c,), mask (b, l), initial and
-    final (b, c, n), y (b, l, c); saved (b, slots, n, c), the state behind each chunk but the last one with SAVE, else
-    two slots in turn.
+    final (b, c, n), y (b, l, c); with SAVE saved (b, chunks - 1, n, c), the state behind each chunk but the last one;
+    with SEVERAL groups waiting (b, l, c), the sums of the readouts of the groups before.
     """
     row = tl.program_id(0).to(tl.int64)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channels < c
     skip = read_channels(D, channels, inside, HAS_D, FLOAT)
     shift = read_channels(bias, channels, inside, HAS_BIAS, FLOAT)
-    slots = chunks - 1 if SAVE else 2
-    for chunk in range(chunks):
-        start = chunk * CHUNK
-        presents, steps, pushes, outs = (), (), (), ()
-        for t in tl.static_range(CHUNK):
-            here = start + t < l
-            present = read_present(mask, row * l + start + t, here, MASKED)
-            known = where_if(present, channels, c)
-            at_delta = delta + row * delta_b + (start + t) * delta_t + channels
-            step, _ = read_step(at_delta, known, shift, SOFTPLUS, FLOAT)
-            x = read(u + row * u_b + (start + t) * u_t + channels, where_if(here, channels, c), FLOAT)
-            presents = presents + (present,)
-            steps = steps + (step,)
-            pushes = pushes + (tl.where(known, step * x, 0.0),)
-            outs = outs + (skip * x,)
+    for first in range(0, n, GROUP):
+        at_state = (row * c + channels) * n + first
+        rates, states = (), ()
+        for k in tl.static_range(GROUP):
+            rates = rates + (read(A + channels * n + first + k, inside, FLOAT) * LOG2E,)
+            states = states + (read_channels(initial + k, at_state, inside, HAS_INITIAL, FLOAT),)
 
-        before = (row * slots + (chunk - 1 if SAVE else (chunk + 1) % 2)) * n
-        after = (row * slots + (chunk if SAVE else chunk % 2)) * n
-        for k in range(n):
-            at_state = (row * c + channels) * n + k
-            at_saved = (before + k) * c + channels
-            rate = read(A + channels * n + k, inside, FLOAT) * LOG2E
-            h = read_carried(chunk == 0, initial, at_state, saved, at_saved, inside, HAS_INITIAL, FLOAT)
+        for chunk in range(chunks):
+            start = chunk * CHUNK
+            presents, steps, pushes, outs = (), (), (), ()
+            for t in tl.static_range(CHUNK):
+                here = start + t < l
+                there = where_if(here, channels, c)
+                present = read_present(mask, row * l + start + t, here, MASKED)
+                known = where_if(present, channels, c)
+                at_delta = delta + row * delta_b + (start + t) * delta_t + channels
+                step, _ = read_step(at_delta, known, shift, SOFTPLUS, FLOAT)
+                x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
+                at = (row * l + start + t) * c + channels
+                presents = presents + (present,)
+                steps = steps + (step,)
+                pushes = pushes + (tl.where(known, step * x, 0.0),)
+                outs = outs + (read_waiting(waiting, at, here, first, skip * x, channels, c, SEVERAL),)
+
             sums = ()
             for t in tl.static_range(CHUNK):
-                b = read(B + row * B_b + (start + t) * B_t + k, presents[t], FLOAT)
-                readout = read(C + row * C_b + (start + t) * C_t + k, start + t < l, FLOAT)
-                h = tl.exp2(steps[t] * rate) * h + pushes[t] * b
-                sums = sums + (outs[t] + h * readout,)
-            outs = sums
-            if chunk == chunks - 1:
-                tl.store(final + at_state, h, mask=inside)
-            else:
-                tl.store(saved + (after + k) * c + channels, h, mask=inside)
+                out = outs[t]
+                after = ()
+                for k in tl.static_range(GROUP):
+                    b = read(B + row * B_b + (start + t) * B_t + first + k, presents[t], FLOAT)
+                    readout = read(C + row * C_b + (start + t) * C_t + first + k, start + t < l, FLOAT)
+                    h = tl.exp2(steps[t] * rates[k]) * states[k] + pushes[t] * b
+                    out += h * readout
+                    after = after + (h,)
+                states = after
+                sums = sums + (out,)
 
-        for t in tl.static_range(CHUNK):
-            there = where_if(start + t < l, channels, c)
-            out = outs[t]
-            if HAS_Z:
-                gate = read(z + row * z_b + (start + t) * z_t + channels, there, FLOAT)
-                out *= gate * tl.sigmoid(gate)
-            tl.store(y + (row * l + start + t) * c + channels, out, mask=there)
-        tl.debug_barrier()  # the next chunk reads what this one has stored
+            for t in tl.static_range(CHUNK):
+                at = (row * l + start + t) * c + channels
+                out = sums[t]
+                if SEVERAL:
+                    tl.store(waiting + at, out, mask=where_if((start + t < l) & (first + GROUP < n), channels, c))
+                there = where_if((start + t < l) & (first + GROUP == n), channels, c)
+                if HAS_Z:
+                    gate = read(z + row * z_b + (start + t) * z_t + channels, there, FLOAT)
+                    out *= gate * tl.sigmoid(gate)
+                tl.store(y + at, out, mask=there)
+            if SAVE:
+                for k in tl.static_range(GROUP):
+                    at_saved = ((row * (chunks - 1) + chunk) * n + first + k) * c + channels
+                    tl.store(saved + at_saved, states[k], mask=where_if(chunk < chunks - 1, channels, c))
+
+        for k in tl.static_range(GROUP):
+            tl.store(final + at_state + k, states[k], mask=inside)
 
 
 @triton.jit
 def backward(
-    dy, dfinal, u, delta, A, B, C, D, z, bias, mask, initial, saved, left,
+    dy, dfinal, u, delta, A, B, C, D, z, bias, mask, initial, saved, waiting,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
     l, c, n, chunks, u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_DFINAL: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, SEVERAL: tl.constexpr,
 ):  # fmt: skip
     """The backward pass; grid and arguments as `forward`'s.
 
     Results without gaps, to be added up over their first index: dA (b, n, c), dD and dbias (b, c), dB and dC (blocks of
     channels, b, l, n). Atomic additions would need less memory, but their order, and with it the result, would vary.
-    Room for the gradients that pass from chunk to chunk: left (2, b, n, c).
+    With SEVERAL groups waiting (3, b, l, c): the readouts of the groups before, and two sums of gradients.
     """
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0)
@@ -175,91 +196,112 @@ def backward(
     inside = channels < c
     skip = read_channels(D, channels, inside, HAS_D, FLOAT)
     shift = read_channels(bias, channels, inside, HAS_BIAS, FLOAT)
-    dskip = tl.zeros([BLOCK], FLOAT)
-    dshift = tl.zeros([BLOCK], FLOAT)
-    for done in range(chunks):
-        chunk = chunks - 1 - done
-        start = chunk * CHUNK
-        presents, steps, slopes, xs, pushes, douts, dgates = (), (), (), (), (), (), ()
-        outs, dsteps, dpushes = (), (), ()
-        for t in tl.static_range(CHUNK):
-            here = start + t < l
-            there = where_if(here, channels, c)
-            present = read_present(mask, row * l + start + t, here, MASKED)
-            known = where_if(present, channels, c)
-            at_delta = delta + row * delta_b + (start + t) * delta_t + channels
-            step, slope = read_step(at_delta, known, shift, SOFTPLUS, FLOAT)
-            x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
-            dout = read(dy + row * dy_b + (start + t) * dy_t + channels, there, FLOAT)
-            if HAS_Z:
-                gate = read(z + row * z_b + (start + t) * z_t + channels, there, FLOAT)
-                opening = tl.sigmoid(gate)
-                dgates = dgates + (dout * opening * (1.0 + gate * (1.0 - opening)),)
-                dout *= gate * opening
-            presents = presents + (present,)
-            steps = steps + (step,)
-            slopes = slopes + (slope,)
-            xs = xs + (x,)
-            pushes = pushes + (tl.where(known, step * x, 0.0),)
-            douts = douts + (dout,)
-            outs = outs + (skip * x,)
-            dsteps = dsteps + (tl.zeros([BLOCK], FLOAT),)
-            dpushes = dpushes + (tl.zeros([BLOCK], FLOAT),)
+    none = tl.zeros([BLOCK], FLOAT)
+    dskip = none
+    dshift = none
+    size = rows * l * c
+    for first in range(0, n, GROUP):
+        at_state = (row * c + channels) * n + first
+        rates, drates, dstates = (), (), ()
+        for k in tl.static_range(GROUP):
+            rates = rates + (read(A + channels * n + first + k, inside, FLOAT),)
+            drates = drates + (none,)
+            dstates = dstates + (read_channels(dfinal + k, at_state, inside, HAS_DFINAL, FLOAT),)
 
-        for k in range(n):
-            at_state = (row * c + channels) * n + k
-            at_left = (row * n + k) * c + channels
-            at_saved = ((row * (chunks - 1) + chunk - 1) * n + k) * c + channels
-            at_map = ((tl.program_id(1) * rows + row) * l + start) * n + k
-            a = read(A + channels * n + k, inside, FLOAT)
-
-            h = read_carried(chunk == 0, initial, at_state, saved, at_saved, inside, HAS_INITIAL, FLOAT)
-            bs, readouts, decays, pasts, sums = (), (), (), (), ()
+        for done in range(chunks):
+            chunk = chunks - 1 - done
+            start = chunk * CHUNK
+            presents, steps, slopes, xs, pushes, douts, dgates = (), (), (), (), (), (), ()
+            outs, dsteps, dpushes = (), (), ()
             for t in tl.static_range(CHUNK):
-                b = read(B + row * B_b + (start + t) * B_t + k, presents[t], FLOAT)
-                readout = read(C + row * C_b + (start + t) * C_t + k, start + t < l, FLOAT)
-                decay = tl.exp2(steps[t] * (a * LOG2E))
-                pasts = pasts + (h,)
-                h = decay * h + pushes[t] * b
-                bs = bs + (b,)
-                readouts = readouts + (readout,)
-                decays = decays + (decay,)
-                sums = sums + (outs[t] + h * readout,)
-                tl.store(dC + at_map + t * n, tl.sum(douts[t] * h), mask=start + t < l)
-            outs = sums
+                here = start + t < l
+                there = where_if(here, channels, c)
+                present = read_present(mask, row * l + start + t, here, MASKED)
+                known = where_if(present, channels, c)
+                at_delta = delta + row * delta_b + (start + t) * delta_t + channels
+                step, slope = read_step(at_delta, known, shift, SOFTPLUS, FLOAT)
+                x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
+                dout = read(dy + row * dy_b + (start + t) * dy_t + channels, there, FLOAT)
+                if HAS_Z:
+                    gate = read(z + row * z_b + (start + t) * z_t + channels, there, FLOAT)
+                    opening = tl.sigmoid(gate)
+                    dgates = dgates + (dout * opening * (1.0 + gate * (1.0 - opening)),)
+                    dout *= gate * opening
+                at = (row * l + start + t) * c + channels
+                presents = presents + (present,)
+                steps = steps + (step,)
+                slopes = slopes + (slope,)
+                xs = xs + (x,)
+                pushes = pushes + (tl.where(known, step * x, 0.0),)
+                douts = douts + (dout,)
+                outs = outs + (read_waiting(waiting, at, here, first, skip * x, channels, c, SEVERAL),)
+                dsteps = dsteps + (read_waiting(waiting + size, at, here, first, none, channels, c, SEVERAL),)
+                dpushes = dpushes + (read_waiting(waiting + 2 * size, at, here, first, none, channels, c, SEVERAL),)
+            entered = ()
+            for k in tl.static_range(GROUP):
+                at_saved = ((row * (chunks - 1) + chunk - 1) * n + first + k) * c + channels
+                state = read_entering(chunk, initial + k, at_state, saved, at_saved, channels, c, HAS_INITIAL, FLOAT)
+                entered = entered + (state,)
 
-            at_slot = (done + 1) % 2 * rows * n * c + at_left
-            dh = read_carried(done == 0, dfinal, at_state, left, at_slot, inside, HAS_DFINAL, FLOAT)
-            drate = tl.zeros([BLOCK], FLOAT)
-            if done > 0:
-                drate = tl.load(dA + at_left, mask=inside, other=0.0)
-            step_sums, push_sums = (), ()
-            for t in tl.static_range(CHUNK - 1, -1, -1):
-                dh += douts[t] * readouts[t]
-                dexponent = dh * pasts[t] * decays[t]
-                drate += dexponent * steps[t]
-                step_sums = (dsteps[t] + dexponent * a,) + step_sums
-                push_sums = (dpushes[t] + dh * bs[t],) + push_sums
-                tl.store(dB + at_map + t * n, tl.sum(dh * pushes[t]), mask=start + t < l)
-                dh *= decays[t]
-            dsteps = step_sums
-            dpushes = push_sums
-            tl.store(dA + at_left, drate, mask=inside)
-            if chunk > 0:
-                tl.store(left + done % 2 * rows * n * c + at_left, dh, mask=inside)
-            elif HAS_INITIAL:
-                tl.store(dinitial + at_state, dh, mask=inside)
+            drates_after, dstates_after = (), ()
+            for k in tl.static_range(GROUP):
+                at_map = ((tl.program_id(1) * rows + row) * l + start) * n + first + k
+                h = entered[k]
+                bs, readouts, decays, pasts, dreadouts, sums = (), (), (), (), (), ()
+                for t in tl.static_range(CHUNK):
+                    b = read(B + row * B_b + (start + t) * B_t + first + k, presents[t], FLOAT)
+                    readout = read(C + row * C_b + (start + t) * C_t + first + k, start + t < l, FLOAT)
+                    decay = tl.exp2(steps[t] * (rates[k] * LOG2E))
+                    pasts = pasts + (h,)
+                    h = decay * h + pushes[t] * b
+                    bs = bs + (b,)
+                    readouts = readouts + (readout,)
+                    decays = decays + (decay,)
+                    sums = sums + (outs[t] + h * readout,)
+                    dreadouts = dreadouts + (tl.sum(douts[t] * h),)
+                outs = sums
 
-        for t in tl.static_range(CHUNK):
-            there = where_if(start + t < l, channels, c)
-            at = (row * l + start + t) * c + channels
-            if HAS_Z:
-                tl.store(dz + at, outs[t] * dgates[t], mask=there)
-            tl.store(du + at, douts[t] * skip + dpushes[t] * steps[t], mask=there)
-            dstep = tl.where(where_if(presents[t], channels, c), (dsteps[t] + dpushes[t] * xs[t]) * slopes[t], 0.0)
-            tl.store(ddelta + at, dstep, mask=there)
-            dskip += douts[t] * xs[t]
-            dshift += dstep
-        tl.debug_barrier()  # the next chunk reads what this one has stored
+                dh = dstates[k]
+                drate = drates[k]
+                step_sums, push_sums, dbs = (), (), ()
+                for t in tl.static_range(CHUNK - 1, -1, -1):
+                    dh += douts[t] * readouts[t]
+                    dexponent = dh * pasts[t] * decays[t]
+                    drate += dexponent * steps[t]
+                    step_sums = (dsteps[t] + dexponent * rates[k],) + step_sums
+                    push_sums = (dpushes[t] + dh * bs[t],) + push_sums
+                    dbs = (tl.sum(dh * pushes[t]),) + dbs
+                    dh *= decays[t]
+                dsteps = step_sums
+                dpushes = push_sums
+                drates_after = drates_after + (drate,)
+                dstates_after = dstates_after + (dh,)
+                for t in tl.static_range(CHUNK):
+                    tl.store(dC + at_map + t * n, dreadouts[t], mask=start + t < l)
+                    tl.store(dB + at_map + t * n, dbs[t], mask=start + t < l)
+            drates = drates_after
+            dstates = dstates_after
+
+            for t in tl.static_range(CHUNK):
+                at = (row * l + start + t) * c + channels
+                if SEVERAL:
+                    there = where_if((start + t < l) & (first + GROUP < n), channels, c)
+                    tl.store(waiting + at, outs[t], mask=there)
+                    tl.store(waiting + size + at, dsteps[t], mask=there)
+                    tl.store(waiting + 2 * size + at, dpushes[t], mask=there)
+                there = where_if((start + t < l) & (first + GROUP == n), channels, c)
+                if HAS_Z:
+                    tl.store(dz + at, outs[t] * dgates[t], mask=there)
+                tl.store(du + at, douts[t] * skip + dpushes[t] * steps[t], mask=there)
+                dstep = (dsteps[t] + dpushes[t] * xs[t]) * slopes[t]
+                dstep = tl.where(where_if(presents[t] & (first + GROUP == n), channels, c), dstep, 0.0)
+                tl.store(ddelta + at, dstep, mask=there)
+                dskip += tl.where(there, douts[t] * xs[t], 0.0)
+                dshift += dstep
+
+        for k in tl.static_range(GROUP):
+            tl.store(dA + (row * n + first + k) * c + channels, drates[k], mask=inside)
+            if HAS_INITIAL:
+                tl.store(dinitial + at_state + k, dstates[k], mask=inside)
     tl.store(dD + row * c + channels, dskip, mask=inside)
     tl.store(dbias + row * c + channels, dshift, mask=inside)
