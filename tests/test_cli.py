@@ -104,6 +104,7 @@ def test_inspect_data_fails_where_training_would(tmp_path, capsys):
     ("argv", "message"),
     [
         (["evaluate", "nowhere/at-all"], "nowhere/at-all"),
+        (["evaluate", "here", "--video"], "--video needs a folder to put replay.mp4 in: --output FOLDER."),
         (["inspect", "nowhere/at-all"], "nowhere/at-all"),
         (["inspect", "here", "--env", "Hopper-v5", "--data", "there"], "not allowed with argument --env"),
         (["push", "no-such-folder", "me/policy"], "no-such-folder"),

@@ -363,6 +363,12 @@ class TestFiles:
         pixels = image.imread(written[-1])
         assert pixels.shape[:2] == (660, 1080) and pixels[..., :3].std() > 0.05
 
+    def test_videos_of_an_earlier_evaluation_go(self, tmp_path):
+        for name in ("replay.mp4", "replay-target-5.mp4", "video-of-us.mp4"):
+            (tmp_path / name).touch()
+        made_result().save(tmp_path)
+        assert [path.name for path in tmp_path.glob("*.mp4")] == ["video-of-us.mp4"]
+
     def test_without_matplotlib_the_numbers_are_saved(self, tmp_path, monkeypatch, caplog):
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
         with caplog.at_level(logging.WARNING):

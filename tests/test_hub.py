@@ -86,6 +86,7 @@ EVALUATION = {
             "target_return": -600.0,
             "episodes": 20,
             "return_mean": -590.0,
+            "return_first": -580.0,
             "return_std": 60.0,
             "return_ci95": [-620.0, -560.0],
             "length_mean": 199.5,
@@ -225,6 +226,17 @@ def test_sections_vanish_when_their_facts_are_missing(checkpoint: Path, missing:
     assert ("](learning_curve.png)" in card.text) == not_missing(missing, "training.json", "learning_curve.png")
     assert (card.data.get("eval_results") is not None) == ("evaluation.json" not in missing)
     assert_well_formed(card)
+
+
+def test_card_shows_the_videos_that_are_there(checkpoint: Path) -> None:
+    (checkpoint / "replay-target--600.mp4").write_bytes(b"a film")
+    (checkpoint / "replay.mp4").write_bytes(b"of an evaluation with one target return")
+    card = render_model_card(checkpoint)
+    assert re.findall(r'<video controls src="(.*)"></video>', card.text) == ["replay-target--600.mp4"]
+    assert "shows the first of these episodes (seed 0): asked for -600, it returned -580.0." in card.text
+    assert_well_formed(card)
+    sent = push_to_hub(checkpoint, "pendulum", dry_run=True)
+    assert "  replay-target--600.mp4 " in sent
 
 
 def not_missing(missing: tuple[str, ...], *names: str) -> bool:

@@ -30,6 +30,7 @@ from .policy import DecisionMambaPolicy
 from .run_files import portable
 from .training import main as train
 from .training import report_user_errors
+from .video import import_imageio, record_videos
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-envs", type=int, help="environments that run at once (default: 20)")
     evaluate.add_argument("--device", help="where the model computes (default: cpu)")
     evaluate.add_argument("--output", type=Path, help="folder for evaluation.json, evaluation.parquet and returns.png")
+    evaluate.add_argument(
+        "--video", action="store_true", help="film the first episode of each target return, into the folder of --output"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     _add_inspect(verbs)
@@ -235,6 +239,8 @@ def _columns(text: str | None) -> dict[str, str] | None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.video and arguments.output is None:
+        raise ValueError("--video needs a folder to put replay.mp4 in: --output FOLDER.")
     policy = DecisionMambaPolicy.from_pretrained(
         arguments.checkpoint,
         mode=arguments.mode,
@@ -242,6 +248,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         sample=arguments.sample,
         revision=arguments.revision or "main",
     )
+    if arguments.video:  # what is missing shows before anything is measured
+        import_imageio(arguments.env_id or policy.processor.env_id or "")
     result = evaluate_policy(
         policy,
         arguments.env_id,
@@ -252,11 +260,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         max_episode_steps=arguments.max_episode_steps,
     )
     print(result.table())
-    if arguments.output is not None:
-        result.save(arguments.output)
+    if arguments.output is None:
+        return
+    result.save(arguments.output)
+    print(f"results      {arguments.output}")
+    try:
+        if arguments.video:
+            for path, value in record_videos(result, arguments.output).items():
+                print(f"video        {path}: the episode of seed {result.seed}, which returned {value:.1f}")
+    finally:
         if (arguments.output / "config.json").is_file():  # the checkpoint's own folder: its card shows the results
             write_model_card(arguments.output)
-        print(f"results      {arguments.output}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

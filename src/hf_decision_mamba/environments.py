@@ -88,7 +88,9 @@ def install_hint(env_id: str) -> str:
     return f'pip install "hf_decision_mamba[{extra}]"'
 
 
-def make_environments(env_id: str, count: int, max_episode_steps: int | None = None) -> VectorEnv:
+def make_environments(
+    env_id: str, count: int, max_episode_steps: int | None = None, *, render_mode: str | None = None
+) -> VectorEnv:
     """Make a vector environment whose rows are reset by hand, or say what is missing.
 
     Atari games (`"ALE/Breakout-v5"`, `"BreakoutNoFrameskip-v4"`) are played the one standard way, whatever their id's
@@ -103,6 +105,7 @@ def make_environments(env_id: str, count: int, max_episode_steps: int | None = N
         env_id: gymnasium id.
         count: rows.
         max_episode_steps: truncates episodes that the environment itself would let go on; never lengthens them.
+        render_mode: what `render()` of the vector environment gives, `"rgb_array"` for pictures; nothing without it.
 
     Raises:
         ImportError: gymnasium, or what the environment needs, is not installed.
@@ -116,10 +119,10 @@ def make_environments(env_id: str, count: int, max_episode_steps: int | None = N
     except ImportError as error:
         raise ImportError(f"Rollouts need gymnasium ({error}); install it with: {hint}") from error
     wrappers: list[Callable[..., Any]] = [_flattened]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     if _is_atari(env_id):
         _register_atari(env_id)
-        options = {
+        options |= {
             "frameskip": 1,  # AtariPreprocessing skips
             "repeat_action_probability": 0.0,
             "full_action_space": False,

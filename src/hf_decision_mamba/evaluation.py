@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from .environments import check_spaces, install_hint, make_environments, normalized_score, score_reference
 from .figures import tidy
 from .policy import DecisionMambaPolicy
+from .video import VIDEO_FILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +52,7 @@ class EvaluationResult:
         checkpoint: which checkpoint of its run the policy is.
         max_episode_steps: where the caller truncated episodes; None where only the environment did.
         temperature: at which a policy drew its discrete actions; None where it took the one that it predicted.
+        actions: of the first episode of each target return, (steps, act_dim) or (steps,), for `record_videos`.
     """
 
     env_id: str
@@ -62,6 +64,7 @@ class EvaluationResult:
     checkpoint: str = "last"
     max_episode_steps: int | None = None
     temperature: float | None = None
+    actions: dict[float, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def summary(self) -> list[dict[str, Any]]:
         """Statistics over the episodes of each target return, in the order in which these were asked for.
@@ -69,6 +72,7 @@ class EvaluationResult:
         Means, population standard deviations, interquartile means (of the middle half of the episodes), and 95 %
         intervals of the mean: percentile bootstrap over episodes, 10,000 resamples, the same at every call. An interval
         is `[None, None]` for fewer than two episodes, and scores are None for environments without reference.
+        `return_first` is the return of the first episode, the one that a video shows.
         """
         results = []
         for target in self._targets():
@@ -80,6 +84,7 @@ class EvaluationResult:
                     "target_return": target,
                     "episodes": len(rows),
                     **_statistics("return", returns),
+                    "return_first": float(returns[0]),
                     "length_mean": float(np.mean([row["length"] for row in rows])),
                     **_statistics("normalized_score", scores),
                 }
@@ -115,6 +120,8 @@ class EvaluationResult:
     ) -> list[Path]:
         """Write evaluation.parquet (one row per episode), evaluation.json (the summary) and returns.png.
 
+        Videos of an earlier evaluation are deleted: they show none of these episodes.
+
         Args:
             folder: made if it does not exist.
             dataset_return_mean, dataset_return_max: lines to draw in the picture, in the environment's units.
@@ -127,6 +134,8 @@ class EvaluationResult:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for old in [path for pattern in VIDEO_FILES for path in folder.glob(pattern)]:
+            old.unlink()
         columns = [
             ("target_return", pa.float64()),
             ("episode", pa.int64()),
@@ -313,7 +322,7 @@ def evaluate_policy(
     try:
         check_spaces(env_id, envs, policy)
         with tqdm(total=len(jobs), desc=env_id, unit="episode", disable=not progress) as bar:
-            rows = _run(policy, env_id, envs, jobs, seed, bar)
+            rows, actions = _run(policy, env_id, envs, jobs, seed, bar)
     finally:
         envs.close()
     return EvaluationResult(
@@ -325,6 +334,7 @@ def evaluate_policy(
         versions=package_versions(),
         max_episode_steps=max_episode_steps,
         temperature=policy.temperature if policy.sample else None,
+        actions=actions,
     )
 
 
@@ -335,20 +345,25 @@ def _run(
     jobs: list[tuple[float, int]],
     seed: int,
     bar: tqdm,
-) -> list[dict[str, Any]]:
-    """Run every job (target return, episode) once and return their rows in the order of the jobs."""
+) -> tuple[list[dict[str, Any]], dict[float, NDArray[Any]]]:
+    """Run every job (target return, episode) once; return rows in the order of jobs, and actions of first episodes."""
     count, last = envs.num_envs, len(jobs) - 1
     targets, seeds = np.array([target for target, _ in jobs]), np.array([seed + episode for _, episode in jobs])
     current, waiting = np.arange(count), count  # each row's job; beyond the last one the row is idle
     returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
     finished: dict[int, dict[str, Any]] = {}
+    first: dict[int, list[Any]] = {job: [] for job, (_, episode) in enumerate(jobs) if episode == 0}
     started, shown, steps = time.monotonic(), 0.0, 0
 
     observations, _ = envs.reset(seed=seeds[current].tolist())
     policy.reset(target_return=targets[current], seed=seed)  # the policy's n-th episode is the n-th job
     rewards: NDArray[np.float64] | None = None
     while True:
-        observations, rewards, terminated, truncated, _ = envs.step(policy.act(observations, rewards))
+        actions: Any = policy.act(observations, rewards)
+        for job, action in zip(current.tolist(), actions, strict=True):
+            if job in first:
+                first[job].append(action.copy())
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
         returns += rewards
         lengths += 1
         steps += int(np.count_nonzero(current <= last))
@@ -378,7 +393,8 @@ def _run(
             mean = f"{np.mean([row['return'] for row in finished.values()]):.1f}" if finished else "-"
             bar.set_postfix({"mean return": mean, "steps/s": f"{steps / max(shown - started, 1e-9):,.0f}"})
         if len(finished) == len(jobs):
-            return [finished[job] for job in range(len(jobs))]
+            taken = {jobs[job][0]: np.stack(series) for job, series in first.items()}
+            return [finished[job] for job in range(len(jobs))], taken
         if over.any():
             returns[over], lengths[over] = 0.0, 0
             job = np.minimum(current, last)

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .pushing import files_at_top, push_folder
 from .remote_code import CODE_FILES, write_model_code
+from .video import VIDEO_FILES, video_names
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ CHECKPOINT_FILES = (
     "evaluation.parquet",
     "returns.png",
     "learning_curve.png",
+    *VIDEO_FILES,
     "README.md",
     *CODE_FILES,
 )
@@ -51,7 +53,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
     """Render the model card of a checkpoint folder from the files in it.
 
     Reads config.json, and preprocessor_config.json, training.json and evaluation.json where they exist, and shows
-    returns.png, learning_curve.png and how to use train.yaml; what is missing is left out, and so are its sections.
+    returns.png, videos, learning_curve.png and how to use train.yaml; what is missing is left out, with its sections.
 
     Args:
         folder: the checkpoint folder.
@@ -101,6 +103,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         recipe=_recipe(training.get("arguments") or {}),
         best=_best_evaluation(training.get("history") or {}),
         has_plot=(folder / "returns.png").is_file(),
+        videos=_videos(evaluation, folder),
         has_curve=(folder / "learning_curve.png").is_file(),
         has_settings=(folder / "train.yaml").is_file(),
         versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
@@ -260,6 +263,13 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
             f"{path} lacks a value that the card needs ({error!r}). Evaluate again, or remove it."
         ) from error
     return results
+
+
+def _videos(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The videos that are there, each with the results of its target return."""
+    rows = evaluation.get("results") or []
+    names = video_names([row["target_return"] for row in rows])
+    return {name: row for name, row in zip(names, rows, strict=True) if (folder / name).is_file()}
 
 
 def _recipe(arguments: Mapping[str, Any]) -> list[str]:

@@ -80,6 +80,7 @@ from .training_arguments import (
     given_settings,
     parse_arguments,
 )
+from .video import VIDEO_FILES
 
 #: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family. Elsewhere,
 #: Atari included, the best return of the data set is asked for.
@@ -87,7 +88,7 @@ TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 
 _ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
 _MOST_USEFUL_THREADS = 8  # matrices this small gain nothing from more
-_RESULT_FILES = ("evaluation.json", "evaluation.parquet", "returns.png", CURVE_FILE)
+_RESULT_FILES = ("evaluation.json", "evaluation.parquet", "returns.png", CURVE_FILE, *VIDEO_FILES)
 _RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "training.json", *_RESULT_FILES)
 
 
@@ -120,8 +121,8 @@ def _delete_run(output_dir: Path) -> None:
     """Delete what an earlier run left; the card stays, and is rendered again unless somebody edited it."""
     for folder in output_dir.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    for name in _RUN_FILES:
-        (output_dir / name).unlink(missing_ok=True)
+    for path in [path for name in _RUN_FILES for path in output_dir.glob(name)]:
+        path.unlink()
 
 
 def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
@@ -226,8 +227,8 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         **{name: value for name, value in metrics.items() if name == "eval_loss"},
     }
     if args.should_save:
-        for name in _RESULT_FILES:  # of an earlier run of this folder: not of these weights
-            (output_dir / name).unlink(missing_ok=True)
+        for path in [path for name in _RESULT_FILES for path in output_dir.glob(name)]:
+            path.unlink()  # of an earlier run of this folder: not of these weights
         record = _record(model_args, data_args, trainer, data, argv, metrics)
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         settings = settings_to_repeat(arguments, given, _resolved(model_args, eval_args, trainer, data))
