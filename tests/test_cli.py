@@ -106,6 +106,7 @@ def test_inspect_data_fails_where_training_would(tmp_path, capsys):
         (["evaluate", "nowhere/at-all"], "nowhere/at-all"),
         (["evaluate", "here", "--video"], "--video needs a folder to put replay.mp4 in: --output FOLDER."),
         (["inspect", "nowhere/at-all"], "nowhere/at-all"),
+        (["export", "nowhere/at-all", "--output", "step.onnx"], "nowhere/at-all"),
         (["inspect", "here", "--env", "Hopper-v5", "--data", "there"], "not allowed with argument --env"),
         (["push", "no-such-folder", "me/policy"], "no-such-folder"),
         (["train", "--presett", "dmm"], "preset"),
@@ -128,4 +129,6 @@ def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(verb in printed for verb in ("train", "evaluate", "inspect ", "collect", "inspect-data", "push"))
+    assert all(
+        verb in printed for verb in ("train", "evaluate", "inspect ", "collect", "inspect-data", "export", "push")
+    )

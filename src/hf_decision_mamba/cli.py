@@ -22,6 +22,7 @@ from .data.inspection import inspect_source
 from .dataset_cards import is_dataset_folder, push_dataset_to_hub
 from .environments import install_hint
 from .evaluation import evaluate_policy
+from .export import export_policy
 from .hub import push_to_hub, write_model_card
 from .info import info_text, installation_info
 from .inspecting import inspect_checkpoint
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_inspect(verbs)
     _add_ablate(verbs)
+    _add_export(verbs)
     _add_collect(verbs)
     _add_inspect_data(verbs)
 
@@ -142,6 +144,14 @@ def _add_ablate(verbs: Any) -> None:
     command.add_argument("--device", help="where the model computes (default: cpu)")
     command.add_argument("--output", type=Path, help="folder for ablation.json and ablation.png")
     command.set_defaults(run=_ablate)
+
+
+def _add_export(verbs: Any) -> None:
+    command = verbs.add_parser("export", help="write one decision of a checkpoint as a file that runs without torch")
+    command.add_argument("checkpoint", help="folder or Hub repository")
+    command.add_argument("--revision", help="branch, tag or commit of the repository")
+    command.add_argument("--output", type=Path, required=True, help="FILE.onnx, or FILE.pte for ExecuTorch")
+    command.set_defaults(run=_export)
 
 
 def _add_collect(verbs: Any) -> None:
@@ -317,6 +327,16 @@ def _ablate(arguments: argparse.Namespace) -> None:
         except ImportError as error:
             raise ImportError(f"ablation.png was not drawn ({error}); try: {install_hint('')}") from error
         print(f"\nresults      {', '.join(map(str, written))}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    policy = DecisionMambaPolicy.from_pretrained(arguments.checkpoint, revision=arguments.revision or "main")
+    difference = export_policy(policy, arguments.output)
+    print(f"written      {arguments.output}, {arguments.output.stat().st_size / 1e6:.1f} MB")
+    if difference is None:
+        print("unverified   onnxruntime is not installed: pip install onnxruntime", file=sys.stderr)
+    else:
+        print(f"verified     differs from torch by at most {difference:.1e}")
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -212,13 +212,13 @@ def _unrolled_states(
 ) -> tuple[Tensor, list[Tensor]]:
     """C_t · h_t (b, l, c), and the states h_{-1}, h_0, ..., h_{l-1}, each (b, c, n)."""
     states = [u.new_zeros(u.shape[0], u.shape[2], A.shape[1]) if initial_state is None else initial_state]
-    readout = torch.empty_like(u, memory_format=torch.contiguous_format)
+    readouts = []
     for t in range(u.shape[1]):
         decay = torch.exp(step[:, t, :, None] * A)
         h = decay * states[-1] + (step[:, t] * u[:, t])[..., None] * B[:, t, None, :]
-        readout[:, t] = torch.einsum("bcn,bn->bc", h, C[:, t])
+        readouts.append(torch.einsum("bcn,bn->bc", h, C[:, t]))
         states.append(h)
-    return readout, states
+    return torch.stack(readouts, dim=1) if readouts else torch.zeros_like(u), states
 
 
 # ---------------------------------------------------------------------------------------------------- the torch op
