@@ -175,13 +175,14 @@ def test_frames_load_as_they_were_seen(tmp_path):
 
 def test_interrupted_work_keeps_what_had_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(Walk, "interrupted_in", 6)
+    handler = signal.getsignal(signal.SIGINT)
     _, complete = collect(CollectSettings("Walk-v0", episodes=40, num_envs=3), tmp_path / "data", progress=False)
     seeds = [row["seed"] for row in rows(tmp_path / "data")]
     assert not complete and set(seeds) < set(range(8)) and len(seeds) >= 4
     assert load_trajectories(tmp_path / "data").num_episodes == len(seeds)
     card = (tmp_path / "data" / "README.md").read_text()
     assert "interrupted" in card and "same bytes" not in card
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @NEEDS_SB3
