@@ -630,7 +630,7 @@ def train_and_kill(folder: Path) -> None:
     resuming = command_line(folder / "killed", **command, resume_from_checkpoint="last")
     moments = np.random.default_rng(0)
     endings = []
-    for attempt in range(12):
+    for attempt in range(9):
         when = (_at_once, _after_a_save, _within_a_save)[attempt % 3]
         endings.append(_run_forked(resuming, folder / "killed", when, moments.uniform(0, 0.1)))
     assert _run_forked(resuming) == 0
@@ -681,7 +681,7 @@ def test_killed_training_resumes_to_the_bit(tmp_path):
     command = [sys.executable, __file__, "train_and_kill", str(tmp_path)]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int((tmp_path / "kills").read_text()) >= 8
+    assert int((tmp_path / "kills").read_text()) >= 6
     assert done.stdout.count("which is not complete") >= 2  # kills within a save leave half a checkpoint
     whole, killed = tmp_path / "whole" / "model.safetensors", tmp_path / "killed" / "model.safetensors"
     assert killed.read_bytes() == whole.read_bytes()

@@ -121,7 +121,7 @@ def assert_same_as_exact(inputs, *, final_gradient=True, tolerance=None, **optio
     assert_close(found, run_exact(inputs, dy, dfinal, **options), tolerance or TOLERANCE[dtype])
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     b=st.integers(1, 2),
     l=st.integers(1, 10),  # up to three chunks of tokens
@@ -343,8 +343,8 @@ def test_kernels_compile_for_a_gpu_which_is_not_needed_for_that(tmp_path):
         options = {"num_warps": 1, "enable_fp_fusion": True}
         assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 
-    for kernel in (scan.forward, scan.backward):  # the group decides how often a loop is unrolled, no more
-        compile(kernel, CHUNK=selective_scan_triton.CHUNK, BLOCK=selective_scan_triton.BLOCK, GROUP=1)
+    for kernel in (scan.forward, scan.backward):  # chunk and group decide how often loops are unrolled, no more
+        compile(kernel, CHUNK=2, BLOCK=selective_scan_triton.BLOCK, GROUP=2)
     for kernel in (conv.forward, conv.backward_sums, conv.backward_inputs):
         compile(kernel, CHUNK=causal_conv_triton.CHUNK, BLOCK=causal_conv_triton.BLOCK, WIDTH=4)
     """
