@@ -325,7 +325,8 @@ follow from that rule. Where two conditions are two ways to score the same model
 a model decides instead. The held-out loss (mean squared error of the actions in 5% of the episodes, others for every
 seed) is compared within a seed, and named where its interval does not hold 0 (as that of the first over that of the
 second): it is told apart far better than scores are, but a lower loss need not score higher. Of {claims} claims on two
-data sets, one or two are expected to be told apart by chance.
+data sets, one or two are expected to be told apart by chance. Rules and number of seeds were settled when the scores of
+the first three seeds had been seen.
 
 """
 FOOTER = """
