@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from training_runs import ROOT, read
 
 from hf_decision_mamba.evaluation import t_interval
+from hf_decision_mamba.figures import legend_below, tidy
 
 QUESTIONS = ROOT / "configs" / "questions"
 SCALING = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -444,9 +445,7 @@ def figure(question: Question, results: Results) -> Figure:
         scores(panel, question, results, dataset, names=number == 0)
     if question.cost:
         cost_panel(axes[-1])
-    marks = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))  # one of each
-    if marks:
-        picture.legend(marks.values(), marks, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    legend_below(picture, axes[0], ncols=3)
     return picture
 
 
@@ -492,7 +491,5 @@ def cost_panel(panel: Axes) -> None:
 
 def finish(panel: Axes, grid: Any) -> None:
     """What all panels share."""
-    panel.grid(axis=grid, color="#e6e8eb", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
+    tidy(panel, grid)
     panel.tick_params(labelsize=9)

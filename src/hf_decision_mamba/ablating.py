@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from .analysis import randomize_hidden_attention, swap_hidden_attention, zero_hidden_attention
 from .data.inspection import table_lines
-from .evaluation import EvaluationResult, evaluate_policy, package_versions, t_interval
-from .figures import tidy
+from .evaluation import EvaluationResult, evaluate_policy, interval_text, package_versions, t_interval
+from .figures import legend_below, tidy
 from .policy import DecisionMambaPolicy
 
 Change = Literal["swap", "randomize", "zero"]
@@ -146,9 +146,8 @@ class Ablation:
         """One line a condition, as plain text."""
         lines = []
         for row in self.rows():
-            low, high = row["ci95"]
-            interval = "-" if low is None else f"{low:.1f} to {high:.1f}"
-            lines.append([row["condition"], f"{row['mean']:.1f}", interval, f"{row['length_mean']:.1f}"])
+            numbers = f"{row['mean']:.1f}", interval_text(row["ci95"]), f"{row['length_mean']:.1f}"
+            lines.append([row["condition"], *numbers])
         heads = ["condition", self._measured(), "95% interval", "length"]
         return "\n".join([self.title(), "", *table_lines(heads, lines)])
 
@@ -198,9 +197,7 @@ class Ablation:
         axes.set_xlabel(f"{self._measured()}: higher is better")
         axes.set_title(f"What is left without the trained hidden attention?\n{self.title()}", loc="left", fontsize=11)
         tidy(axes, "x")
-        marks = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one of each
-        if marks:
-            figure.legend(marks.values(), marks, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+        legend_below(figure, axes, ncols=2)
         figure.savefig(path)
 
 
@@ -269,6 +266,6 @@ def ablate(
                 condition.results.append(result)
                 bar.update()
     first = conditions[0].results[0]
-    targets = [condition_result.summary()[0]["target_return"] for condition_result in conditions[0].results]
+    targets = [result.summary()[0]["target_return"] for result in conditions[0].results]
     protocol = {"seed": seed, "target_returns": targets, "mode": first.mode, "max_episode_steps": max_episode_steps}
     return Ablation(first.env_id, episodes, conditions, protocol)

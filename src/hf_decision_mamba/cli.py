@@ -227,13 +227,17 @@ def _inspect_data(arguments: argparse.Namespace) -> None:
     )
     print(json.dumps(found.to_dict(), indent=2) if arguments.json else found.text())
     if arguments.output is not None:
-        try:
-            written = found.save(arguments.output)
-        except ImportError as error:
-            raise ImportError(f"returns.png was not drawn ({error}); try: {install_hint('')}") from error
-        print(f"\nwritten: {', '.join(map(str, written))}", file=sys.stderr)
+        print(f"\nwritten: {_saved(found, arguments.output, 'returns.png')}", file=sys.stderr)
     if not found.readable:
         raise SystemExit(1)
+
+
+def _saved(found: Any, folder: Path, picture: str) -> str:
+    """Save what was found, and name the files; without matplotlib the picture is missing."""
+    try:
+        return ", ".join(map(str, found.save(folder)))
+    except ImportError as error:
+        raise ImportError(f"{picture} was not drawn ({error}); try: {install_hint('')}") from error
 
 
 def _columns(text: str | None) -> dict[str, str] | None:
@@ -322,11 +326,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
     found.protocol |= {name: [portable(path) for path in getattr(arguments, name)] for name in ("checkpoints", "other")}
     print(found.table())
     if arguments.output is not None:
-        try:
-            written = found.save(arguments.output)
-        except ImportError as error:
-            raise ImportError(f"ablation.png was not drawn ({error}); try: {install_hint('')}") from error
-        print(f"\nresults      {', '.join(map(str, written))}")
+        print(f"\nresults      {_saved(found, arguments.output, 'ablation.png')}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

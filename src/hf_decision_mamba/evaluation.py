@@ -101,9 +101,9 @@ class EvaluationResult:
                 [
                     f"{result['target_return']:g}",
                     f"{result['return_mean']:.1f} ± {result['return_std']:.1f}",
-                    _interval_text(result["return_ci95"]),
+                    interval_text(result["return_ci95"]),
                     "-" if mean is None else f"{mean:.1f} ± {std:.1f}",
-                    _interval_text(result["normalized_score_ci95"]),
+                    interval_text(result["normalized_score_ci95"]),
                     f"{result['length_mean']:.1f}",
                 ]
             )
@@ -360,9 +360,9 @@ def _run(
     rewards: NDArray[np.float64] | None = None
     while True:
         actions: Any = policy.act(observations, rewards)
-        for job, action in zip(current.tolist(), actions, strict=True):
+        for place, job in enumerate(current.tolist()):
             if job in first:
-                first[job].append(action.copy())
+                first[job].append(actions[place].copy())
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         returns += rewards
         lengths += 1
@@ -457,7 +457,8 @@ def _t_quantile(freedom: int) -> float:
     return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 1_000_000)), 0.95))
 
 
-def _interval_text(interval: list[float] | list[None]) -> str:
+def interval_text(interval: list[float] | list[None]) -> str:
+    """An interval for people; a dash where there is none."""
     low, high = interval
     return "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
 

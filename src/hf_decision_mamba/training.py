@@ -52,6 +52,7 @@ from .evaluation import evaluate_policy, package_versions
 from .model import DecisionMambaProcessor
 from .model.selective_scan import choose_backend
 from .policy import DecisionMambaPolicy
+from .pushing import files_at_top
 from .run_files import (
     CURVE_FILE,
     SETTINGS_FILE,
@@ -121,8 +122,12 @@ def _delete_run(output_dir: Path) -> None:
     """Delete what an earlier run left; the card stays, and is rendered again unless somebody edited it."""
     for folder in output_dir.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    for path in [path for name in _RUN_FILES for path in output_dir.glob(name)]:
-        path.unlink()
+    _delete_files(output_dir, _RUN_FILES)
+
+
+def _delete_files(output_dir: Path, patterns: tuple[str, ...]) -> None:
+    for name in files_at_top(output_dir, patterns):
+        (output_dir / name).unlink()
 
 
 def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
@@ -227,8 +232,7 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         **{name: value for name, value in metrics.items() if name == "eval_loss"},
     }
     if args.should_save:
-        for path in [path for name in _RESULT_FILES for path in output_dir.glob(name)]:
-            path.unlink()  # of an earlier run of this folder: not of these weights
+        _delete_files(output_dir, _RESULT_FILES)  # of an earlier run of this folder: not of these weights
         record = _record(model_args, data_args, trainer, data, argv, metrics)
         (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         settings = settings_to_repeat(arguments, given, _resolved(model_args, eval_args, trainer, data))
