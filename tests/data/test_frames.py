@@ -1,5 +1,6 @@
 """Images: bytes of frames become one array that holds each frame once, whatever the source, and faults are named."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import Blob, LoopbackHub, Repository
+from PIL import Image
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
 
@@ -29,8 +31,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return cache
 
 
-def frames(steps: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (steps, 3, 2), np.uint8)
+def frames(steps: int, seed: int = 0, shape: tuple[int, int] = (3, 2)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (steps, *shape), np.uint8)
 
 
 def episodes(lengths: tuple[int, ...] = (2, 1, 3), **changes: Any) -> pa.Table:
@@ -53,9 +55,9 @@ def save(folder: Path, table: pa.Table, facts: object = SMALL) -> Path:
     return path
 
 
-def made(trajectories: Trajectories, lengths: tuple[int, ...] = (2, 1, 3)) -> None:
+def made(trajectories: Trajectories, lengths: tuple[int, ...] = (2, 1, 3), shape: tuple[int, int] = (3, 2)) -> None:
     """Check that these are the episodes that `episodes` makes."""
-    expected = np.concatenate([frames(steps, seed) for seed, steps in enumerate(lengths)])
+    expected = np.concatenate([frames(steps, seed, shape) for seed, steps in enumerate(lengths)])
     np.testing.assert_array_equal(trajectories.observations, expected)
     assert trajectories.observations.dtype == np.uint8
     assert trajectories.lengths().tolist() == list(lengths)
@@ -103,6 +105,130 @@ def test_frames_of_a_loaded_data_set_need_the_usual_shape(kind: str) -> None:
     if kind == "dataset in chunks":
         data = datasets.concatenate_datasets([data.select([0]), data.select([1])])
     assert load_trajectories(data).observations.shape == (3, 84, 84)
+
+
+def test_a_frame_that_no_action_follows_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    longer = [frames(steps, seed).tobytes() + bytes(6 * (seed != 1)) for seed, steps in enumerate((2, 1, 3))]
+    made(load_trajectories(save(tmp_path, episodes(observations=pa.array(longer, pa.binary())))))
+    assert "2 of 3 episodes have an observation after their last action, which is left out" in caplog.text
+    whole = datasets.Dataset(episodes((1, 2), observations=[bytes(2 * 84 * 84), bytes(3 * 84 * 84)]))
+    assert load_trajectories(whole).lengths().tolist() == [1, 2]
+
+
+def stacked(single: np.ndarray, count: int = 4) -> np.ndarray:
+    """(T, F, H, W), the last frames at each step, the newest last; the first one repeats before the episode begins."""
+    return np.stack([single[np.maximum(np.arange(len(single)) - back, 0)] for back in range(count)[::-1]], axis=1)
+
+
+def larger() -> list[np.ndarray]:
+    """The frames of three episodes, with more pixels each way than a stack has frames."""
+    return [frames(steps, seed, (6, 5)) for seed, steps in enumerate((2, 1, 3))]
+
+
+#: Frames (T, H, W) as others keep them.
+KEPT = {
+    "(T, H, W)": lambda single: single,
+    "(T, H, W) of int64": lambda single: single.astype(np.int64),
+    "(T, H, W, 1)": lambda single: single[..., None],
+    "(T, 1, H, W)": lambda single: single[:, None],
+    "(T, F, H, W)": stacked,
+    "(T, H, W, F)": lambda single: np.moveaxis(stacked(single), 1, -1),
+}
+
+
+def table(seen: list[Any], feature: Any = None, a_row_a_step: bool = False) -> datasets.Dataset:
+    """The episodes of `episodes` with these observations, kept as this feature of `datasets`."""
+    columns = {name: episodes().column(name).to_pylist() for name in ("actions", "rewards", "terminations")}
+    columns["observations"] = [list(steps) for steps in seen]
+    if a_row_a_step:
+        columns = {name: [step for episode in values for step in episode] for name, values in columns.items()}
+        columns["episode_index"] = [0, 0, 1, 2, 2, 2]
+    features = {name: datasets.Dataset.from_dict({name: values}).features[name] for name, values in columns.items()}
+    return datasets.Dataset.from_dict(
+        columns, features=datasets.Features(features | ({"observations": feature} if feature else {}))
+    )
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("layout", ["episodes", "flat", "rows of episodes", "arrays", "rows of steps", "file"])
+def test_frames_in_other_shapes_are_the_same_frames(layout: str, kept: str, tmp_path: Path) -> None:
+    seen = [KEPT[kept](steps) for steps in larger()]
+    step = seen[0].shape[1:]
+    plain = {name: episodes().column(name).to_pylist() for name in ("actions", "rewards", "terminations")}
+    source: Any
+    if layout == "episodes":
+        source = [{"observations": seen[row], **{name: plain[name][row] for name in plain}} for row in range(3)]
+    elif layout == "flat":
+        source = {"observations": np.concatenate(seen), **{name: np.concatenate(plain[name]) for name in plain}}
+    elif layout == "rows of steps":
+        source = table(seen, {2: datasets.Array2D, 3: datasets.Array3D}[len(step)](step, "uint8"), a_row_a_step=True)
+    elif layout == "arrays":
+        source = table(seen, {2: datasets.Array3D, 3: datasets.Array4D}[len(step)]((None, *step), "uint8"))
+    else:
+        source = table(seen)
+    if layout == "file":
+        source.to_parquet(tmp_path / "game.parquet")
+        source = tmp_path / "game.parquet"
+    made(load_trajectories(source), shape=(6, 5))
+
+
+def pictures(seen: list[Any], a_row_a_step: bool = False) -> datasets.Dataset:
+    """The episodes with observations as `datasets` encodes pictures."""
+
+    def encoded(pixels: Any) -> Any:
+        if not isinstance(pixels, np.ndarray):
+            return pixels
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    feature = datasets.Image() if a_row_a_step else datasets.List(datasets.Image())
+    return table([[encoded(pixels) for pixels in steps] for steps in seen], feature, a_row_a_step)
+
+
+@pytest.mark.parametrize("kept", ["(T, H, W)", "(T, H, W, F)"])
+@pytest.mark.parametrize("a_row_a_step", [False, True])
+def test_pictures_of_frames_are_decoded(kept: str, a_row_a_step: bool, tmp_path: Path) -> None:
+    seen = [KEPT[kept](steps) for steps in larger()]
+    data = pictures(seen, a_row_a_step)
+    made(load_trajectories(data), shape=(6, 5))
+    data.to_parquet(tmp_path / "game.parquet")
+    made(load_trajectories(tmp_path / "game.parquet"), shape=(6, 5))
+
+
+def test_pictures_that_are_no_frames_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = larger()
+    with pytest.raises(ValueError, match=r"episode 2, step 1, column 'observations': a picture of \(5, 6\), where the"):
+        load_trajectories(pictures([*seen[:2], [seen[2][0], seen[2][1].T, seen[2][2]]]))
+    with pytest.raises(ValueError, match=r"episode 1, step 0, column 'observations': a value is missing \(null\)"):
+        load_trajectories(pictures([seen[0], [None], seen[2]]))
+    with pytest.raises(ValueError, match=r"episode 1, step 0, column 'observations': the picture cannot be decoded"):
+        load_trajectories(pictures([seen[0], [{"bytes": b"no picture", "path": None}], seen[2]]))
+    with pytest.raises(
+        ValueError, match=r"episode 1, step 0, column 'observations': expected a picture of bytes, found"
+    ):
+        load_trajectories(pictures([seen[0], [np.zeros((6, 5), np.uint16)], seen[2]]))
+    data = pictures(seen)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"column 'observations': pictures need Pillow .* pip install pillow"):
+        load_trajectories(data)
+
+
+def test_colours_and_what_is_no_stack_are_refused() -> None:
+    colours = [np.random.default_rng(0).integers(0, 256, (steps, 6, 5, 3), np.uint8) for steps in (2, 1, 3)]
+    grey = r"convert them, for example frames @ \[0\.299"
+    with pytest.raises(ValueError, match=rf"episode 0, step 1, .*frames of \(6, 5, 3\) are colours.*{grey}"):
+        load_trajectories(pictures(colours))
+    with pytest.raises(ValueError, match=r"episode 0, step 1, .*frames of \(3, 6, 5\) are colours"):
+        load_trajectories(table([np.moveaxis(steps, -1, 1) for steps in colours]))
+    stacks = [stacked(steps) for steps in larger()]
+    stacks[2][2] = stacks[2][2][::-1]
+    with pytest.raises(ValueError, match=r"episode 2, step 2, .*no stacks of 4, oldest first: this one does not go on"):
+        load_trajectories(table(stacks))
+    with pytest.raises(
+        ValueError, match=r"episode 2, step 0, column 'observations': frames are whole numbers from 0 to"
+    ):
+        load_trajectories(table([*(frames(steps).astype(int) for steps in (2, 1)), frames(3).astype(int) - 300]))
 
 
 def test_columns_are_mapped(tmp_path: Path) -> None:
@@ -177,9 +303,9 @@ def bytes_of(*steps: int) -> pa.Array:
             r"correct the episode, or obs_shape in .*game\.json",
         ),
         (
-            {"observations": bytes_of(3, 2, 4)},
+            {"observations": bytes_of(4, 1, 3)},
             SMALL,
-            "episode 0.* 18 bytes.* takes 12; leave out the observation after",
+            "episode 0, column 'observations': 24 bytes, but a grey frame of 3x2 bytes for each of 2 steps takes 12",
         ),
         ({"observations": bytes_of(2, 0, 3)}, SMALL, "episode 1, column 'observations': 0 bytes, but a grey frame"),
         ({"observations": bytes_of(2, None, 3)}, SMALL, "episode 1, column 'observations' is null; remove it"),

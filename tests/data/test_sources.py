@@ -142,7 +142,7 @@ def test_long_columns_are_made_piece_by_piece_on_the_disk(kind: str, tmp_path: P
         ([[6, None, 8]], r"episode 1, step 0, column 'observations': a value is missing \(null\)"),
         (None, "episode 1, column 'observations' is null"),
         ([[6, 1e300, 8]], "episode 1, step 0, column 'observations', dimension 1: the value is inf in float32"),
-        ([[6, 7, 8], [6, 7, 8]], "episode 1: the number of steps differs, 2 in column 'observations' and 1 in"),
+        ([[6, 7, 8]] * 3, "episode 1: the number of steps differs, 3 in column 'observations' and 1 in"),
     ],
 )
 def test_what_is_wrong_in_a_later_piece_is_named(second: Any, message: str, tmp_path: Path) -> None:
@@ -219,6 +219,37 @@ def test_any_numbers_become_float32_and_flags_may_be_numbers() -> None:
     assert trajectories.observations.dtype == trajectories.rewards.dtype == np.float32
     assert trajectories.terminations.tolist() == [False, True, False]
     assert trajectories.truncations.tolist() == [False, False, True]
+
+
+def test_one_number_may_be_in_a_list_of_its_own() -> None:
+    single = {"rewards": [[[1.0], [2.0]], [[3.0]]], "terminations": [[[False], [True]], [[False]]]}
+    assert_same(load(**single), load())
+
+
+@pytest.mark.parametrize("kind", ["table", "one at a time", "arrays"])
+@pytest.mark.parametrize(("first", "second"), [(3, 2), (3, 1), (2, 2), (2, 1)])
+def test_an_observation_that_no_action_follows_is_left_out_of_its_episode(
+    kind: str, first: int, second: int, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    if kind == "one at a time":
+        request.getfixturevalue("one_at_a_time")
+    columns = two_episodes(
+        observations=[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [9.0] * 3][:first], [[6.0, 7.0, 8.0], [9.0] * 3][:second]]
+    )
+    rows = [{name: values[episode] for name, values in columns.items()} for episode in range(2)]
+    trajectories = load_trajectories(rows if kind == "arrays" else datasets.Dataset.from_dict(columns))
+    assert_same(trajectories, load())
+    left_out = (first == 3) + (second == 2)
+    said = f"{left_out} of 2 episodes have an observation after their last action, which is left out"
+    assert (said in caplog.text) == (left_out == 1)
+
+
+@pytest.mark.parametrize("width", [pa.float16(), pa.float64(), pa.int8(), pa.uint64()])
+def test_numbers_of_every_width(width: pa.DataType, tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict(two_episodes()).data.table
+    wide = pa.array([[[0, 1, 2], [3, 4, 5]], [[6, 7, 8]]], pa.large_list(pa.list_(width, 3)))
+    pq.write_table(table.set_column(0, "observations", wide), tmp_path / "episodes.parquet")
+    assert_same(load_trajectories(tmp_path / "episodes.parquet"), load())
 
 
 def test_one_integer_a_step_is_a_discrete_action() -> None:
@@ -340,8 +371,8 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
             r"no column 'rewards' for the rewards; its columns are observations, .*truncations\. Say whi",
         ),
         (
-            {"observations": [[[0.0]] * 3, [[1.0]]]},
-            "episode 0: the number of steps differs, 3 in column 'observations' and 2",
+            {"observations": [[[0.0]] * 4, [[1.0]]]},
+            "episode 0: the number of steps differs, 4 in column 'observations' and 2",
         ),
         (
             {"actions": [[[0.0]] * 2, [[1.0]] * 3]},
@@ -363,8 +394,8 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
         ({"actions": [[0, None], [1]]}, "episode 0, step 1, column 'actions': a value is missing"),
         ({"actions": [[0, 1], [1, 2]]}, "episode 1: .*, 1 in column 'observations' and 2 in column 'actions'; every"),
         (
-            {"observations": [[[[0.0]]] * 2, [[[1.0]]]]},
-            "'observations': expected one row per episode with a list of num",
+            {"observations": [[[[0.0]]] * 2, [[[0.5]]]]},
+            "episode 0, step 0, column 'observations': frames are whole numbers from 0 to 255, found float64 from 0.0",
         ),
         (
             {"rewards": [1.0, 2.0]},
@@ -392,9 +423,21 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
             "episode 0, step 1, column 'observations', dimension 0: .* inf",
         ),
         ({"rewards": [[1.0, 1e300], [2.0]]}, "episode 0, step 1, column 'rewards': the value is inf in float32"),
-        ({"observations": [[[0.0]] * 3, [[1.0]] * 2]}, "leave out the observation after the last action of each"),
+        (
+            {"rewards": [[[1.0], [2.0, 3.0]], [[4.0]]]},
+            "episode 0, step 1, column 'rewards': 2 numbers, where the first",
+        ),
+        (
+            {"rewards": [[[1.0, 2.0]] * 2, [[4.0, 5.0]]]},
+            "step 0, column 'rewards': expected one value, found a list of 2",
+        ),
+        (
+            {"rewards": [[1.0], [3.0]], "observations": [[[0.0]] * 3, [[1.0]]]},
+            "0: .* 2 in column 'obs.* 1 in column 'rew",
+        ),
+        ({"actions": [[[0.0]], [[3.0]]]}, "episode 0: .* 2 in column 'observations' and 1 in column 'actions'"),
         ({name: [[], []] for name in two_episodes()}, "episode 0 is empty"),
-        ({name: [None, None] for name in two_episodes()}, "episode 0, column 'observations' is null"),
+        ({name: [None, None] for name in two_episodes()}, "episode 0, column 'actions' is null"),
         ({name: [rows[0], []] for name, rows in two_episodes().items()}, "episode 1 is empty.* remove it"),
         ({name: [] for name in two_episodes()}, "has no episodes in split 'train'"),
     ],

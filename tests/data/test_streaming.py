@@ -187,6 +187,36 @@ def test_the_samples_of_a_robot(caplog: pytest.LogCaptureFixture) -> None:
     np.testing.assert_array_equal(held_out.returns_to_go, whole.returns_to_go[: held_out.num_steps])
 
 
+@pytest.mark.parametrize("kept", ["names", "categories", "lists of one"])
+def test_episodes_may_have_names(kept: str, tmp_path: Path) -> None:
+    folder = as_steps(write(tmp_path / "steps", files=1))
+    whole, path = load_trajectories(folder), folder / "train-00000.parquet"
+    table = pq.read_table(path)
+    numbers = table.column("episode_index").to_pylist()
+    names = pa.array([f"run {number}" for number in numbers])
+    changed: dict[str, pa.Array] = {
+        "names": names,
+        "categories": names.dictionary_encode(),
+        "lists of one": pa.array([[number] for number in numbers]),
+    }
+    place = table.column_names.index("episode_index")
+    pq.write_table(table.set_column(place, "episode_index", changed[kept]), path, row_group_size=13)
+    stream = open_stream(str(folder))
+    found = [piece for piece in stream.episodes(stream.files[0])]
+    np.testing.assert_array_equal(np.concatenate([piece.observations for piece in found]), whole.observations)
+    assert [length for piece in found for length in piece.lengths()] == whole.lengths().tolist()
+
+
+def test_an_observation_that_no_action_follows_is_left_out_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    longer = [[[0.0, 1.0]] * (2 + number % 5 + number % 2) for number in range(EPISODES)]
+    stream = open_stream(str(write(tmp_path / "longer", files=1, observations=longer)))
+    lengths = [length for piece in stream.episodes(stream.files[0]) for length in piece.lengths()]
+    assert lengths == [2 + number % 5 for number in range(EPISODES)]
+    assert not caplog.text
+
+
 def test_columns_are_mapped(tmp_path: Path) -> None:
     folder = write(tmp_path / "named", score=[[1.0] * (2 + number % 5) for number in range(EPISODES)], files=1)
     stream = open_stream(str(folder), columns={"rewards": "score"})

@@ -7,7 +7,7 @@ every episode ended. Nothing here knows a format.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,6 +132,30 @@ def without_spare_dones(names: Mapping[str, str]) -> dict[str, str]:
     return {ours: theirs for ours, theirs in names.items() if not (spare and ours == "dones")}
 
 
+def ends_with_observation(seen: NDArray[np.int64], others: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Return which episodes (E,) have an observation after their last action, as a rollout in gymnasium ends.
+
+    Args:
+        seen: observations of each episode, (E,).
+        others: steps of each episode in every other column, (E,) each; more of them decide, where one is wrong.
+    """
+    more = seen - np.array(others)
+    agreed: NDArray[np.bool_] = (more == 1).sum(axis=0) > (more == 0).sum(axis=0)
+    return agreed
+
+
+def tell_left_out(label: str, left_out: int, episodes: int) -> None:
+    """Say how many episodes had an observation after their last action, where not all or none of them had."""
+    if 0 < left_out < episodes:
+        logger.warning(
+            "data set %r: %d of %d episodes have an observation after their last action, which is left out; the others "
+            "have none",
+            label,
+            left_out,
+            episodes,
+        )
+
+
 def check_lengths(columns: Mapping[str, Column]) -> None:
     """Check that an episode has as many steps in every column, and at least one.
 
@@ -143,16 +167,11 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
         different = np.flatnonzero(column.lengths != first.lengths)
         if len(different) == 0:
             continue
-        episode, more = different[0], first.lengths - column.lengths
-        final_observation = "leave out the observation after the last action of each episode"
+        episode = different[0]
         raise ValueError(
             f"data set {first.label!r}, episode {episode}: the number of steps differs, {first.lengths[episode]} in "
-            f"column {first.theirs!r} and {column.lengths[episode]} in column {column.theirs!r}; "
-            + (
-                final_observation
-                if "observations" in columns and (more == 1).all()
-                else "every step needs a value in each column"
-            )
+            f"column {first.theirs!r} and {column.lengths[episode]} in column {column.theirs!r}; every step needs a "
+            "value in each column"
         )
     empty = np.flatnonzero(first.lengths == 0)
     if len(empty):

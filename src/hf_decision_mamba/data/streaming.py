@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .columns import find_columns, without_spare_dones
 from .facts import SourceFacts
+from .formats.arrow import without_lists_of_one
 from .formats.episode_rows import read_episode_rows
 from .formats.hub import Request, find_parquet, is_repository_id
 from .formats.rows import TableRows, reading
@@ -111,7 +112,7 @@ class EpisodeStream:
             if "episodes" in self._names(found.schema):
                 read = read_step_rows(rows, label, label, self.columns, self.facts, RobotInfo(), tell=False)
             else:
-                read = read_episode_rows(rows, label, label, self.columns, self.facts)
+                read = read_episode_rows(rows, label, label, self.columns, self.facts, tell=False)
             if read is not None:
                 read.check_finite()
                 yield replace(read, name=self.name)
@@ -137,13 +138,18 @@ class EpisodeStream:
                         yield piece, np.arange(len(piece))
                         continue
                     piece = pa.concat_tables([begun, piece.cast(begun.schema)])
-                    numbers = _numbers(piece.column(names["episodes"]))
+                    numbers = self._numbers(piece.column(names["episodes"]))
                     ended = int(np.searchsorted(numbers, numbers[-1]))  # the last episode may go on
                     begun = piece.slice(ended)
                     if ended:
                         yield piece.slice(0, ended), numbers[:ended]
             if len(begun):
                 yield begun, np.zeros(len(begun), np.int64)
+
+    def _numbers(self, episodes: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Return 0 for the rows of the first episode, 1 for those of the next, and so on."""
+        values = without_lists_of_one(episodes, lambda row: f"data set {self.label!r}, an episode's number").to_numpy()
+        return np.cumsum(np.concatenate([[False], values[1:] != values[:-1]]))
 
     def shard(self, order: np.ndarray, part: int, parts: int) -> Iterator[Trajectories]:
         """Yield one of several `parts` of all episodes: whole files if there are enough, or else rows of each.
@@ -244,12 +250,6 @@ class WindowStream(IterableDataset[dict[str, Tensor]]):
                     f"data set {self.episodes.label!r} has fewer episodes to stream than the {parts} processes and "
                     "workers that read it; use fewer (--dataloader_num_workers)"
                 )
-
-
-def _numbers(episodes: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Return 0 for the rows of the first episode, 1 for those of the next, and so on."""
-    values = episodes.to_numpy()
-    return np.cumsum(np.concatenate([[False], values[1:] != values[:-1]]))
 
 
 def open_stream(

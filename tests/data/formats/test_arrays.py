@@ -134,7 +134,11 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
         ([episode(), episode(0)], "episode 1 is empty in column 'observations'.* remove it"),
         ([episode(), {**episode(0), "observations": []}], "episode 1 is empty in column 'observations'.* remove it"),
         ([episode(rewards=[1.0])], "episode 0: the number of steps differs, 2 in column 'observations' and 1 in"),
-        ([episode(2, observations=np.zeros((3, 3))), episode()], "episode 0: the number of steps differs, 3 .* and 2"),
+        ([episode(2, observations=np.zeros((4, 3))), episode()], "episode 0: the number of steps differs, 4 .* and 2"),
+        (
+            [episode(3), episode(2, rewards=np.zeros(3))],
+            "episode 1: .* 2 in column 'observations' and 3 in column 'rew",
+        ),
         (
             [episode(), episode(observations=np.zeros((2, 4)))],
             r"episode 1, column 'observations': .*\(4,\) a step, where",
@@ -151,7 +155,7 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
         ([episode(observations=np.zeros((2, 3), complex))], "'observations': expected .*of complex128"),
         ([episode(observations=np.zeros((2, 3), object))], "'observations': expected .*of object"),
         ([episode(observations=np.zeros(2))], r"'observations': expected \(steps, dimensions\) numbers, or .*uint8"),
-        ([episode(observations=np.zeros((2, 4, 8, 8), np.uint8))], "'observations': expected .* uint8 for grey frames"),
+        ([episode(observations=np.zeros((2, 8, 8)))], "'observations': expected .* uint8 for grey frames"),
         ([episode(actions=[0.1, 0.2])], r"'actions': expected \(steps, dimensions\) numbers, or \(steps,\) integers"),
         ([episode(rewards=np.zeros((2, 2)))], r"'rewards': expected \(steps,\) numbers, found shape \(2, 2\)"),
         ([episode(terminations=[0, 2])], "episode 0, step 1, column 'terminations': expected true or false .* found 2"),

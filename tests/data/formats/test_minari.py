@@ -70,6 +70,7 @@ def make(
         "total_episodes": 2,
         "total_steps": 5,
         "data_format": "hdf5",
+        "jpeg_encoding": False,
         "dataset_id": name,
         "minari_version": "0.5.4",
         "observation_space": serialize_space(observation_space),
@@ -143,6 +144,45 @@ def test_discrete_actions_and_grey_frames(tmp_path: Path) -> None:
     assert (trajectories.frame_shape, trajectories.act_dim) == ((4, 5), 6)
     np.testing.assert_array_equal(trajectories.observations[2:], second["observations"][:-1])
     assert trajectories.actions.tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (4, 5, 1), (2, 40, 41), (40, 41, 2)])
+def test_frames_with_channels(shape: tuple[int, ...], tmp_path: Path) -> None:
+    axis, count = int(np.argmin(shape)), min(shape)
+    single = np.arange(4 * 40 * 41, dtype=np.uint8).reshape(4, 40, 41)[:, : sorted(shape)[1], : max(shape)]
+    stacks = np.stack([single[np.maximum(np.arange(4) - back, 0)] for back in range(count)[::-1]], axis + 1)
+    columns = {name: np.zeros(3, bool) for name in ("terminations", "truncations")}
+    make(tmp_path, "frames-v0", spaces.Box(0, 255, shape, np.uint8), spaces.Discrete(2), observations=stacks,
+         actions=np.zeros(3, int), rewards=np.zeros(3), **columns)  # fmt: skip
+    np.testing.assert_array_equal(load_trajectories("minari:frames-v0").observations[3:], single[:-1])
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    make(tmp_path, "colours-v0", spaces.Box(0, 255, (32, 32, 3), np.uint8), observations=colours)
+    with pytest.raises(ValueError, match=r"episode 0, step 1, column 'observations': .*\(32, 32, 3\) are colours"):
+        load_trajectories("minari:colours-v0")
+
+
+def test_an_episode_may_lack_the_last_observation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    second = make(tmp_path, "mixed-v0")
+    whole = load_trajectories("minari:mixed-v0")
+    path = tmp_path / "mixed-v0" / "data" / "main_data.hdf5"
+    for kept, said in (
+        (3, "1 of 2 episodes have an observation after their last action, which is left out"),
+        (2, None),
+    ):
+        with h5py.File(path, "a") as file:
+            del file["episode_1/observations"]
+            file["episode_1/observations"] = second["observations"][:kept]
+        if said is None:
+            with pytest.raises(
+                ValueError, match="episode 1: the number of steps differs, 2 in column 'observations' and 3"
+            ):
+                load_trajectories("minari:mixed-v0")
+        else:
+            np.testing.assert_array_equal(load_trajectories("minari:mixed-v0").observations, whole.observations)
+            assert said in caplog.text
 
 
 def test_actions_are_clipped_to_the_space(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -152,6 +152,39 @@ def test_one_number_a_step(tmp_path: Path) -> None:
     assert (continuous.action_type, continuous.act_dim) == ("continuous", 1)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {name: [[value] for value in steps().column(name).to_pylist()]}
+        for name in ("next.reward", "next.done", "episode_index", "frame_index", "timestamp")
+    ]
+    + [
+        {name: [[value] for value in steps().column(name).to_pylist()] for name in ("next.reward", "next.done")},
+        {"next.reward": pa.array([[value] for value in (1.0, 2.0, 3.0, 4.0, 5.0)], pa.list_(pa.float64(), 1))},
+        {"episode_index": [0.0, 0.0, 0.0, 1.0, 1.0], "frame_index": [0.0, 1.0, 2.0, 0.0, 1.0]},
+        {"episode_index": ["ten", "ten", "ten", "nine", "nine"]},
+        {"episode_index": pa.array(["ten", "ten", "ten", "nine", "nine"]).dictionary_encode()},
+        {"episode_index": pa.array([7, 7, 7, 9, 9]).dictionary_encode()},
+        {"next.done": [0, 0, 1, 0, 1]},
+        {"next.done": [0.0, 0.0, 1.0, 0.0, 1.0]},
+        {"timestamp": ["Monday"] * 5},
+        {"timestamp": [3.0] * 5},
+        {"frame_index": None, "timestep": [0, 1, 2, 0, 1]},
+    ],
+)
+def test_values_may_be_kept_in_other_ways(changes: dict[str, Any], tmp_path: Path) -> None:
+    made(load_trajectories(save(tmp_path, steps(**changes))))
+    made(load_trajectories(datasets.Dataset(steps(**changes))))
+
+
+def test_first_steps_may_be_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save(tmp_path, steps(frame_index=[0, 1, 2, 4, 5]))
+    made(load_trajectories(path))
+    assert "1 of 2 episodes do not begin at step 0 of 'frame_index'" in caplog.text
+    assert "(episode 1 begins at 4); each first step that is there counts as step 0" in caplog.text
+    made(load_trajectories(save(tmp_path, steps(frame_index=[*range(5)]).take([3, 1, 4, 0, 2]))))
+
+
 def test_truncations_are_kept_apart(tmp_path: Path) -> None:
     truncated = {
         "next.truncated": [False, False, False, False, True],
@@ -188,13 +221,15 @@ def test_pictures_are_left_alone_and_that_is_said(tmp_path: Path, caplog: pytest
     (tmp_path / "data").mkdir()
     (tmp_path / "meta").mkdir()
     features = {"observation.images.top": {"dtype": "video", "shape": [480, 640, 3]}}
-    (tmp_path / "meta" / "info.json").write_text(json.dumps({"total_frames": 9, "features": features}))
+    counts = {"total_frames": 9, "total_episodes": 3}
+    (tmp_path / "meta" / "info.json").write_text(json.dumps({**counts, "features": features}))
     picture = [{"bytes": b"png", "path": None}] * 5
     pq.write_table(steps(**{"observation.image": picture}), tmp_path / "data" / "train-0.parquet")
     with caplog.at_level(logging.WARNING):
         made(load_trajectories(tmp_path))
     assert "pictures are not read (observation.image, observation.images.top)" in caplog.text
     assert "5 of the 9 steps that meta/info.json counts are here" in caplog.text
+    assert "2 of the 3 episodes that meta/info.json counts are here" in caplog.text
     pq.write_table(
         steps(**{"observation.image": picture, "observation.state": None}), tmp_path / "data/train-0.parquet"
     )
@@ -230,13 +265,43 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
     [
         ({"frame_index": [0, 1, 1, 0, 1]}, "episode 0, column 'frame_index': step 1 is there twice; remove one"),
         ({"frame_index": [0, 1, 3, 0, 1]}, r"episode 0, column 'frame_index': step 2 is missing \(the next one is 3\)"),
-        ({"frame_index": [0, 1, 2, 1, 2]}, r"episode 1, column 'frame_index': step 0 is missing \(the next one is 1\)"),
+        ({"frame_index": [0, 1, 2, 1, 3]}, r"episode 1, column 'frame_index': step 2 is missing \(the next one is 3\)"),
         ({"episode_index": [0, 0, 0, 0, 0]}, "episode 0, column 'frame_index': step 0 is there twice"),
+        ({"episode_index": [0.0, 0.0, 0.0, 1.0, 1.5]}, "row 4 of the table, .* expected a whole number, found 1.5"),
+        ({"episode_index": [0.0, 0.0, np.nan, 1.0, 1.0]}, "row 2 of the table, column 'episode_index': a value is mis"),
         (
-            {"episode_index": [0.0, 0.0, 0.0, 1.0, 1.0]},
-            "'episode_index': expected one whole number for each step, found d",
+            {"episode_index": ["a", "a", None, "b", "b"]},
+            "row 2 of the table, column 'episode_index': a value is missing",
         ),
-        ({"frame_index": [0, 1, None, 0, 1]}, "'frame_index': expected one whole number .* with 1 missing"),
+        ({"episode_index": ["a", "a", "a", "b", "a"]}, "episode a, column 'frame_index': step 1 is there twice"),
+        (
+            {"episode_index": [True, True, True, False, False]},
+            "'episode_index': expected one whole number .* found bool",
+        ),
+        ({"frame_index": [0, 1, None, 0, 1]}, "row 2 of the table, column 'frame_index': a value is missing"),
+        (
+            {"frame_index": ["0", "1", "2", "0", "1"]},
+            "'frame_index': expected one whole number for each step, found str",
+        ),
+        (
+            {"episode_index": [0] * 5, "frame_index": [*range(5)]},
+            r"episode 0, step 3, column 'timestamp': time goes back from 0\.2 to 0\.0, so more than one episode",
+        ),
+        (
+            {"next.reward": [[1.0], [2.0, 2.5], [3.0], [4.0], [5.0]]},
+            r"episode 0, step 1, column 'next\.reward': expected "
+            "one value, found a list of 2",
+        ),
+        (
+            {"next.done": [[False], [], [True], [False], [True]]},
+            r"episode 0, step 1, column 'next\.done': expected one "
+            "value, found a list of 0",
+        ),
+        (
+            {"next.reward": [[1.0], None, [3.0], [4.0], [5.0]]},
+            r"episode 0, step 1, column 'next\.reward': a value is mis",
+        ),
+        ({"episode_index": [[0], [0], [0], [1], [1, 1]]}, r"'episode_index': expected one value, found a list of 2"),
         (
             {"episode_index": None},
             r"one row per episode .* needs a column that says each step's episode: columns=\{\"epi",
@@ -248,6 +313,10 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
         (
             {"action": ["a"] * 5},
             "column 'action': expected one row per step with a list of numbers, or one number, found s",
+        ),
+        (
+            {"observation.state": ["a"] * 5},
+            "column 'observation.state': expected one row per step with .* one number, or a frame, found str",
         ),
         ({"next.reward": [0.0, 1.0, np.nan, 0.0, 0.0]}, r"episode 0, step 2, column 'rewards': the value is nan"),
         ({"next.reward": [0.0, 1.0, None, 0.0, 0.0]}, r"episode 0, step 2, column 'next\.reward': a value is missing"),

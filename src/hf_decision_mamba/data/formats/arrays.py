@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..columns import FLAGS, Column, assemble, find_columns, without_spare_dones
+from ..columns import (
+    FLAGS,
+    Column,
+    assemble,
+    ends_with_observation,
+    find_columns,
+    tell_left_out,
+    without_spare_dones,
+)
 from ..facts import SourceFacts
 from ..trajectories import Trajectories
+from .frames import grey_frames
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +47,8 @@ def read_episode_arrays(
 ) -> Trajectories:
     """Read a list of episodes: `{"observations": (T, S), "actions": (T, A), "rewards": (T,), "terminations": ...}`.
 
-    Where every episode has T + 1 observations, as a rollout in gymnasium ends with one that no action follows, the last
-    one of each is left out.
+    Of an episode with T + 1 observations, as a rollout in gymnasium ends with one that no action follows, the last one
+    is left out.
 
     Args:
         episodes: dicts of arrays or lists, with the same columns each.
@@ -64,9 +73,14 @@ def read_episode_arrays(
         ours: [_piece(label, ours, theirs, number, episode) for number, episode in enumerate(episodes)]
         for ours, theirs in names.items()
     }
-    if all(len(seen) == len(done) + 1 for seen, done in zip(pieces["observations"], pieces["actions"], strict=True)):
-        pieces["observations"] = [seen[:-1] for seen in pieces["observations"]]
-    return assemble(name, {ours: _joined(label, ours, names[ours], pieces[ours]) for ours in names}, facts)
+    lengths = {ours: np.array([len(piece) for piece in pieces[ours]]) for ours in names}
+    final = ends_with_observation(lengths.pop("observations"), [*lengths.values()])
+    tell_left_out(label, int(final.sum()), len(episodes))
+    pieces["observations"] = [
+        seen[: len(seen) - last] for seen, last in zip(pieces["observations"], final, strict=True)
+    ]
+    read = {ours: _joined(label, ours, names[ours], pieces[ours]) for ours in names}
+    return assemble(name, _with_grey_frames(read), facts)
 
 
 def read_flat_arrays(
@@ -108,7 +122,7 @@ def read_flat_arrays(
         "truncations": Column(label, names.get("truncations", "truncations"), truncations, offsets),
     }
     read = {ours: replace(column, offsets=offsets) for ours, column in read.items() if ours not in FLAGS}
-    return assemble(name, {**read, **flags}, facts)
+    return assemble(name, _with_grey_frames({**read, **flags}), facts)
 
 
 def _flat_flags(
@@ -163,6 +177,15 @@ def _offsets(ends: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.flatnonzero(ends) + 1]).astype(np.int64)
 
 
+def _with_grey_frames(columns: dict[str, Column]) -> dict[str, Column]:
+    """Return the columns with one grey frame a step, where observations are frames."""
+    seen = columns["observations"]
+    if seen.values.ndim > 2:
+        frames = grey_frames(seen.values, seen.known_offsets[:-1], seen.at)
+        columns["observations"] = replace(seen, values=frames)
+    return columns
+
+
 def _piece(label: str, ours: str, theirs: str, number: int, episode: Mapping[str, Any]) -> np.ndarray:
     """Return one column of one episode."""
     where = f"data set {label!r}, episode {number}"
@@ -172,9 +195,10 @@ def _piece(label: str, ours: str, theirs: str, number: int, episode: Mapping[str
 
 
 def _checked(where: str, ours: str, theirs: str, values: Any) -> np.ndarray:
-    """Return a column's values with one row a step, of the type that they will have in the end.
+    """Return a column's values with one row a step, of the type that they will have in the end, but for frames.
 
-    (T, S) numbers or (T, H, W) bytes for observations, (T, A) numbers or (T,) integers for actions, else (T,).
+    (T, S) numbers or frames as `grey_frames` takes them for observations, (T, A) numbers or (T,) integers for actions,
+    else (T,).
     """
     try:
         array = np.asarray(values)
@@ -186,8 +210,8 @@ def _checked(where: str, ours: str, theirs: str, values: Any) -> np.ndarray:
     # Nothing but an empty list says no type; that the episode is empty is reported later.
     kinds = "iufb" if flag or array.size == 0 else "iuf"
     discrete = ours == "actions" and array.ndim == 1 and array.dtype.kind in "iu"
-    images = ours == "observations" and array.ndim == 3 and array.dtype == np.uint8
-    dimensions = 1 if discrete or not vector else 3 if images else 2
+    images = ours == "observations" and array.ndim in (3, 4) and array.dtype.kind in "iu"
+    dimensions = 1 if discrete or not vector else array.ndim if images else 2
     if array.dtype.kind not in kinds or (array.ndim != dimensions and array.shape != (0,)):
         shapes = {
             "observations": "(steps, dimensions) numbers, or (steps, height, width) uint8 for grey frames",

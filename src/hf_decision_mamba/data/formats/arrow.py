@@ -5,6 +5,7 @@ Shared by the two layouts of tables: one row per episode, and one row per step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,19 @@ def is_list(found: pa.DataType) -> bool:
 def is_binary(found: pa.DataType) -> bool:
     """Whether a column of this type holds bytes."""
     return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
+
+
+def is_text(found: pa.DataType) -> bool:
+    """Whether a value of this type is text."""
+    return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
+
+
+def depth_of(found: pa.DataType) -> int:
+    """Return how many lists a value of this type is inside of one another."""
+    depth = 0
+    while is_list(found):
+        found, depth = storage_type(found).value_type, depth + 1
+    return depth
 
 
 def storage_type(found: pa.DataType) -> pa.DataType:
@@ -52,38 +66,68 @@ def is_number(found: pa.DataType | None, or_flag: bool = False) -> bool:
 
 
 def flatten(
-    steps: list[pa.Array], nested: bool, at: Callable[[int], str], before: int = 0, width: int | None = None
+    steps: list[pa.Array],
+    depth: int,
+    at: Callable[[int], str],
+    before: int = 0,
+    shape: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """Return one value a step as an array: (N,) of numbers or, nested, (N, D) of lists of D numbers.
+    """Return the values of steps as an array: (N,) of numbers, (N, D) of lists of D numbers, and so on.
 
     Args:
         steps: the steps in pieces.
-        nested: whether a step is a list.
+        depth: how many lists a step is inside of one another: 0 for one number.
         at: says where a step is.
         before: how many steps were read before these.
-        width: D, where it is known from them.
+        shape: of a step, where it is known from them.
 
     Raises:
         ValueError: a value is missing, or steps have different dimensions.
     """
     _refuse_nulls(steps, at, before, per_step=1)
-    if not nested:
-        return _join(steps)
-    if not any(map(len, steps)):
-        return np.empty((0, 1), np.float32)
-    widths = np.concatenate([pc.list_value_length(piece) for piece in steps])
-    width = int(widths[0]) if width is None else width
-    ragged = np.flatnonzero(widths != width)
+    count = sum(map(len, steps))
+    if not count:
+        return np.empty((0, *[1] * depth), np.float32)
+    pieces, sizes = steps, [count]
+    for level in range(depth):
+        sizes.append(_size(pieces, at, before, math.prod(sizes[1:]), None if shape is None else shape[level]))
+        pieces = [storage(piece.flatten()) for piece in pieces]
+        _refuse_nulls(pieces, at, before, per_step=math.prod(sizes[1:]))
+    return _join(pieces).reshape(sizes)
+
+
+def _size(pieces: list[pa.Array], at: Callable[[int], str], before: int, per_step: int, expected: int | None) -> int:
+    """Return the length that all lists have; `per_step` of them make one step."""
+    lengths = np.concatenate([pc.list_value_length(piece) for piece in pieces])
+    size = int(lengths[0]) if expected is None else expected
+    ragged = np.flatnonzero(lengths != size)
     if len(ragged):
         raise ValueError(
-            f"{at(before + int(ragged[0]))}: {widths[ragged[0]]} numbers, where the first step of the data set has "
-            f"{width}; every step needs the same dimensions"
+            f"{at(before + int(ragged[0]) // per_step)}: {lengths[ragged[0]]} numbers, where the first step of the "
+            f"data set has {size}; every step needs the same dimensions"
         )
-    if width == 0:
+    if size == 0:
         raise ValueError(f"{at(before)}: the step has no numbers")
-    leaves = [storage(piece.flatten()) for piece in steps]
-    _refuse_nulls(leaves, at, before, per_step=width)
-    return _join(leaves).reshape(len(widths), width)
+    return size
+
+
+def without_lists_of_one(data: pa.ChunkedArray, at: Callable[[int], str]) -> pa.ChunkedArray:
+    """Return a column of one value a row, which some programs put into a list of its own.
+
+    Args:
+        data: the column.
+        at: says where a row is.
+
+    Raises:
+        ValueError: a list has more values, or none.
+    """
+    while is_list(data.type):
+        lengths = pc.fill_null(pc.list_value_length(data), 1).to_numpy()
+        wrong = np.flatnonzero(lengths != 1)
+        if len(wrong):
+            raise ValueError(f"{at(int(wrong[0]))}: expected one value, found a list of {lengths[wrong[0]]}")
+        data = pc.list_element(pa.chunked_array([storage(chunk) for chunk in data.chunks], storage_type(data.type)), 0)
+    return data
 
 
 def _refuse_nulls(pieces: list[pa.Array], at: Callable[[int], str], before: int, per_step: int) -> None:

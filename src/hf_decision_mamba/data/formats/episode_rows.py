@@ -5,7 +5,7 @@ Columns do not pass through Python lists, nor as a whole through memory; frames 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -13,11 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..columns import FLAGS, Column, assemble, check_lengths, find_columns, without_spare_dones
+from ..columns import (
+    FLAGS,
+    VALUES,
+    Column,
+    assemble,
+    check_lengths,
+    ends_with_observation,
+    find_columns,
+    tell_left_out,
+    without_spare_dones,
+)
 from ..facts import SourceFacts
 from ..storage import GrowingColumn
 from ..trajectories import Trajectories
-from .arrow import flatten, is_binary, is_list, is_number, item_type, storage, storage_type
+from .arrow import depth_of, flatten, is_binary, is_list, is_number, item_type, storage, storage_type
+from .frames import decode, grey_frames, is_picture
 from .rows import Rows
 
 #: The frame of nearly every Atari data set (Mnih et al. 2015): what bytes are taken for when nothing says their shape.
@@ -25,7 +36,7 @@ USUAL_FRAME = (84, 84)
 
 
 def read_episode_rows(
-    rows: Rows, label: str, name: str, columns: Mapping[str, str], facts: SourceFacts
+    rows: Rows, label: str, name: str, columns: Mapping[str, str], facts: SourceFacts, tell: bool = True
 ) -> Trajectories | None:
     """Read the trajectories of a table with one row per episode.
 
@@ -35,6 +46,7 @@ def read_episode_rows(
         name: what cards call it.
         columns: names of its columns by ours, where they differ.
         facts: what else it says about itself.
+        tell: whether to warn of observations that are left out.
 
     Returns:
         None if there are no rows.
@@ -43,55 +55,102 @@ def read_episode_rows(
         ValueError: a column is missing, or an episode is not what it should be.
     """
     names = without_spare_dones(find_columns(label, rows.schema.names, columns))
-    image = is_binary(rows.schema.field(names["observations"]).type)
-    flat = {ours: theirs for ours, theirs in names.items() if not (image and ours == "observations")}
-    read = {ours: _read_column(rows, label, ours, theirs) for ours, theirs in flat.items()}
+    theirs = names.pop("observations")
+    read = {ours: _read_column(rows, label, ours, named) for ours, named in names.items()}
     if len(read["actions"].lengths) == 0:
         return None
-    if image:
+    if is_binary(rows.schema.field(theirs).type):
         check_lengths(read)
         offsets = read["actions"].known_offsets
-        frames = _read_frames(rows, label, names["observations"], offsets, facts)
-        read["observations"] = Column(label, names["observations"], frames, offsets)
+        frames, left_out = _read_frames(rows, label, theirs, offsets, facts)
+        read["observations"] = Column(label, theirs, frames, offsets)
+    else:
+        lengths = [column.lengths for column in read.values()]
+        read["observations"], left_out = _read_observations(rows, label, theirs, lengths)
+    if tell:
+        tell_left_out(label, left_out, len(read["actions"].lengths))
     return assemble(name, read, facts)
 
 
 def _read_column(rows: Rows, label: str, ours: str, theirs: str) -> Column:
     """Read one column of lists, a few episodes at a time: its flat values, and the offsets of its episodes.
 
-    Values are (N,), observations and continuous actions (N, D). Actions of one integer a step are discrete.
+    Values are (N,), those of continuous actions (N, D). Actions of one integer a step are discrete.
     """
     found = rows.schema.field(theirs).type
-    nested = ours == "observations" or (ours == "actions" and not _is_one_integer_per_step(found))
-    _check_type(label, ours, theirs, found, nested)
+    nested = ours == "actions" and not _is_one_integer_per_step(found)
+    depth = max(depth_of(found) - 1, 0) if ours != "actions" else int(nested)  # a list of one number is one number
+    _check_type(label, ours, theirs, found, min(depth, 1))
     values = GrowingColumn(np.float32 if nested or ours == "rewards" else None)
-    lengths, width = np.empty(0, np.int64), None
+    lengths, shape = np.empty(0, np.int64), None
+    for pieces, counts, before, at in _pieces(rows, label, theirs):
+        lengths = np.append(lengths, counts)
+        steps = flatten(pieces, depth, at, before, shape)
+        if len(steps):
+            shape = steps.shape[1:]
+            if depth and not nested and shape != (1,):
+                raise ValueError(f"{at(before)}: expected one value, found a list of {shape[0]}")
+            values.append(steps if nested else steps.reshape(-1))
+    return Column(label, theirs, values.finish(), _offsets(lengths))
+
+
+def _read_observations(rows: Rows, label: str, theirs: str, others: list[NDArray[np.int64]]) -> tuple[Column, int]:
+    """Read observations, a few episodes at a time: vectors (N, S), or frames (N, H, W).
+
+    An observation is left out that follows the last action of its episode, which has as many steps as the `others` say;
+    how often is returned too.
+    """
+    found = rows.schema.field(theirs).type
+    picture = is_picture(item_type(found, 1))
+    depth = min(max(depth_of(found) - 1, 1), 3)
+    _check_type(label, "observations", theirs, found, depth)
+    values = GrowingColumn(np.float32 if depth == 1 and not picture else np.uint8)
+    lengths, final, shape = np.empty(0, np.int64), np.empty(0, np.bool_), None
+    for pieces, counts, before, at in _pieces(rows, label, theirs):
+        episodes = slice(len(lengths), len(lengths) + len(counts))
+        last = ends_with_observation(counts, [steps[episodes] for steps in others])
+        lengths, final = np.append(lengths, counts), np.append(final, last)
+        steps = decode(pieces, at, before, shape) if picture else flatten(pieces, depth, at, before, shape)
+        if len(steps) == 0:
+            continue
+        shape = steps.shape[1:]
+        if len(shape) > 1:
+            steps = grey_frames(steps, _offsets(counts)[:-1], at, before)
+        if last.any():
+            steps = np.delete(steps, np.cumsum(counts)[last] - 1, axis=0)
+        values.append(steps)
+    return Column(label, theirs, values.finish(), _offsets(lengths - final)), int(final.sum())
+
+
+def _pieces(
+    rows: Rows, label: str, theirs: str
+) -> Iterator[tuple[list[pa.Array], NDArray[np.int64], int, Callable[[int], str]]]:
+    """Yield the steps of a few episodes, the steps of each, how many were before, and what says where a step is."""
+    lengths = np.empty(0, np.int64)
     for episodes in map(storage, rows.pieces(theirs)):
         _refuse_null(label, theirs, episodes, len(lengths))
-        before = int(lengths.sum())
-        lengths = np.append(lengths, pc.list_value_length(episodes).to_numpy(zero_copy_only=False))
+        before, counts = int(lengths.sum()), pc.list_value_length(episodes).to_numpy(zero_copy_only=False)
+        lengths = np.append(lengths, counts)
         where = Column(label, theirs, np.empty(0), _offsets(lengths))
-        steps = flatten([storage(episodes.flatten())], nested, where.at, before, width)
-        if len(steps):
-            width = steps.shape[-1] if nested else None
-            values.append(steps)
-    return Column(label, theirs, values.finish(), _offsets(lengths))
+        yield [storage(episodes.flatten())], counts.astype(np.int64), before, where.at
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, nested: bool) -> None:
-    """Check that the column is numbers (or true and false) in as many lists as it has dimensions."""
-    value = item_type(found, 2 if nested else 1)
-    if is_number(value, or_flag=ours in FLAGS) or _holds_nothing(found):
+def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, depth: int) -> None:
+    """Check that the column is numbers (or true and false) in `depth` lists a step, or pictures."""
+    value = item_type(found, 1 + depth)
+    picture = ours == "observations" and is_picture(item_type(found, 1))
+    if picture or is_number(value, or_flag=ours in FLAGS) or _holds_nothing(found):
         return  # where nothing but empty lists or nulls is, the checks of lengths and nulls say where
     lists = "a list of numbers, or one integer," if ours == "actions" else "a list of numbers"
-    what = "true or false" if ours in FLAGS else lists if nested else "one number"
+    lists += ", or a frame," if ours == "observations" else ""
+    what = "true or false" if ours in FLAGS else lists if ours in VALUES[:2] else "one number"
     single_steps = (
         ""
-        if not is_number(item_type(found, int(nested)), or_flag=True)
+        if not is_number(item_type(found, int(ours in VALUES[:2])), or_flag=True)
         else ". A table with one row per step needs a column that says each step's episode: "
         'columns={"episodes": "..."} where it is not called episode_index'
     )
@@ -121,26 +180,27 @@ def _holds_nothing(found: pa.DataType) -> bool:
 
 def _read_frames(
     rows: Rows, label: str, column: str, offsets: NDArray[np.int64], facts: SourceFacts
-) -> NDArray[np.uint8]:
-    """Return the frames (N, H, W) of a column that holds, for each episode, the bytes of one frame after the other."""
+) -> tuple[NDArray[np.uint8], int]:
+    """Return the frames (N, H, W) of a column that holds, for each episode, the bytes of one frame after the other.
+
+    A frame that follows the last action of its episode is left out; how often is returned too.
+    """
     episodes = _episode_bytes(rows, label, column)
     first = next(episodes)
     shape = facts.frame_shape() or _usual_shape(first.size, int(offsets[1]), label, column)
-    frames, size = GrowingColumn(), shape[0] * shape[1]
+    frames, size, left_out = GrowingColumn(), shape[0] * shape[1], 0
     for episode, data in enumerate(chain([first], episodes)):
         begin, end = (int(offset) * size for offset in offsets[episode : episode + 2])
+        if data.size == end - begin + size:  # a frame after the last action
+            data, left_out = data[:-size], left_out + 1
         if data.size != end - begin:
             raise ValueError(
                 f"data set {label!r}, episode {episode}, column {column!r}: {data.size} bytes, but a grey frame of "
-                f"{shape[0]}x{shape[1]} bytes for each of {(end - begin) // size} steps takes {end - begin}; "
-                + (
-                    "leave out the observation after the last action of each episode"
-                    if data.size == end - begin + size
-                    else f"correct the episode, or obs_shape{f' in {facts.where}' if facts.obs_shape else ''}"
-                )
+                f"{shape[0]}x{shape[1]} bytes for each of {(end - begin) // size} steps takes {end - begin}; correct "
+                f"the episode, or obs_shape{f' in {facts.where}' if facts.obs_shape else ''}"
             )
         frames.append(data.reshape(-1, *shape))
-    return frames.finish()
+    return frames.finish(), left_out
 
 
 def _episode_bytes(rows: Rows, label: str, column: str) -> Iterator[NDArray[np.uint8]]:
@@ -155,8 +215,8 @@ def _episode_bytes(rows: Rows, label: str, column: str) -> Iterator[NDArray[np.u
 
 
 def _usual_shape(count: int, steps: int, label: str, column: str) -> tuple[int, int]:
-    """Return the usual shape of a frame if the bytes of the first episode fit it."""
-    if count == steps * USUAL_FRAME[0] * USUAL_FRAME[1]:
+    """Return the usual shape of a frame if the bytes of the first episode fit it, or of one more than it has steps."""
+    if divmod(count, USUAL_FRAME[0] * USUAL_FRAME[1]) in ((steps, 0), (steps + 1, 0)):
         return USUAL_FRAME
     raise ValueError(
         f"data set {label!r}, episode 0, column {column!r}: {count} bytes for {steps} steps are no frames of "

@@ -18,6 +18,8 @@ from .arrays import read_episode_arrays
 
 PREFIX = "minari:"
 
+_SMALLEST_FRAME = 32  # pixels each way; a smaller grid with channels is a vector
+
 
 def read_minari(text: str) -> Trajectories:
     """Read a Minari data set.
@@ -88,7 +90,7 @@ def _facts(text: str, data: Any) -> SourceFacts:
 
 
 def _columns(text: str, space: Any, episode: Any) -> dict[str, np.ndarray]:
-    """Return the columns of an episode of T steps; there are T + 1 observations."""
+    """Return the columns of an episode of T steps; there are T + 1 observations, or T where the last is not kept."""
     where = f"data set {text!r}, episode {episode.id}"
     return {
         "observations": _observations(where, space, episode.observations),
@@ -100,10 +102,10 @@ def _columns(text: str, space: Any, episode: Any) -> dict[str, np.ndarray]:
 
 
 def _observations(where: str, space: Any, values: Any) -> np.ndarray:
-    """Return vectors (T + 1, S) or grey frames (T + 1, H, W)."""
+    """Return vectors (T + 1, S) or frames, (T + 1, H, W) or stacks of them."""
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2:
+    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and _are_frames(space.shape):
         return np.asarray(values)
     parts = _parts(where, "observations", space, values)
     for path, part in parts:
@@ -113,6 +115,11 @@ def _observations(where: str, space: Any, values: Any) -> np.ndarray:
                 f"{path!r}; every step needs a value in each part"
             )
     return np.concatenate([part for _, part in parts], axis=1)
+
+
+def _are_frames(shape: tuple[int, ...]) -> bool:
+    """Whether bytes of this shape are a frame: two axes, or large ones and an axis of channels."""
+    return len(shape) == 2 or (len(shape) == 3 and (1 in shape or sorted(shape)[1] >= _SMALLEST_FRAME))
 
 
 def _parts(where: str, path: str, space: Any, values: Any) -> list[tuple[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Tables with one row per step and a column that says the episode: the layout of LeRobot's data sets, v2 and v3.
 
-Rows may stand in any order when a column counts the steps of an episode. Videos and pictures are left alone.
+Rows may stand in any order when a column counts the steps of an episode. Videos are left alone, and so are pictures
+that no argument asks for.
 Source: LeRobot's data set format, https://huggingface.co/docs/lerobot/lerobot-dataset-v3.
 """
 
@@ -8,18 +9,33 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..columns import ALIASES, FLAGS, Column, assemble, find_columns, without_spare_dones
+from ..columns import ALIASES, FLAGS, VALUES, Column, assemble, find_columns, without_spare_dones
 from ..facts import SourceFacts
 from ..trajectories import Trajectories
-from .arrow import flatten, is_list, is_number, item_type, storage, storage_type
+from .arrow import (
+    depth_of,
+    flatten,
+    is_binary,
+    is_list,
+    is_number,
+    is_text,
+    item_type,
+    storage,
+    storage_type,
+    without_lists_of_one,
+)
+from .frames import decode, grey_frames, is_picture
 from .rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -33,16 +49,20 @@ _ALIASES = {
     **ALIASES,
     "successes": ("successes", "next.success"),
     "episodes": ("episodes", "episode_index"),
-    "steps": ("steps", "frame_index"),
+    "steps": ("steps", "frame_index", "timestep", "timesteps"),
+    "times": ("timestamp",),
 }
+#: What says where a row belongs, and is no column of trajectories.
+_PLACES = ("episodes", "steps", "times")
 
 
 @dataclass(frozen=True)
 class RobotInfo:
-    """What LeRobot's `meta/info.json` says: the names of pictures and videos, and how many steps there are."""
+    """What LeRobot's `meta/info.json` says: the names of pictures and videos, how many steps and episodes there are."""
 
     pictures: tuple[str, ...] = ()
     steps: int | None = None
+    episodes: int | None = None
 
     @classmethod
     def read(cls, path: Path) -> RobotInfo:
@@ -57,8 +77,8 @@ class RobotInfo:
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not the description of a LeRobot data set ({error}); get it again") from error
         pictures = tuple(name for name, kind in features.items() if kind in ("video", "image"))
-        steps = info.get("total_frames")
-        return cls(pictures, steps if isinstance(steps, int) else None)
+        counts = (info.get(name) for name in ("total_frames", "total_episodes"))
+        return cls(pictures, *(count if isinstance(count, int) else None for count in counts))
 
 
 def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
@@ -70,15 +90,22 @@ def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
     """
     if "episodes" in columns or "steps" in columns:
         return True  # only such a table has them
-    usual = [name for name in _ALIASES["episodes"] if name in schema.names]
-    if not usual or is_list(schema.field(usual[0]).type):
+    if not any(name in schema.names for name in _ALIASES["episodes"]):
         return False
-    once = {ours: columns.get(ours) for ours in (*FLAGS, "rewards", "successes", "steps")}
-    names = [name for ours, mapped in once.items() for name in ([mapped] if mapped else _ALIASES[ours])]
-    if any(name in schema.names and is_list(schema.field(name).type) for name in names):
-        return False
-    observations = [columns["observations"]] if "observations" in columns else _ALIASES["observations"]
-    return not any(name in schema.names and item_type(schema.field(name).type, 2) for name in observations)
+
+    def present(*ours: str) -> list[str]:
+        wanted = [name for our in ours for name in ([columns[our]] if our in columns else _ALIASES[our])]
+        return [name for name in wanted if name in schema.names]
+
+    once = present("rewards", *FLAGS, "successes")
+    lists = [name for name in once if is_list(schema.field(name).type)]
+    if once and not lists:
+        return True
+    seen = [schema.field(name).type for name in present("observations")[:1]]
+    if any(depth_of(found) > 1 or is_binary(found) or is_picture(item_type(found, 1)) for found in seen):
+        return False  # an episode's observations
+    # Lists of one value a row, as LeRobot declares some, are those of LeRobot, or stand beside single values.
+    return len(lists) < len(once) or all(name.startswith("next.") for name in once) or "frame_index" in schema.names
 
 
 def read_step_rows(
@@ -114,14 +141,18 @@ def read_step_rows(
     table = rows.table([theirs for theirs in dict.fromkeys(names.values()) if theirs in rows.schema.names])
     if table.num_rows == 0:
         return None
+    table = _with_single_values(label, names, table)
+    order, offsets = _order(label, names, table, tell)
     if tell:
-        _tell(label, rows.schema, info, table.num_rows)
-    order, offsets = _order(label, names, table)
+        _tell(label, rows.schema, names, info, table.num_rows, len(offsets) - 1)
     read = {
         ours: Column(label, theirs, _read_column(label, ours, theirs, table, names)[order], offsets)
         for ours, theirs in names.items()
-        if ours not in ("episodes", "steps") and theirs in table.column_names
+        if ours not in _PLACES and theirs in table.column_names
     }
+    seen = read["observations"]
+    if seen.values.ndim > 2:
+        read["observations"] = replace(seen, values=grey_frames(seen.values, offsets[:-1], seen.at))
     if "rewards" not in read:
         read["rewards"] = _sparse_rewards(label, names, read, offsets, tell)
     read.pop("successes", None)
@@ -155,7 +186,27 @@ def step_columns(label: str, schema: pa.Schema, columns: Mapping[str, str], info
         )
     if "rewards" in names:
         names.pop("successes", None)
+    if "times" not in columns and "times" in names and not is_number(item_type(schema.field(names["times"]).type, 0)):
+        del names["times"]  # a date, or text
     return without_spare_dones(names)
+
+
+def _with_single_values(label: str, names: Mapping[str, str], table: pa.Table) -> pa.Table:
+    """Return the table with one value a row wherever a step has one, also where it is in a list of its own."""
+    for ours in sorted(names, key=lambda ours: ours not in _PLACES):  # these first, as errors name them
+        theirs = names[ours]
+        if ours in VALUES[:2] or theirs not in table.column_names:
+            continue
+        data = without_lists_of_one(table.column(theirs), partial(_at, label, theirs, table, names))
+        table = table.set_column(table.column_names.index(theirs), theirs, data)
+    return table
+
+
+def _at(label: str, theirs: str, table: pa.Table, names: Mapping[str, str], row: int) -> str:
+    """Say where a value is: in which episode and step, of what is known of them."""
+    known = {ours: table.column(names[ours])[row].as_py() for ours in _PLACES[:2] if ours in names}
+    step = f"step {known['steps']}" if "steps" in known else f"row {row} of the table"
+    return f"data set {label!r}, episode {known['episodes']}, {step}, column {theirs!r}"
 
 
 def _sparse_rewards(
@@ -183,15 +234,15 @@ def _sparse_rewards(
 
 
 def _order(
-    label: str, names: Mapping[str, str], table: pa.Table
+    label: str, names: Mapping[str, str], table: pa.Table, tell: bool
 ) -> tuple[slice | NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows in order, episode by episode, and the offsets of the episodes.
 
     Raises:
-        ValueError: a step of an episode is there twice, or not at all.
+        ValueError: a step of an episode is there twice, or not at all, or time goes back in it.
     """
-    episodes = _whole_numbers(label, names["episodes"], table)
-    steps = _whole_numbers(label, names["steps"], table) if "steps" in names else None
+    episodes, called = _episodes(label, names["episodes"], table)
+    steps = _whole_numbers(label, names["steps"], table.column(names["steps"])) if "steps" in names else None
     order: slice | NDArray[np.int64] = slice(None)
     same = episodes[1:] == episodes[:-1]
     if steps is not None and not ((episodes[1:] > episodes[:-1]) | (same & (steps[1:] > steps[:-1]))).all():
@@ -199,80 +250,156 @@ def _order(
         episodes, steps = episodes[order], steps[order]
         same = episodes[1:] == episodes[:-1]
     offsets = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(episodes)]]).astype(np.int64)
+    numbers = [called(episode) for episode in episodes[offsets[:-1]].tolist()]
     if steps is None:
-        _check_together(label, names["episodes"], episodes[offsets[:-1]])
+        _check_together(label, names["episodes"], numbers)
     else:
-        _check_no_gaps(label, names["steps"], episodes, steps, offsets)
+        _check_no_gaps(label, names["steps"], numbers, steps, offsets, tell)
+    if "times" in names:
+        _check_time(label, names["times"], numbers, table.column(names["times"]), order, offsets)
     return order, offsets
 
 
-def _check_together(label: str, column: str, episodes: NDArray[np.int64]) -> None:
+def _check_together(label: str, column: str, numbers: Sequence[object]) -> None:
     """Check that the rows of an episode stand together, where nothing says their order."""
-    values, counts = np.unique(episodes, return_counts=True)
-    if (counts > 1).any():
+    again = next((number for number, count in Counter(numbers).items() if count > 1), None)
+    if again is not None:
         raise ValueError(
-            f"data set {label!r}, column {column!r}: the rows of episode {values[counts > 1][0]} do not stand "
+            f"data set {label!r}, column {column!r}: the rows of episode {again} do not stand "
             "together, and no column counts the steps; sort the rows, or say which column does with "
             'columns={"steps": "..."}'
         )
 
 
 def _check_no_gaps(
-    label: str, column: str, episodes: NDArray[np.int64], steps: NDArray[np.int64], offsets: NDArray[np.int64]
+    label: str,
+    column: str,
+    numbers: Sequence[object],
+    steps: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    tell: bool,
 ) -> None:
-    """Check that the steps of each episode are 0, 1, 2, ..."""
-    expected = np.arange(len(steps)) - np.repeat(offsets[:-1], np.diff(offsets))
+    """Check that the steps of each episode follow on one another; the first one counts as 0, whatever its number."""
+    firsts = steps[offsets[:-1]]
+    expected = np.arange(len(steps)) + np.repeat(firsts - offsets[:-1], np.diff(offsets))
     wrong = np.flatnonzero(steps != expected)
-    if len(wrong) == 0:
-        return
-    row = int(wrong[0])
-    where = f"data set {label!r}, episode {episodes[row]}, column {column!r}"
-    if row not in offsets and steps[row] == steps[row - 1]:
+    if len(wrong):
+        row = int(wrong[0])
+        episode = int(np.searchsorted(offsets, row, side="right")) - 1
+        where = f"data set {label!r}, episode {numbers[episode]}, column {column!r}"
+        if steps[row] == steps[row - 1]:
+            raise ValueError(
+                f"{where}: step {steps[row]} is there twice; remove one, number the episodes of different files "
+                "differently, or give different recordings as a list"
+            )
         raise ValueError(
-            f"{where}: step {steps[row]} is there twice; remove one, or number the episodes of "
-            "different files differently"
+            f"{where}: step {expected[row]} is missing (the next one is {steps[row]}); the steps of an episode follow "
+            "without gaps, so get the missing rows, give what follows an episode number of its own, or remove the "
+            "episode"
         )
-    raise ValueError(
-        f"{where}: step {expected[row]} is missing (the next one is {steps[row]}); steps count from 0 without gaps, so "
-        "get the missing rows or remove the episode"
-    )
+    later = np.flatnonzero(firsts != 0)
+    if tell and len(later):
+        logger.warning(
+            "data set %r: %d of %d episodes do not begin at step 0 of %r, as if their first steps had been cut off "
+            "(episode %s begins at %d); each first step that is there counts as step 0",
+            label,
+            len(later),
+            len(firsts),
+            column,
+            numbers[later[0]],
+            firsts[later[0]],
+        )
+
+
+def _check_time(
+    label: str,
+    column: str,
+    numbers: Sequence[object],
+    data: pa.ChunkedArray,
+    order: slice | NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> None:
+    """Check that time does not go back within an episode, as it does where several have one number."""
+    times = data.to_numpy()[order]
+    back = times[1:] < times[:-1]
+    back[offsets[1:-1] - 1] = False
+    if back.any():
+        row = int(back.argmax()) + 1
+        episode = int(np.searchsorted(offsets, row, side="right")) - 1
+        raise ValueError(
+            f"data set {label!r}, episode {numbers[episode]}, step {row - offsets[episode]}, column {column!r}: time "
+            f"goes back from {times[row - 1]} to {times[row]}, so more than one episode has this number, or the steps "
+            "are not in order; number every episode differently"
+        )
+
+
+def _episodes(label: str, column: str, table: pa.Table) -> tuple[NDArray[np.int64], Callable[[int], object]]:
+    """Return a number for the episode of each row, and what it is called; names are numbered as they appear."""
+    data = table.column(column)
+    if pa.types.is_dictionary(data.type):
+        data = data.cast(data.type.value_type)
+    if not is_text(data.type):
+        return _whole_numbers(label, column, data), lambda number: number
+    _refuse_missing(label, column, data)
+    encoded = data.dictionary_encode().combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist().__getitem__
 
 
 def _read_column(label: str, ours: str, theirs: str, table: pa.Table, names: Mapping[str, str]) -> np.ndarray:
     """Return the values of a column in the table's order, (N,) or (N, D).
 
-    An action of one whole number is discrete; other actions, and observations, of one number are (N, 1).
+    An action of one whole number is discrete; other actions, and observations, of one number are (N, 1). Frames are as
+    `grey_frames` takes them.
     """
     data = table.column(theirs)
     found, vector = storage_type(data.type), ours in ("observations", "actions")
-    nested = vector and is_list(found)
+    depth = min(depth_of(found), 3 if ours == "observations" else 1) if vector else 0
+    picture = ours == "observations" and is_picture(found)
     # Rewards may be true and false: `next.success`, `next.done`.
-    if not (is_number(item_type(found, int(nested)), or_flag=not vector) or pa.types.is_null(found)):
+    if not (picture or is_number(item_type(found, depth), or_flag=not vector) or pa.types.is_null(found)):
         what = "a list of numbers, or one number" if vector else "true or false" if ours in FLAGS else "one number"
+        what += ", or a frame" if ours == "observations" else ""
         raise ValueError(
             f"data set {label!r}, column {theirs!r}: expected one row per step with {what}, found {data.type}; convert "
             "the column, or map another one with columns={...}"
         )
 
-    def at(row: int) -> str:
-        known = {ours: table.column(names[ours])[row].as_py() for ours in ("episodes", "steps") if ours in names}
-        step = f"step {known['steps']}" if "steps" in known else f"row {row} of the table"
-        return f"data set {label!r}, episode {known['episodes']}, {step}, column {theirs!r}"
-
-    values = flatten([storage(chunk) for chunk in data.chunks], nested, at)
-    single = vector and not nested and not (ours == "actions" and pa.types.is_integer(found))
+    at = partial(_at, label, theirs, table, names)
+    pieces = [storage(chunk) for chunk in data.chunks]
+    if picture:
+        return decode(pieces, at)
+    values = flatten(pieces, depth, at)
+    single = vector and not depth and not (ours == "actions" and pa.types.is_integer(found))
     return values[:, None] if single else values
 
 
-def _whole_numbers(label: str, column: str, table: pa.Table) -> NDArray[np.int64]:
-    """Return a column that counts episodes or steps."""
-    data = table.column(column)
-    if not pa.types.is_integer(data.type) or data.null_count:
+def _whole_numbers(label: str, column: str, data: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return a column that counts episodes or steps; pandas makes floats of it where a value was missing once."""
+    if not is_number(data.type):
         raise ValueError(
-            f"data set {label!r}, column {column!r}: expected one whole number for each step, found {data.type} with "
-            f"{data.null_count} missing; convert the column, or map another one with columns={{...}}"
+            f"data set {label!r}, column {column!r}: expected one whole number for each step, found {data.type}; "
+            "convert the column, or map another one with columns={...}"
         )
-    return data.to_numpy().astype(np.int64)
+    _refuse_missing(label, column, data)
+    values = data.to_numpy()
+    whole = values.astype(np.int64)
+    wrong = np.flatnonzero(whole != values)
+    if len(wrong):
+        raise ValueError(
+            f"data set {label!r}, row {wrong[0]} of the table, column {column!r}: expected a whole number, found "
+            f"{values[wrong[0]]}; correct it"
+        )
+    return whole
+
+
+def _refuse_missing(label: str, column: str, data: pa.ChunkedArray) -> None:
+    """Refuse a row that nothing says the episode or the step of."""
+    missing = np.flatnonzero(pc.is_null(data, nan_is_null=True).to_numpy())
+    if len(missing):
+        raise ValueError(
+            f"data set {label!r}, row {missing[0]} of the table, column {column!r}: a value is missing; every step "
+            "needs one, so correct or remove the row"
+        )
 
 
 def _pictures(schema: pa.Schema, info: RobotInfo) -> list[str]:
@@ -280,10 +407,15 @@ def _pictures(schema: pa.Schema, info: RobotInfo) -> list[str]:
     return sorted({*info.pictures, *beside})
 
 
-def _tell(label: str, schema: pa.Schema, info: RobotInfo, steps: int) -> None:
+def _tell(label: str, schema: pa.Schema, names: Mapping[str, str], info: RobotInfo, steps: int, episodes: int) -> None:
     """Say what of the data set is not read."""
-    pictures = _pictures(schema, info)
+    read = names["observations"]
+    pictures = [name for name in _pictures(schema, info) if name != read]
     if pictures:
         logger.warning("data set %r: pictures are not read (%s)", label, ", ".join(pictures))
-    if info.steps is not None and info.steps > steps:
-        logger.warning("data set %r: %d of the %d steps that %s counts are here", label, steps, info.steps, INFO)
+    others = [name for name in schema.names if name.startswith("observation.") and name not in (*pictures, read)]
+    if others:
+        logger.warning("data set %r: of its observations, %s are not read", label, ", ".join(others))
+    for what, counted, here in (("steps", info.steps, steps), ("episodes", info.episodes, episodes)):
+        if counted is not None and counted > here:
+            logger.warning("data set %r: %d of the %d %s that %s counts are here", label, here, counted, what, INFO)
