@@ -142,6 +142,18 @@ def test_a_folder_is_all_its_files(tmp_path: Path, hopper: Path) -> None:
     assert len(entries()) == 3
 
 
+def test_several_sources_have_an_entry_of_their_own(hopper: Path, flat: Path, no_reading: Any) -> None:
+    first = load_trajectories([hopper, flat])
+    assert_same(first, uncached([hopper, flat]))
+    assert load_trajectories([flat, hopper]).name == "d4rl + hopper"
+    hopper.with_suffix(".json").write_text('{"env_id": "Hopper-v5"}')
+    assert load_trajectories([hopper, flat]).env_id == "Hopper-v5"
+    hopper.with_suffix(".json").unlink()
+    assert len(entries()) == 3
+    no_reading()
+    assert_same(load_trajectories([str(hopper), flat]), first)
+
+
 def test_a_source_is_asked_again_with_options_that_it_refuses(hopper: Path) -> None:
     load_trajectories(hopper)
     with pytest.raises(ValueError, match="revision='main' has no meaning for the local file"):

@@ -16,6 +16,7 @@ from hf_decision_mamba.data import Trajectories, load_trajectories
 from hf_decision_mamba.data.formats.hub import PARQUET_REVISION
 
 HOPPER = Path(__file__).parent / "hopper-tiny-v5.parquet"
+SAMPLES = Path(__file__).parent / "samples"
 SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
 
 
@@ -85,12 +86,15 @@ def source(kind: str, folder: Path) -> Any:
         (folder / "data").mkdir()
         data.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
         return str(folder)
+    if kind.startswith("saved"):
+        (datasets.DatasetDict(train=data) if kind == "saved dict" else data).save_to_disk(folder / "saved")
+        return folder / "saved" / ("data-00000-of-00001.arrow" if kind == "saved file" else "")
     path = folder / f"episodes.{kind}"
     if kind == "arrow":
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, data.data.table.schema) as writer:
             writer.write_table(data.data.table)
     else:
-        {"parquet": data.to_parquet, "json": data.to_json, "jsonl": data.to_json}[kind](path)
+        {"parquet": data.to_parquet}.get(kind, data.to_json)(path)
     return path
 
 
@@ -107,7 +111,12 @@ def source(kind: str, folder: Path) -> Any:
         "parquet",
         "json",
         "jsonl",
+        "jsonl.gz",
+        "json.xz",
         "arrow",
+        "saved data set",
+        "saved dict",
+        "saved file",
     ],
 )
 def test_every_kind_of_source_gives_the_same_columns(kind: str, tmp_path: Path) -> None:
@@ -118,6 +127,44 @@ def test_every_kind_of_source_gives_the_same_columns(kind: str, tmp_path: Path) 
     assert trajectories.terminations.tolist() == [False, True, False]
     assert trajectories.truncations.tolist() == [False, False, True]
     assert trajectories.episode_offsets.tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("rows", ["episodes", "steps"])
+def test_slices_of_what_is_loaded_are_whole_episodes(rows: str, saved: bool, tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict(two_episodes())
+    if rows == "steps":
+        steps = {name: [step for episode in values for step in episode] for name, values in two_episodes().items()}
+        data = datasets.Dataset.from_dict({**steps, "episode_index": [0, 0, 1]})
+    both = datasets.DatasetDict(train=data, test=data)
+    for split, rewards in {"train[1:]": [3], "train[:50%]": [1, 2], "test": [1, 2, 3]}.items():
+        source: Any = both if split == "test" else data
+        if saved:
+            source.save_to_disk(tmp_path / split)
+            source = tmp_path / split
+        assert load_trajectories(source, split=split).rewards.tolist() == rewards
+    with pytest.raises(ValueError, match=r"has no (episodes in )?split 'train\[:0\]'|has no episodes in split"):
+        load_trajectories(source, split="train[:0]")
+    with pytest.raises(ValueError, match=r"has no split 'dev'; it has 'train', 'test'"):
+        load_trajectories(both, split="dev")
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has 'train'"):
+        load_trajectories(data, split="test")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "no JSON"])
+def test_a_saved_data_set_that_is_damaged_is_named(damage: str, tmp_path: Path) -> None:
+    folder = source("saved data set", tmp_path)
+    arrow = next(folder.glob("*.arrow"))
+    if damage == "missing":
+        arrow.unlink()
+    elif damage == "cut short":
+        arrow.write_bytes(arrow.read_bytes()[:-200])
+    else:
+        (folder / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"{folder}' cannot be read: a file that save_to_disk wrote is corrupted"):
+        load_trajectories(folder)
+    with pytest.raises(ValueError, match="config='a' has no meaning for the folder"):
+        load_trajectories(folder, config="a")
 
 
 @pytest.fixture
@@ -173,6 +220,95 @@ def test_numbers_of_other_files_may_have_other_widths(tmp_path: Path) -> None:
     assert trajectories.actions.tolist() == 2 * np.float32([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]).tolist()
 
 
+# Several sources, and folders of single files
+
+
+def files(folder: Path, **facts: str | None) -> list[Path]:
+    """Files of the two episodes, in the order of their names, with the facts of each beside it."""
+    folder.mkdir(exist_ok=True)
+    for number, (name, said) in enumerate(facts.items()):
+        rewards = [[number, 1.0], [2.0]]
+        datasets.Dataset.from_dict(two_episodes(rewards=rewards)).to_parquet(folder / f"{name}.parquet")
+        if said is not None:
+            (folder / f"{name}.json").write_text(said, encoding="utf-8")
+    return [folder / f"{name}.parquet" for name in facts]
+
+
+HOPPER_FACTS = '{"env_id": "Hopper-v5"}'
+
+
+def test_several_sources_are_read_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = files(tmp_path, medium=HOPPER_FACTS, expert=None, more=HOPPER_FACTS)
+    trajectories = load_trajectories([two, str(one)])
+    assert trajectories.rewards.tolist() == [1, 1, 2, 0, 1, 2]
+    assert trajectories.episode_offsets.tolist() == [0, 2, 3, 5, 6]
+    assert (trajectories.name, trajectories.env_id) == ("expert + medium", "Hopper-v5")
+    assert load_trajectories([one, two], split="train[:50%]").rewards.tolist() == [0, 1, 1, 1]
+    assert_same(load_trajectories(str(tmp_path / "*m*e*.parquet")), load_trajectories([one, three]))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert_same(load_trajectories(["~/medium.parquet", "~/mor?.parquet"]), load_trajectories([one, three]))
+    rows = [{name: np.asarray(values[0]) for name, values in two_episodes().items()}]
+    with pytest.raises(ValueError, match=r"episode 1 is of type str; expected a dict of its columns"):
+        load_trajectories([*rows, str(one)])  # type: ignore[list-item]
+
+
+def test_each_of_several_sources_keeps_its_own_rules(tmp_path: Path) -> None:
+    one, two = files(tmp_path, narrow='{"action_low": -0.1, "action_high": 0.1}', wide=None)
+    actions = load_trajectories([one, two]).actions
+    assert actions.max(axis=1).tolist() == np.float32([0.1, 0.1, 0.1, 0.1, 0.3, 0.5]).tolist()
+    flat = SAMPLES / "d4rl.hdf5"
+    both = load_trajectories([SAMPLES / "lerobot", flat])
+    assert (both.num_episodes, both.name) == (6 + load_trajectories(flat).num_episodes, "lerobot + d4rl")
+
+
+def test_names_of_many_sources_are_counted(tmp_path: Path) -> None:
+    paths = files(tmp_path, **dict.fromkeys("abcdef"))
+    assert load_trajectories(paths).name == "a + b + c + d + 2 more"
+
+
+def test_refuses_sources_that_do_not_belong_together(tmp_path: Path) -> None:
+    one, two = files(tmp_path, a=HOPPER_FACTS, b='{"env_id": "Walker2d-v5"}')
+    with pytest.raises(ValueError, match=r"'a' is of the environment Hopper-v5, and 'b' of Walker2d-v5; only data of"):
+        load_trajectories([one, two])
+    with pytest.raises(
+        ValueError, match=r"data set 'hopper-tiny-v5', column 'observations': .* \(11,\) a step, where ot"
+    ):
+        load_trajectories([one, HOPPER])
+    with pytest.raises(ValueError, match=rf"the data set {tmp_path}/a.parquet is there twice; leave one out"):
+        load_trajectories([one, two, str(one)])
+    with pytest.raises(
+        ValueError, match=rf"(?s)config='x' has no meaning .*`hf-decision-mamba inspect-data {one} {two}`"
+    ):
+        load_trajectories([one, two], config="x")
+    with pytest.raises(FileNotFoundError, match=r"no file or folder has a name of this pattern"):
+        load_trajectories(str(tmp_path / "*.hdf5"))
+    with pytest.raises(FileNotFoundError, match=r"there is no file or folder .*missing\.parquet"):
+        load_trajectories([one, tmp_path / "missing.parquet"])
+
+
+def test_a_folder_of_single_files_has_the_facts_beside_them(tmp_path: Path) -> None:
+    files(tmp_path / "data", a=HOPPER_FACTS, b='{"action_low": -0.2, "action_high": 0.2}', c='{"episodes": 7}')
+    trajectories = load_trajectories(tmp_path / "data")
+    assert (trajectories.env_id, trajectories.num_episodes) == ("Hopper-v5", 6)
+    assert trajectories.actions.max() == np.float32(0.2)
+    (tmp_path / "data" / "notes.json").write_text('{"more": "JSON files than data"}')
+    assert_same(load_trajectories(tmp_path / "data"), trajectories)
+    (tmp_path / "data" / "README.md").write_text("---\nenvironment: {id: Hopper-v5}\n---\n")
+    (tmp_path / "data" / "notes.json").unlink()
+    assert_same(load_trajectories(tmp_path / "data"), trajectories)
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_facts_beside_files_may_not_contradict_one_another(card: bool, tmp_path: Path) -> None:
+    one, two = files(tmp_path, a=None if card else '{"num_actions": 3}', b='{"num_actions": 4}')
+    if card:
+        (tmp_path / "README.md").write_text("---\nenvironment: {num_actions: 3}\n---\n")
+    said = r"(a\.json|README\.md) says num_actions=3, and .*b\.json says 4, but their data are read as one; correct one"
+    with pytest.raises(ValueError, match=said):
+        load_trajectories(tmp_path)
+    assert load_trajectories([one, two]).num_episodes == 4
+
+
 def test_the_shipped_data_set() -> None:
     trajectories = load_trajectories(SHIPPED)
     assert repr(trajectories) == (
@@ -219,6 +355,24 @@ def test_any_numbers_become_float32_and_flags_may_be_numbers() -> None:
     assert trajectories.observations.dtype == trajectories.rewards.dtype == np.float32
     assert trajectories.terminations.tolist() == [False, True, False]
     assert trajectories.truncations.tolist() == [False, False, True]
+
+
+def test_true_and_false_may_be_observed() -> None:
+    seen = [[[True, False], [False, False]], [[True, True]]]
+    expected = [[1, 0], [0, 0], [1, 1]]
+    assert load(observations=seen).observations.tolist() == expected
+    steps = {name: [step for episode in values for step in episode] for name, values in two_episodes().items()}
+    steps |= {"observations": [step for episode in seen for step in episode], "episode_index": [0, 0, 1]}
+    assert load_trajectories(datasets.Dataset.from_dict(steps)).observations.tolist() == expected
+    arrays = [{name: values[row] for name, values in two_episodes(observations=seen).items()} for row in range(2)]
+    assert load_trajectories(arrays).observations.tolist() == expected
+
+
+def test_refuses_two_columns_of_a_name(tmp_path: Path) -> None:
+    table = pa.table(two_episodes())
+    pq.write_table(table.append_column("rewards", table.column("rewards")), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="has more than one column 'rewards'; rename or remove the others"):
+        load_trajectories(tmp_path / "a.parquet")
 
 
 def test_one_number_may_be_in_a_list_of_its_own() -> None:
@@ -548,6 +702,22 @@ def test_names_the_file_that_cannot_be_read(damage: str, in_folder: bool, tmp_pa
         load_trajectories(tmp_path if in_folder else file)
 
 
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("damage", ["cut short", "bytes changed", "not compressed"])
+def test_names_compressed_files_that_are_damaged(ending: str, damage: str, tmp_path: Path) -> None:
+    path = source(f"jsonl.{ending}", tmp_path)
+    content = bytearray(path.read_bytes())
+    if damage == "cut short":
+        del content[-20:]
+    elif damage == "bytes changed":
+        content[40:60] = bytes(20)
+    else:
+        content[:] = b'{"observations": []}'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"the file {path} is corrupted, truncated or not what its ending says"):
+        load_trajectories(path)
+
+
 def test_a_full_disk_is_not_blamed_on_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*args: object, **options: object) -> None:
         raise DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
@@ -559,15 +729,23 @@ def test_a_full_disk_is_not_blamed_on_the_data(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", ["episodes.json", "episodes.jsonl", "episodes.arrow"])
 def test_names_other_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text('{"observations": [[1, 2]], "act', encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{name}.*cannot be read: .*corrupted, truncated"):
-        load_trajectories(tmp_path / name)
+    for content in ('{"observations": [[1, 2]], "act', ""):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{name}.*cannot be read: .*corrupted, truncated"):
+            load_trajectories(tmp_path / name)
 
 
 def test_lists_the_kinds_of_files_it_reads(tmp_path: Path) -> None:
     (tmp_path / "episodes.xyz").touch()
     with pytest.raises(ValueError, match=r"cannot read a file of this kind; known endings: \.parquet,.*\.hdf5.*\.pkl"):
         load_trajectories(tmp_path / "episodes.xyz")
+    for name in ("a.hdf5.gz", "a.pkl.gz", "a.parquet.gz", "a.zip", "a.csv.gz"):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=rf"{name}: .*of compressed files only JSON is read, so unpack it first"):
+            load_trajectories(tmp_path / name)
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(ValueError, match=r"a\.csv: .*a cell of it holds one number, so no vector .* to_parquet"):
+        load_trajectories(tmp_path / "a.csv")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=r"the folder .*empty holds no data files; looked for \.parquet.*_ckpt"):
@@ -600,5 +778,3 @@ def test_refuses_options_that_would_do_nothing() -> None:
     rows = datasets.Dataset.from_dict(two_episodes())
     with pytest.raises(ValueError, match="revision='a' has no meaning for a data set that is already loaded"):
         load_trajectories(rows, revision="a")
-    with pytest.raises(ValueError, match="no split 'test'; it has 'train'"):
-        load_trajectories(datasets.DatasetDict(train=rows), split="test")

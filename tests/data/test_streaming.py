@@ -223,6 +223,17 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert {float(reward) for piece in stream.episodes(stream.files[0]) for reward in piece.rewards} == {1.0}
 
 
+def test_several_sources_are_one_stream(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one", files=1), write(tmp_path / "two", files=2)
+    (one / "train-00000.json").write_text('{"env_id": "Hopper-v5"}')
+    stream = open_stream([one, str(two / "*.parquet")])
+    assert [Path(file).parent.name for file in stream.files] == ["one", "two", "two"]
+    assert (stream.name, stream.facts.env_id) == ("one + train-00000 + train-00001", "Hopper-v5")
+    (two / "train-00000.json").write_text('{"env_id": "Walker2d-v5"}')
+    with pytest.raises(ValueError, match=r"one/train-00000.json says env_id='Hopper-v5', and .* says 'Walker2d-v5'"):
+        open_stream([one, two])
+
+
 def test_refuses_what_cannot_be_streamed(tmp_path: Path, folder: Path, stream: EpisodeStream) -> None:
     with pytest.raises(FileNotFoundError, match="no data set to stream at 'minari:hopper/sample-v0'"):
         open_stream("minari:hopper/sample-v0")

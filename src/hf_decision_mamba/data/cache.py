@@ -19,12 +19,13 @@ from uuid import uuid4
 
 import datasets
 
+from .facts import beside
 from .trajectories import Trajectories
 
 logger = logging.getLogger(__name__)
 
 #: Raise it when the files of an entry change, or the rules by which a source is read.
-_FORMAT = 1
+_FORMAT = 2
 _ABANDONED_SECONDS = 24 * 60 * 60.0
 _UNFINISHED = "unfinished-"
 
@@ -72,7 +73,7 @@ def files_of(path: Path) -> list[object]:
 
     Hidden files are left out. With a file comes the JSON file beside it, if there is one.
     """
-    files = [path, path.with_suffix(".json")]
+    files = [path, beside(path)]
     if path.is_dir():
         hidden = re.compile(r"(^|/)\.")
         files = [file for file in path.rglob("*") if not hidden.search(file.relative_to(path).as_posix())]

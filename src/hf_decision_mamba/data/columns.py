@@ -116,6 +116,8 @@ def find_columns(
     for ours, usual in aliases.items():
         wanted = (columns[ours],) if ours in columns else usual
         present = [name for name in wanted if name in found]
+        if present and found.count(present[0]) > 1:
+            raise ValueError(f"data set {label!r} has more than one column {present[0]!r}; rename or remove the others")
         if present:
             names[ours] = present[0]
         elif ours in columns or ours in needed:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from huggingface_hub import HfApi
 
 from .formats import d4rl, dt_pickle, hub, minari
+from .sources import named_sources
 
 _FILES_SHOWN = 20
 _COLUMNS_SHOWN = 100
@@ -36,23 +37,41 @@ def contents(source: object, *, config: str | None = None, revision: str | None 
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         splits = source if isinstance(source, datasets.DatasetDict) else {"rows": source}
         return [line for name, rows in splits.items() for line in _rows(name, rows, len(rows))]
-    if not isinstance(source, (str, Path)):
-        return _values(source)
     try:
-        return _named(str(source), Path(source).expanduser(), config, revision)
-    except Exception as error:  # every format has errors of its own, and all of them are answers here
-        return [f"it cannot be opened: {type(error).__name__}: {_one_line(error)}"]
+        names = named_sources(source)
+    except (OSError, ValueError) as error:
+        return [_unopened(error)]
+    if names is None:
+        return _values(source)
+    found = {str(name): _named(str(name), Path(name).expanduser(), config, revision) for name in names}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return [line for name, lines in found.items() for line in (f"{name}:", *(f"  {line}" for line in lines))]
 
 
 def _named(text: str, path: Path, config: str | None, revision: str | None) -> list[str]:
+    try:
+        return _opened(text, path, config, revision)
+    except Exception as error:  # every format has errors of its own, and all of them are answers here
+        return [_unopened(error)]
+
+
+def _unopened(error: Exception) -> str:
+    return f"it cannot be opened: {type(error).__name__}: {_one_line(error)}"
+
+
+def _opened(text: str, path: Path, config: str | None, revision: str | None) -> list[str]:
     ending = path.suffix.lower()
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.is_file())
         lines = _listed([f"{file.relative_to(path).as_posix()}  {_size(file.stat().st_size)}" for file in found])
-        tables = any(file.suffix.lower() in hub.BUILDERS for file in found)
+        if hub.is_saved(path):
+            return [*lines, *contents(hub.open_saved(text, path))]
+        tables = any(map(hub.builder_of, found))
         return [*lines, *(_table(text, name=config) if tables else [])]
-    if path.is_file() and ending in hub.BUILDERS:
-        return [_size(path.stat().st_size), *_table(hub.BUILDERS[ending], data_files=str(path))]
+    builder = hub.builder_of(path)
+    if path.is_file() and builder is not None:
+        return [_size(path.stat().st_size), *_table(builder, data_files=str(path))]
     if path.is_file() and ending in d4rl.SUFFIXES:
         return _hdf5(path)
     if path.is_file() and ending in dt_pickle.SUFFIXES:

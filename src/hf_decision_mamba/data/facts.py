@@ -7,7 +7,7 @@ the JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from huggingface_hub import DatasetCard
 from numpy.typing import ArrayLike, NDArray
+
+#: Endings of compressed files.
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 #: A larger JSON file beside the data holds data itself.
 _LARGEST_JSON = 1 << 20
@@ -101,13 +104,47 @@ def facts_of_card(card: Path) -> SourceFacts:
     return _facts(card, environment, env_id="id")
 
 
+def beside(file: Path) -> Path:
+    """Return where the JSON file would be that describes a data file."""
+    unpacked = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
+    return unpacked.with_suffix(".json")
+
+
+def agreed(found: Iterable[SourceFacts], otherwise: str = "") -> SourceFacts:
+    """Return what several files say of the same data.
+
+    Args:
+        found: what each of them says.
+        otherwise: what else can be done when they do not agree.
+
+    Raises:
+        ValueError: two of them say different things.
+    """
+    places: list[str | None] = []
+    said: dict[str, tuple[Any, str | None]] = {}
+    for facts in found:
+        places.append(facts.where)
+        for name in ("env_id", *_SAID):
+            value = getattr(facts, name)
+            if value is None:
+                continue
+            first, where = said.setdefault(name, (value, facts.where))
+            if first != value:
+                raise ValueError(
+                    f"{where} says {name}={first!r}, and {facts.where} says {value!r}, but their data are read as one; "
+                    f"correct one of them{otherwise}"
+                )
+    sayers = dict.fromkeys([str(where) for _, where in said.values()]) or filter(None, places[:1])
+    return SourceFacts(" and ".join(sayers) or None, **{name: value for name, (value, _) in said.items()})
+
+
 def facts_beside(file: Path) -> SourceFacts:
     """Read the JSON file beside a data file, if there is one.
 
     Raises:
         ValueError: it is not JSON.
     """
-    path = file.with_suffix(".json")
+    path = beside(file)
     if path == file or not path.is_file() or path.stat().st_size > _LARGEST_JSON:
         return SourceFacts()
     try:

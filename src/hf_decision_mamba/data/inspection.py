@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ def inspect_source(
     Raises:
         TypeError: the source is of no known kind.
     """
-    label = str(source) if isinstance(source, (str, Path)) else "arrays in memory"
+    label = _label(source)
     try:
         with _warnings() as found:
             trajectories = load_trajectories(source, config=config, revision=revision, split=split, columns=columns)
@@ -124,6 +124,14 @@ def inspect_source(
         return Inspection(label, {}, [*found, _without_hint(error)], there)
     facts = _facts(trajectories, statistics)
     return Inspection(label, facts, [*found, *_remarks(facts)], [], trajectories.returns(), trajectories.lengths())
+
+
+def _label(source: Source) -> str:
+    """Return what the user called the source."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    named = isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], (str, Path))
+    return " ".join(map(str, source)) if named else "arrays in memory"
 
 
 def spread(values: ArrayLike) -> dict[str, float]:

@@ -6,28 +6,31 @@ The formats themselves are in `formats`, a file for each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 
 from .cache import cached, files_of
-from .facts import SourceFacts
+from .facts import COMPRESSED, SourceFacts
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.hub import Request
 from .splits import choose_episodes, only_train
-from .trajectories import Trajectories
+from .trajectories import Trajectories, concatenate
 
-Source: TypeAlias = (
-    str | Path | datasets.Dataset | datasets.DatasetDict | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-)
+#: What has a name: a path, a repository of the Hub, a Minari id; or several of them, or a pattern such as `runs/*.pkl`.
+Named: TypeAlias = str | Path | Sequence[str | Path]
+Source: TypeAlias = Named | datasets.Dataset | datasets.DatasetDict | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 _FILES: dict[str, Callable[[str, Path, Mapping[str, str]], Trajectories]] = {
     **dict.fromkeys(d4rl.SUFFIXES, d4rl.read_d4rl),
     **dict.fromkeys(dt_pickle.SUFFIXES, dt_pickle.read_dt_pickle),
 }
 _ENDINGS = (*hub.BUILDERS, *_FILES)
+_NAMES_SHOWN = 4  # of several sources, in the name of what they are together
 
 
 def load_trajectories(
@@ -46,8 +49,10 @@ def load_trajectories(
 
     - Actions that are one integer a step, (T,), are discrete. Continuous ones are clipped to their space, or refused:
       [-1, 1] where nothing says it; with a value beyond 1.5 they are then in units of their own, and stay as they are.
-    - Observations that are bytes are images: T grey frames of H times W pixels, one after the other, with none after
-      the last action. Parquet files of them are read as they are: the cache of `datasets` would hold them unpacked.
+    - Observations that are bytes are images: T grey frames of H times W pixels, one after the other. So are arrays
+      (T, H, W) of bytes, also with an axis for one channel or for a stack of frames, of which the newest, the last, is
+      kept; and pictures, the `Image` of `datasets`. Colours are refused.
+    - An observation after the last action of an episode, T + 1 in all, is left out.
 
     How an episode ends:
 
@@ -59,22 +64,26 @@ def load_trajectories(
     The environment id, the shape of a frame (84 by 84 where nothing says it), the number of discrete actions (the
     largest one taken + 1 where nothing says it) and the space of continuous ones are read from the card, `environment:
     {id: ..., obs_shape: [H, W], num_actions: ..., action_low: ..., action_high: ...}` in the front matter of README.md;
-    for a single file, from the JSON file of the same name beside it, `{"env_id": ..., "obs_shape": [H, W], ...}`.
+    for a single file, from the JSON file of the same name beside it, `{"env_id": ..., "obs_shape": [H, W], ...}`. In a
+    folder of such files, what they and the card say has to agree.
 
     Args:
         source: one of
 
-            - a Hub repository id (`org/name`), a folder laid out like one, a .parquet, .json, .jsonl or .arrow file, or
-              a `Dataset` or `DatasetDict` that is already loaded. What exists locally is not looked for on the Hub.
+            - a Hub repository id (`org/name`), a folder laid out like one or written by `save_to_disk`, a .parquet,
+              .json, .jsonl (also .gz) or .arrow file, or a `Dataset` or `DatasetDict` that is already loaded. What
+              exists locally is not looked for on the Hub.
             - `minari:` and the id of a Minari data set.
             - a D4RL file (.hdf5, .h5), or a pickle (.pkl, .pickle) of dicts of NumPy arrays, of which no code runs.
             - a folder of the DQN replay data set: a game, a run of it, or its `replay_logs`.
             - a list of dicts of arrays, one an episode, or a dict of flat arrays of all episodes.
+            - a list of any of the above that have a name, or a pattern of paths such as "runs/*.parquet": their
+              episodes together, one source after the other. Each is read by its own rules and facts; their columns must
+              have the same dimensions, and their environments, where they say them, must be one.
         config: the data set's configuration, where it has several; always with the revision of parquet copies. For a
             DQN replay, the number of transitions to take, or "all".
         revision: branch, tag or commit of a Hub repository.
-        split: which split to read; slices such as "train[:10%]" are taken by whole episodes, but a loaded data set has
-            none.
+        split: which split to read; slices such as "train[:10%]" are taken by whole episodes, of each source.
         columns: names of the source's columns by ours, for example `{"observations": "obs"}`.
 
     Raises:
@@ -86,25 +95,86 @@ def load_trajectories(
             column where there are such.
     """
     request = Request(split, config, revision, columns or {})
+    names = named_sources(source)
+    if names is None:
+        return _checked(source, request)
+    label = " ".join(map(str, names))
 
     def read() -> Trajectories:
         try:
-            trajectories = _read(source, request)
-            trajectories.check_finite()
+            parts = [_checked(name, request) for name in names]
+            return parts[0] if len(parts) == 1 else _together(parts)
         except ValueError as error:
-            if not isinstance(source, (str, Path)):
-                raise
-            raise ValueError(f"{error}\n`hf-decision-mamba inspect-data {source}` shows what is there") from error
-        return trajectories
+            raise ValueError(f"{error}\n`hf-decision-mamba inspect-data {label}` shows what is there") from error
 
-    identity = _identity(source, request)
-    return read() if identity is None else cached(str(source), identity, read)
+    identities = [_identity(name, request) for name in names]
+    return read() if None in identities else cached(label, [*identities], read)
 
 
-def _identity(source: Source, request: Request) -> list[object] | None:
-    """Return all that decides what is read, or None where that cannot be told, as of what is in memory already."""
-    if not isinstance(source, (str, Path)):
-        return None
+def named_sources(source: object) -> list[str | Path] | None:
+    """Return the sources that are named, one by one; None where what is given is no name, but the data themselves.
+
+    Raises:
+        FileNotFoundError: no file is of the pattern.
+        ValueError: a source is there twice.
+    """
+    several = isinstance(source, Sequence) and not isinstance(source, (str, bytes)) and len(source) > 0
+    given = [*source] if isinstance(source, Sequence) and several else [source]
+    names: dict[str, str | Path] = {}
+    for pattern in given:
+        if not isinstance(pattern, (str, Path)):
+            return None
+        for name in _matching(pattern):
+            path = Path(name).expanduser()
+            place = str(path.resolve()) if path.exists() else str(name)
+            if place in names:
+                raise ValueError(f"the data set {name} is there twice; leave one out, or its episodes are there twice")
+            names[place] = name
+    return [*names.values()]
+
+
+def joined_names(names: Sequence[str]) -> str:
+    """Return what cards call several data sets together."""
+    more = len(names) - _NAMES_SHOWN
+    return " + ".join([*names[:_NAMES_SHOWN], *([f"{more} more"] if more > 0 else [])])
+
+
+def _matching(pattern: str | Path) -> list[str | Path]:
+    """Return the paths of a pattern, or what is none as it is."""
+    path = Path(pattern).expanduser()
+    if not has_magic(str(pattern)) or path.exists():
+        return [pattern]
+    found: list[str | Path] = [*sorted(glob(str(path), recursive=True))]
+    if not found:
+        raise FileNotFoundError(f"no data set at {str(pattern)!r}: no file or folder has a name of this pattern")
+    return found
+
+
+def _checked(source: Source, request: Request) -> Trajectories:
+    trajectories = _read(source, request)
+    trajectories.check_finite()
+    return trajectories
+
+
+def _together(parts: list[Trajectories]) -> Trajectories:
+    """Return the episodes of several data sets, which have to be of one environment.
+
+    Raises:
+        ValueError: they are not, or their columns differ in type or dimensions.
+    """
+    known = [part for part in parts if part.env_id is not None]
+    for part in known:
+        if part.env_id != known[0].env_id:
+            raise ValueError(
+                f"data set {known[0].name!r} is of the environment {known[0].env_id}, and {part.name!r} of "
+                f"{part.env_id}; only data of one environment are read together"
+            )
+    env_id = known[0].env_id if known else None
+    return replace(concatenate(parts), name=joined_names([part.name for part in parts]), env_id=env_id)
+
+
+def _identity(source: str | Path, request: Request) -> list[object] | None:
+    """Return all that decides what is read, or None where that cannot be told."""
     text, path = str(source), Path(source).expanduser()
     asked = [request.config, request.split, sorted(request.columns.items())]
     if path.exists():
@@ -132,8 +202,9 @@ def _read(source: Source, request: Request) -> Trajectories:
             refused=("config", "revision"),
         )
     raise TypeError(
-        "trajectories come from a Hub repository id, a path, a Minari id, a loaded Dataset or DatasetDict, a list "
-        f"with a dict of arrays for each episode, or a dict of flat arrays, not from {type(source).__name__}"
+        "trajectories come from a Hub repository id, a path, a Minari id, a list of such names, a loaded Dataset or "
+        "DatasetDict, a list with a dict of arrays for each episode, or a dict of flat arrays, not from "
+        f"{type(source).__name__}"
     )
 
 
@@ -142,16 +213,19 @@ def _read_named(text: str, path: Path, request: Request, anywhere: bool) -> Traj
     ending = path.suffix.lower()
     if path.is_dir():
         logs = dqn_replay.find_logs(path)
+        if logs is None and hub.is_saved(path):
+            return hub.read_saved(text, path, request)
         if logs is None:
             _refuse_folder_of_files(text, path)
             return hub.read_folder(text, path, request)
         replay = partial(dqn_replay.read_dqn_replay, text, path, logs, request.config)
         return _by_episodes(text, request, replay, refused=("revision", "columns"))
     if path.is_file():
-        if ending in hub.BUILDERS:
-            return hub.read_file(text, path, request)
+        builder = hub.builder_of(path)
+        if builder is not None:
+            return hub.read_file(text, path, builder, request)
         if ending not in _FILES:
-            raise ValueError(f"{text}: cannot read a file of this kind; known endings: {', '.join(_ENDINGS)}")
+            raise ValueError(f"{text}: cannot read a file of this kind; {_advice(ending)}")
         file = partial(_FILES[ending], text, path, request.columns)
         return _by_episodes(text, request, file, refused=("config", "revision"))
     if anywhere and text.startswith(minari.PREFIX):
@@ -165,12 +239,24 @@ def _read_named(text: str, path: Path, request: Request, anywhere: bool) -> Traj
     )
 
 
+def _advice(ending: str) -> str:
+    """Say what to do with a file that is not read."""
+    if ending in (*COMPRESSED, ".zip"):
+        return "of compressed files only JSON is read, so unpack it first"
+    if ending in (".csv", ".tsv"):
+        return (
+            "a cell of it holds one number, so no vector of observations or actions; with pandas, make lists of the "
+            "columns that belong together and save them with to_parquet"
+        )
+    return f"known endings: {', '.join(_ENDINGS)}"
+
+
 def _refuse_folder_of_files(text: str, path: Path) -> None:
     """Refuse a folder of files that are each a data set, unless there are tables too (.json may be beside a file)."""
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _FILES)
     if files and not any(file.suffix.lower() in {*hub.BUILDERS} - {".json"} for file in path.rglob("*")):
         raise ValueError(
-            f"the folder {text} holds files that are each a data set; name one of them, such as {files[0]}"
+            f"the folder {text} holds files that are each a data set; name one of them, such as {files[0]}, or several"
         )
 
 

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .columns import find_columns, without_spare_dones
-from .facts import SourceFacts
+from .facts import SourceFacts, agreed
 from .formats.arrow import without_lists_of_one
 from .formats.episode_rows import read_episode_rows
 from .formats.hub import Request, find_parquet, is_repository_id
 from .formats.rows import TableRows, reading
 from .formats.step_rows import RobotInfo, has_one_row_per_step, read_step_rows, step_columns
+from .sources import Named, joined_names, named_sources
 from .trajectories import Trajectories, concatenate
 from .windows import WindowDataset
 
@@ -253,27 +254,39 @@ class WindowStream(IterableDataset[dict[str, Tensor]]):
 
 
 def open_stream(
-    source: str,
+    source: Named,
     *,
     config: str | None = None,
     revision: str | None = None,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
 ) -> EpisodeStream:
-    """Find the episodes of a parquet file, a folder or a Hub repository, without reading or downloading them.
+    """Find the episodes of parquet files, folders or Hub repositories, without reading or downloading them.
 
-    Args: as `load_trajectories`.
+    Args: as `load_trajectories`; of several sources, the facts have to agree.
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set, or the Hub cannot be reached.
         ValueError: it is not one that can be streamed.
     """
+    request = Request(split, config, revision, columns or {})
+    names = named_sources(source) or []
+    found = [_find(str(name), request) for name in names]
+    return EpisodeStream(
+        label=" ".join(map(str, names)),
+        name=joined_names([name for _, name, _ in found]),
+        files=tuple(file for files, _, _ in found for file in files),
+        columns=request.columns,
+        facts=agreed([facts for _, _, facts in found]),
+    )
+
+
+def _find(source: str, request: Request) -> tuple[list[str], str, SourceFacts]:
+    """Return the parquet files of a source, what cards call it, and what it says about itself."""
     path = Path(source).expanduser()
     if not path.exists() and not is_repository_id(source):
         raise FileNotFoundError(
             f"no data set to stream at {source!r}: there is no file or folder {path.absolute()}, and it is not a "
             "repository id of the Hub (organisation/name)"
         )
-    request = Request(split, config, revision, columns or {})
-    files, name, facts = find_parquet(source, path, request)
-    return EpisodeStream(source, name, tuple(files), request.columns, facts)
+    return find_parquet(source, path, request)

@@ -208,7 +208,7 @@ def _checked(where: str, ours: str, theirs: str, values: Any) -> np.ndarray:
     if not vector and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     # Nothing but an empty list says no type; that the episode is empty is reported later.
-    kinds = "iufb" if flag or array.size == 0 else "iuf"
+    kinds = "iufb" if flag or ours == "observations" or array.size == 0 else "iuf"
     discrete = ours == "actions" and array.ndim == 1 and array.dtype.kind in "iu"
     images = ours == "observations" and array.ndim in (3, 4) and array.dtype.kind in "iu"
     dimensions = 1 if discrete or not vector else array.ndim if images else 2

@@ -143,7 +143,7 @@ def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, depth: i
     """Check that the column is numbers (or true and false) in `depth` lists a step, or pictures."""
     value = item_type(found, 1 + depth)
     picture = ours == "observations" and is_picture(item_type(found, 1))
-    if picture or is_number(value, or_flag=ours in FLAGS) or _holds_nothing(found):
+    if picture or is_number(value, or_flag=ours in (*FLAGS, "observations")) or _holds_nothing(found):
         return  # where nothing but empty lists or nulls is, the checks of lengths and nulls say where
     lists = "a list of numbers, or one integer," if ours == "actions" else "a list of numbers"
     lists += ", or a frame," if ours == "observations" else ""

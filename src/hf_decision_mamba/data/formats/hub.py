@@ -5,7 +5,12 @@ How a table is opened is known here; what its rows are, one episode or one step,
 
 from __future__ import annotations
 
+import errno
+import gzip
+import lzma
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,11 +20,12 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from ..facts import SourceFacts, facts_beside, facts_of_card
+from ..facts import COMPRESSED, SourceFacts, agreed, beside, facts_beside, facts_of_card
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
 from .episode_rows import read_episode_rows
@@ -30,7 +36,11 @@ from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
 PARQUET_REVISION = "refs/convert/parquet"
 #: What `datasets` reads, by ending.
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+#: What `save_to_disk` of a `Dataset` or a `DatasetDict` leaves in its folder.
+_SAVED = ("state.json", "dataset_dict.json")
 
+#: What the modules that unpack compressed files say of damaged ones; bz2 has none of its own.
+_UNPACKING_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 _SECONDS_TO_ANSWER = 10.0
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -38,6 +48,19 @@ _REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 def is_repository_id(source: str) -> bool:
     """Whether this could be a repository of the Hub, `organisation/name`."""
     return _REPOSITORY_ID.fullmatch(source) is not None
+
+
+def builder_of(file: Path) -> str | None:
+    """Return which builder of `datasets` reads a file, by its ending; JSON may be compressed."""
+    ending = file.suffix.lower()
+    if ending not in COMPRESSED:
+        return BUILDERS.get(ending)
+    return "json" if BUILDERS.get(file.with_suffix("").suffix.lower()) == "json" else None
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    return any((folder / name).is_file() for name in _SAVED)
 
 
 def resolved_commit(repo_id: str, revision: str | None) -> str | None:
@@ -90,9 +113,35 @@ class _Opened:
 def read_loaded(source: datasets.Dataset | datasets.DatasetDict, request: Request) -> Trajectories:
     """Read a data set that is already loaded."""
     request.refuse("a data set that is already loaded", "config", "revision")
-    rows = _choose_split(source, request.split) if isinstance(source, datasets.DatasetDict) else source
-    name = rows.info.dataset_name or "data set in memory"
-    return _read(_Opened(LoadedRows(rows), label=name, name=name), request)
+    rows = next(iter(source.values()), None) if isinstance(source, datasets.DatasetDict) else source
+    name = (rows is not None and rows.info.dataset_name) or "data set in memory"
+    opened = _Opened(_rows_of(source, request, "the loaded data set"), label=name, name=name)
+    return _read(opened, request)
+
+
+def open_saved(text: str, path: Path) -> datasets.Dataset | datasets.DatasetDict:
+    """Open a folder that `save_to_disk` wrote.
+
+    Raises:
+        ValueError: a file of it is missing or damaged.
+    """
+    try:
+        saved = datasets.load_from_disk(str(path))
+        for rows in saved.values() if isinstance(saved, datasets.DatasetDict) else [saved]:
+            rows.data.table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise  # the disk or the rights to the file are to blame, not the data
+        raise unreadable(text, "a file that save_to_disk wrote", error) from error
+    return saved
+
+
+def read_saved(text: str, path: Path, request: Request) -> Trajectories:
+    """Read a folder that `save_to_disk` wrote."""
+    request.refuse(f"the folder {text}, which save_to_disk wrote,", "config", "revision")
+    rows = _rows_of(open_saved(text, path), request, f"the folder {text}")
+    facts = facts_of_card(path / "README.md")
+    return _read(_Opened(rows, label=text, name=path.resolve().name, facts=facts), request)
 
 
 def read_folder(text: str, path: Path, request: Request) -> Trajectories:
@@ -106,15 +155,14 @@ def read_folder(text: str, path: Path, request: Request) -> Trajectories:
             f"DQN replay in {path.absolute()} ({error}); files of other formats are named one by one"
         ) from error
     info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else RobotInfo()
-    facts = facts_of_card(path / "README.md")
-    return _read(_Opened(rows, label=text, name=path.resolve().name, facts=facts, info=info), request)
+    return _read(_Opened(rows, label=text, name=path.resolve().name, facts=_facts_of_folder(path), info=info), request)
 
 
-def read_file(text: str, path: Path, request: Request) -> Trajectories:
-    """Read one local file by its ending, which is one of `BUILDERS`."""
+def read_file(text: str, path: Path, builder: str, request: Request) -> Trajectories:
+    """Read one local file; `builder_of` says with which builder."""
     request.refuse(f"the local file {text}", "config", "revision")
-    rows = _load(text, BUILDERS[path.suffix.lower()], request, data_files=str(path))
-    return _read(_Opened(rows, label=text, name=path.stem, facts=facts_beside(path)), request)
+    rows = _load(text, builder, request, data_files=str(path))
+    return _read(_Opened(rows, label=text, name=beside(path).stem, facts=facts_beside(path)), request)
 
 
 def read_repository(repo_id: str, request: Request) -> Trajectories:
@@ -146,11 +194,11 @@ def find_parquet(text: str, path: Path, request: Request) -> tuple[list[str], st
     """
     if path.is_file():
         request.refuse(f"the local file {text}", "config", "revision")
-        files, name, facts = {"train": [str(path)]}, path.stem, facts_beside(path)
+        files, name, facts = {"train": [str(path)]}, beside(path).stem, facts_beside(path)
     elif path.is_dir():
         request.refuse(f"the local folder {text}", "revision")
         files = _files(text, str(path), name=request.config, **_data_files(path))
-        name, facts = path.resolve().name, facts_of_card(path / "README.md")
+        name, facts = path.resolve().name, _facts_of_folder(path)
     else:
         with _found_on_the_hub(text):
             files = _files(text, text, revision=request.revision, **_chosen(text, request))
@@ -174,9 +222,27 @@ def _files(label: str, path: str, **options: Any) -> dict[str, list[str]]:
     return {str(split): [str(file) for file in files if not is_about_data(file)] for split, files in found.items()}
 
 
-def _data_files(folder: Path) -> dict[str, str]:
-    """Return the option of `datasets` that leaves out LeRobot's tables about the data, which lie beside the data."""
-    return {"data_files": "data/**/*.parquet"} if (folder / INFO).is_file() else {}
+def _data_files(folder: Path) -> dict[str, Any]:
+    """Return the option of `datasets` that leaves out what lies beside the data: LeRobot's tables, and JSON files."""
+    if (folder / INFO).is_file():
+        return {"data_files": "data/**/*.parquet"}
+    endings = Counter(file.suffix.lower() for file in folder.rglob("*"))
+    if endings[".json"] <= endings[".parquet"] or not endings[".parquet"] or (folder / "README.md").is_file():
+        return {}
+    # `datasets` would take the most frequent kind of file for the data.
+    patterns = get_data_patterns(str(folder))
+    return {"data_files": DataFilesDict.from_patterns(patterns, str(folder), allowed_extensions=[".parquet"])}
+
+
+def _facts_of_folder(folder: Path) -> SourceFacts:
+    """Return what a folder's card, and the JSON files beside its data, say together.
+
+    Raises:
+        ValueError: two of them say different things, or one is not JSON.
+    """
+    files = [] if (folder / INFO).is_file() else filter(builder_of, sorted(folder.rglob("*")))
+    one_by_one = ", or give the files as a list, of which each keeps what is said of it"
+    return agreed([facts_of_card(folder / "README.md"), *map(facts_beside, files)], one_by_one)
 
 
 def _chosen(repo_id: str, request: Request) -> dict[str, str | None]:
@@ -279,12 +345,18 @@ def _explained(label: str, chosen: Mapping[str, Any]) -> Iterator[None]:
             f"data set {label!r} is made by a script, which `datasets` no longer runs; for a Hub repository load its "
             f"parquet copy with revision={PARQUET_REVISION!r} and config=..."
         ) from error
-    except (DatasetGenerationError, pa.ArrowException) as error:
+    except StopIteration as error:
+        raise unreadable(label, _bad_file(Path(label).expanduser()), ValueError("it is empty")) from error
+    except (DatasetGenerationError, pa.ArrowException, *_UNPACKING_ERRORS) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
             raise cause from None  # the disk is full or a file may not be opened: the data are not to blame
         file = _bad_file(Path(label).expanduser())
         raise unreadable(label, file, cause) from error
+    except OSError as error:
+        if str(error) == "Invalid data stream":
+            raise unreadable(label, _bad_file(Path(label).expanduser()), error) from error
+        raise
     except HFValidationError:
         raise
     except ValueError as error:
@@ -303,7 +375,19 @@ def _bad_file(source: Path) -> str:
     return "a file"
 
 
-def _choose_split(splits: datasets.DatasetDict, split: str) -> datasets.Dataset:
-    if split not in splits:
-        raise ValueError(f"the loaded data set has no split {split!r}; it has {', '.join(map(repr, splits))}")
-    return splits[split]
+def _rows_of(source: datasets.Dataset | datasets.DatasetDict, request: Request, what: str) -> LoadedRows:
+    """Return the rows of a split of what is loaded. Of rows that are single steps, return all, as `_load` does."""
+    whole = whole_split(request.split)
+    if isinstance(source, datasets.DatasetDict):
+        splits = {str(name): rows for name, rows in source.items()}
+    else:
+        splits = {whole if whole == str(source.split) else "train": source}
+    schema = next((rows.features.arrow_schema for rows in splits.values()), pa.schema([]))
+    split = whole if has_one_row_per_step(schema, request.columns) else request.split
+    try:
+        lengths = {name: len(rows) for name, rows in splits.items()}
+        pieces = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{what} has no split {split!r}; it has {', '.join(map(repr, splits))} ({error})") from error
+    chosen = [splits[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
+    return LoadedRows(chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen))

@@ -90,22 +90,23 @@ def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
     """
     if "episodes" in columns or "steps" in columns:
         return True  # only such a table has them
-    if not any(name in schema.names for name in _ALIASES["episodes"]):
+    types = {field.name: field.type for field in schema}
+    if not any(name in types for name in _ALIASES["episodes"]):
         return False
 
     def present(*ours: str) -> list[str]:
         wanted = [name for our in ours for name in ([columns[our]] if our in columns else _ALIASES[our])]
-        return [name for name in wanted if name in schema.names]
+        return [name for name in wanted if name in types]
 
     once = present("rewards", *FLAGS, "successes")
-    lists = [name for name in once if is_list(schema.field(name).type)]
+    lists = [name for name in once if is_list(types[name])]
     if once and not lists:
         return True
-    seen = [schema.field(name).type for name in present("observations")[:1]]
+    seen = [types[name] for name in present("observations")[:1]]
     if any(depth_of(found) > 1 or is_binary(found) or is_picture(item_type(found, 1)) for found in seen):
         return False  # an episode's observations
     # Lists of one value a row, as LeRobot declares some, are those of LeRobot, or stand beside single values.
-    return len(lists) < len(once) or all(name.startswith("next.") for name in once) or "frame_index" in schema.names
+    return len(lists) < len(once) or all(name.startswith("next.") for name in once) or "frame_index" in types
 
 
 def read_step_rows(
@@ -356,7 +357,7 @@ def _read_column(label: str, ours: str, theirs: str, table: pa.Table, names: Map
     depth = min(depth_of(found), 3 if ours == "observations" else 1) if vector else 0
     picture = ours == "observations" and is_picture(found)
     # Rewards may be true and false: `next.success`, `next.done`.
-    if not (picture or is_number(item_type(found, depth), or_flag=not vector) or pa.types.is_null(found)):
+    if not (picture or is_number(item_type(found, depth), or_flag=ours != "actions") or pa.types.is_null(found)):
         what = "a list of numbers, or one number" if vector else "true or false" if ours in FLAGS else "one number"
         what += ", or a frame" if ours == "observations" else ""
         raise ValueError(
