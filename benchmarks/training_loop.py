@@ -70,7 +70,7 @@ class Clock(TrainerCallback):
 def loop(steps: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Milliseconds of a step in the loop, of a bare one, of drawing its batch, of a checkpoint and an evaluation."""
     model_args, data_args, _, args = parse_arguments([str(CONFIG)])
-    trajectories = load_trajectories(str(data_args.dataset_name))
+    trajectories = load_trajectories(data_args.dataset_name or [])
     model, processor, context = build(model_args, data_args, trajectories)
     windows = WindowDataset(
         trajectories, context, state_mean=processor.state_mean, state_std=processor.state_std, return_scale=1000

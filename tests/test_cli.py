@@ -1,6 +1,7 @@
 """The command line: its verbs reach their rooms, and what a user can put right is one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,40 @@ def test_inspect_data_speaks_to_people_and_to_machines(capsys):
     assert "BreakoutNoFrameskip-v4" in capsys.readouterr().out
     main(["inspect-data", str(BREAKOUT), "--split", "train[:2]", "--json"])
     assert json.loads(capsys.readouterr().out)["episodes"] == 2
+
+
+def test_inspect_data_reads_several_sources_and_paths_from_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("one", "two"):
+        shutil.copy(BREAKOUT, tmp_path / f"{name}.parquet")
+    main(["inspect-data", "~/one.parquet", "~/two.parquet", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["episodes"]) == ("one + two", 10)
+    with pytest.raises(SystemExit):
+        main(["inspect-data", "~/one.parquet", "~/three.parquet"])
+    printed = capsys.readouterr().out
+    assert f"there is no file or folder {tmp_path}/three.parquet" in printed and "observations  binary" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["evaluate", "~/run", "--output", "~/out"], {"checkpoint": "{}/run", "output": Path("{}/out")}),
+        (["inspect", "~/run", "--data", "~/d", "--output=~/o"], {"checkpoint": "{}/run", "data": "{}/d"}),
+        (["ablate", "~/a", "~/b", "--other", "~/c"], {"checkpoints": ["{}/a", "{}/b"], "other": ["{}/c"]}),
+        (["export", "~/run", "--output", "~/run.onnx"], {"checkpoint": "{}/run", "output": Path("{}/run.onnx")}),
+        (["push", "~/run", "me/run"], {"folder": Path("{}/run")}),
+        (["collect", "CartPole-v1", "--policy=~/run", "--output=~/d"], {"policy": "{}/run", "output": Path("{}/d")}),
+    ],
+)
+def test_every_path_may_begin_at_home(words, values, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = {}
+    monkeypatch.setattr(f"hf_decision_mamba.cli._{words[0]}", lambda arguments: seen.update(vars(arguments)))
+    main(words)
+    for name, value in values.items():
+        expected = [item.format(tmp_path) for item in value] if isinstance(value, list) else str(value).format(tmp_path)
+        assert seen[name] == (Path(str(expected)) if isinstance(value, Path) else expected)
 
 
 def test_inspect_data_fails_where_training_would(tmp_path, capsys):

@@ -387,14 +387,19 @@ def test_best_checkpoint_is_labelled_so(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("alice/pendulum-replay", ["alice/pendulum-replay"]), ("pendulum-replay", None), ("datasets/pendulum", None)],
+    [
+        ("alice/pendulum-replay", ["alice/pendulum-replay"]),
+        ("pendulum-replay", None),
+        ("datasets/pendulum", None),
+        ("alice/medium + mine + alice/expert", ["alice/medium", "alice/expert"]),
+    ],
 )
 def test_only_data_sets_of_the_hub_are_linked(checkpoint: Path, name: str, expected: list[str] | None) -> None:
     facts = TRAINING | {"dataset": {"name": name, "revision": "abc123"}}
     (checkpoint / "training.json").write_text(json.dumps(facts))
     card = render_model_card(checkpoint)
     assert card.data.get("datasets") == expected
-    assert (f"https://huggingface.co/datasets/{name}" in card.text) == (expected is not None)
+    assert (f"https://huggingface.co/datasets/{name}" in card.text) == (expected == [name])
     assert "`abc123`" in card.text
 
 

@@ -131,7 +131,7 @@ def test_the_shipped_settings_are_those_of_the_readme(trajectories):
     model, processor, window_length = build(model_args, data, trajectories)
     config = model.config
     assert (config.embedding_size, config.hidden_size, config.state_size, config.n_layer) == (128, 64, 16, 3)
-    assert Path(data.dataset_name).resolve() == ROOT / "datasets" / "hopper-medium-replay"
+    assert [Path(name).resolve() for name in data.dataset_name] == [ROOT / "datasets" / "hopper-medium-replay"]
     assert (processor.context_length, window_length, processor.return_scale) == (10, 10, 1000.0)
     assert (evaluation.eval_episodes, args.output_dir) == (20, "runs/dema-b3ld-hopper-medium-replay")
     assert (args.max_steps, args.per_device_train_batch_size, args.learning_rate) == (5000, 64, 1e-3)
@@ -149,7 +149,20 @@ def test_the_command_line_wins_over_the_yaml_file(tmp_path):
     assert evaluation.target_return == [3600.0, 1800.0]
     assert model.preset == "dema-b3ld"  # an empty value is the default
     assert data.columns() == {"observations": "obs"}
-    assert Path(data.dataset_name).resolve() == tmp_path / "here"  # ./ means: beside the YAML file
+    assert [Path(name).resolve() for name in data.dataset_name] == [tmp_path / "here"]  # ./ means: beside the file
+
+
+def test_paths_may_begin_at_home_and_data_sets_be_several(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text(
+        "dataset_name: [~/a.parquet, ./b.parquet, org/c]\noutput_dir: ~/out\nmodel_name_or_path: ~/model\n"
+    )
+    model, data, _, args = parse_arguments(["~/run.yaml", "--resume_from_checkpoint=~/out/checkpoint-2"])
+    assert data.dataset_name[::2] == [f"{tmp_path}/a.parquet", "org/c"]
+    assert Path(data.dataset_name[1]).resolve() == tmp_path / "b.parquet"
+    assert (args.output_dir, model.model_name_or_path) == (f"{tmp_path}/out", f"{tmp_path}/model")
+    assert args.resume_from_checkpoint == f"{tmp_path}/out/checkpoint-2"
+    assert parse_arguments(["~/run.yaml", "--dataset_name", "d", "~/e"])[1].dataset_name == ["d", f"{tmp_path}/e"]
 
 
 def test_parts_of_a_preset_can_be_taken_out(trajectories):
@@ -211,6 +224,8 @@ def test_another_model_on_the_command_line_leaves_out_the_sizes_of_the_files_mod
         (["--dataset_name", str(TINY_DATA), "--preset", "dmm"], "runs/dmm-hopper-tiny-v5"),
         (["--dataset_name", "a/b", "--architecture", "bc"], "runs/bc-b"),
         (["--dataset_name", "a/b", "--model_name_or_path", "me/dema"], "runs/dema-b"),
+        (["--dataset_name", "a/b", "c/d"], "runs/dema-b3ld-b-d"),
+        (["--dataset_name", "a/b", "c/d", "e/f", "g"], "runs/dema-b3ld-b-d-2-more"),
         (["--dataset_name", "a/b", "--output_dir", "here"], "here"),
     ],
 )
@@ -868,6 +883,16 @@ def test_the_settings_file_repeats_the_run_to_the_bit(tmp_path, changes):
         tmp_path / "run" / "model.safetensors"
     ).read_bytes()
     assert (tmp_path / "again" / "train.yaml").read_text() == written
+
+
+def test_two_data_sets_are_learned_from_together(tmp_path):
+    shutil.copy(TINY_DATA, tmp_path / "medium.parquet")
+    shutil.copy(TINY_DATA, tmp_path / "expert.parquet")
+    main([*command_line(tmp_path / "run", dataset_name=None), "--dataset_name", "medium.parquet", "expert.parquet"])
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (record["dataset"]["name"], record["dataset"]["episodes"]) == ("medium + expert", 40)
+    assert "medium + expert" in (tmp_path / "run" / "README.md").read_text()
+    assert "\ndataset_name:\n- medium.parquet\n- expert.parquet\n" in (tmp_path / "run" / "train.yaml").read_text()
 
 
 def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.util import find_spec
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.run(arguments)
 
 
+def _path(text: str) -> Path:
+    return Path(expanduser(text))  # no shell reads `--output=~/folder`
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-decision-mamba", description="Decision models on a Mamba backbone.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -58,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("train", help="train a model, see `train --help`; the same as train.py", add_help=False)
 
     evaluate = verbs.add_parser("evaluate", help="roll a checkpoint out in its environment and print the scores")
-    evaluate.add_argument("checkpoint", help="folder or Hub repository")
+    evaluate.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
     evaluate.add_argument("--revision", help="branch, tag or commit of the repository")
     evaluate.add_argument("--env-id", help="gymnasium id (default: the checkpoint's)")
     evaluate.add_argument("--target-return", type=float, nargs="+", help="what to ask for (default: the checkpoint's)")
@@ -69,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--sample", action="store_true", help="draw discrete actions instead of taking the likeliest")
     evaluate.add_argument("--num-envs", type=int, help="environments that run at once (default: 20)")
     evaluate.add_argument("--device", help="where the model computes (default: cpu)")
-    evaluate.add_argument("--output", type=Path, help="folder for evaluation.json, evaluation.parquet and returns.png")
+    evaluate.add_argument("--output", type=_path, help="folder for evaluation.json, evaluation.parquet and returns.png")
     evaluate.add_argument(
         "--video", action="store_true", help="film the first episode of each target return, into the folder of --output"
     )
@@ -82,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect_data(verbs)
 
     push = verbs.add_parser("push", help="upload a checkpoint, or a collected data set, with its card to the Hub")
-    push.add_argument("folder", type=Path)
+    push.add_argument("folder", type=_path)
     push.add_argument("repository", help="owner/name; created if it does not exist")
     push.add_argument("--private", action="store_true", help="create it as a private repository")
     push.add_argument("--revision", help="branch to push to (default: main)")
@@ -101,11 +106,13 @@ def _add_inspect(verbs: Any) -> None:
     command = verbs.add_parser(
         "inspect", help="look inside a checkpoint: hidden attention, effective context, memory, target returns"
     )
-    command.add_argument("checkpoint", help="folder or Hub repository")
+    command.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
     command.add_argument("--revision", help="branch, tag or commit of the repository")
     source = command.add_mutually_exclusive_group()
     source.add_argument("--env", metavar="ENV_ID", help="gymnasium id to roll out in (default: the checkpoint's)")
-    source.add_argument("--data", metavar="SOURCE", help="read episodes of a data set, and play nothing")
+    source.add_argument(
+        "--data", type=expanduser, metavar="SOURCE", help="read episodes of a data set, and play nothing"
+    )
     command.add_argument("--target-return", type=float, nargs="+", help="(default: shares of the checkpoint's)")
     command.add_argument("--episodes", type=int, default=5, help="to look into, and per target return (default: 5)")
     command.add_argument(
@@ -119,7 +126,7 @@ def _add_inspect(verbs: Any) -> None:
     command.add_argument("--device", help="where the model computes (default: cpu)")
     command.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         help="folder of page, pictures and numbers (default: inspection, in the checkpoint's folder; of the Hub's, "
         "inspection-NAME here)",
     )
@@ -130,9 +137,16 @@ def _add_ablate(verbs: Any) -> None:
     command = verbs.add_parser(
         "ablate", help="score a checkpoint with its hidden attention swapped, randomised and zeroed, layer by layer"
     )
-    command.add_argument("checkpoints", nargs="+", help="folders or Hub repositories; several are averaged, as seeds")
     command.add_argument(
-        "--other", nargs="+", default=[], metavar="CHECKPOINT", help="whose parameters are swapped in: one, or one each"
+        "checkpoints", nargs="+", type=expanduser, help="folders or Hub repositories; several are averaged, as seeds"
+    )
+    command.add_argument(
+        "--other",
+        nargs="+",
+        type=expanduser,
+        default=[],
+        metavar="CHECKPOINT",
+        help="whose parameters are swapped in: one, or one each",
     )
     command.add_argument("--changes", nargs="+", choices=CHANGES, help="(default: all; swap needs --other)")
     command.add_argument("--env", metavar="ENV_ID", help="gymnasium id (default: the checkpoint's)")
@@ -142,15 +156,15 @@ def _add_ablate(verbs: Any) -> None:
     command.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
     command.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
     command.add_argument("--device", help="where the model computes (default: cpu)")
-    command.add_argument("--output", type=Path, help="folder for ablation.json and ablation.png")
+    command.add_argument("--output", type=_path, help="folder for ablation.json and ablation.png")
     command.set_defaults(run=_ablate)
 
 
 def _add_export(verbs: Any) -> None:
     command = verbs.add_parser("export", help="write one decision of a checkpoint as a file that runs without torch")
-    command.add_argument("checkpoint", help="folder or Hub repository")
+    command.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
     command.add_argument("--revision", help="branch, tag or commit of the repository")
-    command.add_argument("--output", type=Path, required=True, help="FILE.onnx, or FILE.pte for ExecuTorch")
+    command.add_argument("--output", type=_path, required=True, help="FILE.onnx, or FILE.pte for ExecuTorch")
     command.set_defaults(run=_export)
 
 
@@ -161,10 +175,11 @@ def _add_collect(verbs: Any) -> None:
         argument_default=argparse.SUPPRESS,  # defaults are those of CollectSettings
     )
     command.add_argument("env_id", help="gymnasium id")
-    command.add_argument("--output", type=Path, required=True, help="folder of the data set; must not exist yet")
+    command.add_argument("--output", type=_path, required=True, help="folder of the data set; must not exist yet")
     acting = command.add_mutually_exclusive_group()
     acting.add_argument(
         "--policy",
+        type=expanduser,
         help="random (default); a checkpoint of ours, folder or Hub repository; or a policy of stable-baselines3, "
         "sb3:sac:FILE.zip or sb3:sac:owner/name",
     )
@@ -189,12 +204,14 @@ def _add_collect(verbs: Any) -> None:
 
 def _add_inspect_data(verbs: Any) -> None:
     command = verbs.add_parser("inspect-data", help="say what is in a data set, and what is wrong with it")
-    command.add_argument("source", help="what train.py takes as --dataset_name")
+    command.add_argument(
+        "source", nargs="+", type=expanduser, help="what train.py takes as --dataset_name; several are read together"
+    )
     command.add_argument("--columns", help='names of its columns by ours, as JSON: \'{"observations": "obs"}\'')
     command.add_argument("--split", default="train", help="such as train[:10%%] (default: train)")
     command.add_argument("--config", help="configuration of the data set")
     command.add_argument("--revision", help="branch, tag or commit of the repository")
-    command.add_argument("--output", type=Path, help="folder for inspection.json and returns.png")
+    command.add_argument("--output", type=_path, help="folder for inspection.json and returns.png")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_inspect_data)
 

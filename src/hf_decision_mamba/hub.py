@@ -81,7 +81,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         license=LICENSE,
         pipeline_tag="reinforcement-learning",
         tags=[tag for tag in (*TAGS, str(config.get("model_type")).replace("_", "-"), env_id) if tag],
-        datasets=[dataset["name"]] if is_hub_dataset else None,
+        datasets=[name for name in str(dataset.get("name")).split(" + ") if _is_hub_id(name)] or None,
         model_name=model_name,
         eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
     )

@@ -127,8 +127,10 @@ def _finish(axes: "Axes", label: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as YAML has it: enumerations by their values, paths as `portable` makes them."""
+    """A setting as YAML has it: enumerations by their values, paths as `portable` makes them, no list of one text."""
     value = getattr(value, "value", value)
     if isinstance(value, str):
         return portable(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return portable(value[0]) if len(value) == 1 else [portable(item) for item in value]
     return value

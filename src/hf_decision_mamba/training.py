@@ -313,10 +313,10 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
     }
     revision = _revision(data_args)
     if data_args.streaming:
-        steps, stream = data_args.streaming_buffer, open_stream(str(data_args.dataset_name), **source)
+        steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
         stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
         return _Data(train.statistics(), train, held_out, eval_args.env_id or train.env_id, stream, steps, revision)
-    trajectories = load_trajectories(str(data_args.dataset_name), **source)
+    trajectories = load_trajectories(data_args.dataset_name or [], **source)
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
         train, held_out = trajectories.split(data_args.held_out_fraction, _data_seed(args))
@@ -326,7 +326,10 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
 
 def _revision(data_args: DataArguments) -> str | None:
     """The commit that a Hub repository is read at; as it was given where that is a copy or cannot be found out."""
-    name, revision = str(data_args.dataset_name), data_args.dataset_revision
+    names, revision = data_args.dataset_name or [], data_args.dataset_revision
+    if len(names) != 1:
+        return revision  # each has commits of its own
+    name = names[0]
     if Path(name).expanduser().exists() or not is_repository_id(name) or revision == PARQUET_REVISION:
         return revision
     return resolved_commit(name, revision) or revision

@@ -73,6 +73,9 @@ class ModelArguments:
         return {name: None if value == "none" else value for name, value in given.items()}
 
 
+#: Data sets that the name of a run's folder names.
+_SOURCES_NAMED = 2
+
 #: What says which model to build; all other settings of a model are changes to that one.
 _MODEL_CHOICE = ("architecture", "preset", "model_name_or_path")
 
@@ -83,10 +86,11 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str | None = field(
+    dataset_name: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Hub repository (org/name), folder, file (.parquet, .hdf5, .pkl, ...) or minari:ID: docs/data.md."
+            "help": "Hub repository (org/name), folder, file (.parquet, .hdf5, .pkl, ...) or minari:ID: docs/data.md. "
+            "Several are learned from together."
         },
     )
     dataset_config: str | None = field(
@@ -226,6 +230,9 @@ class DecisionMambaTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # pinning is for copies to an accelerator
 
 
+#: Settings that may be paths, in which ~ is the home folder: no shell reads those of a YAML file, nor `--name=~/path`.
+_PATHS = ("dataset_name", "model_name_or_path", "output_dir", "resume_from_checkpoint", "deepspeed")
+
 Arguments = tuple[ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments]
 
 
@@ -248,7 +255,7 @@ class _Parser(HfArgumentParser):
 def build_parser() -> HfArgumentParser:
     """The command line: the four groups of settings, nothing abbreviated."""
     groups: Any = (ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments)
-    return _Parser(
+    parser = _Parser(
         groups,
         usage="accelerate launch train.py [settings.yaml] [--setting value ...]",
         description="Train a decision model on trajectories, score it in its environment, and write its card. Settings "
@@ -256,6 +263,10 @@ def build_parser() -> HfArgumentParser:
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        if action.dest in _PATHS:
+            action.type = os.path.expanduser
+    return parser
 
 
 def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> Arguments:
@@ -302,7 +313,7 @@ def _all_words(
     """The YAML file's settings and the command line's as one command line, and the names of all settings."""
     argv = list(argv)
     known = sorted({action.dest for action in parser._actions} - {"help"})
-    config = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else default_config
+    config = Path(argv.pop(0)).expanduser() if argv and not argv[0].startswith("-") else default_config
     from_file = {} if config is None else _read_yaml(config, known)
     chosen, chosen_in_file = (
         parser.parse_known_args(words)[0] for words in (_joined(from_file, argv), _joined(from_file))
@@ -324,11 +335,13 @@ def _joined(from_file: dict[str, list[str]], argv: Sequence[str] = ()) -> list[s
 def _run_folder(settings: Any) -> str:
     """Where a run is written that nobody gave a folder: named after its model and its data."""
     model = settings.preset if settings.architecture == ModelArguments.architecture else settings.architecture
+    sources = settings.dataset_name or ["data"]
     names = []
-    for source in (settings.model_name_or_path or model, settings.dataset_name or "data"):
+    for source in (settings.model_name_or_path or model, *sources[:_SOURCES_NAMED]):
         path = Path(source)
         names.append(path.stem if path.is_file() else path.resolve().name)
-    return f"runs/{'-'.join(names)}"
+    more = len(sources) - _SOURCES_NAMED
+    return f"runs/{'-'.join([*names, *([f'{more}-more'] if more > 0 else [])])}"
 
 
 def _read_yaml(path: Path, known: Sequence[str]) -> dict[str, list[str]]:
