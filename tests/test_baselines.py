@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from hf_decision_mamba import DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.baselines import DecisionBCConfig, DecisionBCModel
@@ -35,7 +35,13 @@ def test_it_is_two_hidden_layers_of_256_and_a_tanh(model):
         features = (features @ layer.weight.T + layer.bias).clamp(min=0)
     expected = torch.tanh(features @ model.predict_action.weight.T + model.predict_action.bias)
     torch.testing.assert_close(model(**inputs).action_preds, expected)
-    torch.testing.assert_close(model(**inputs, return_dict=False)[0], expected)
+    state_preds, action_preds, return_preds = model(**inputs, return_dict=False)
+    torch.testing.assert_close(action_preds, expected)
+    torch.testing.assert_close(model(**inputs)[1], expected)
+    assert state_preds is return_preds is None
+    first = {name: inputs[name][:, :1] for name in ("states", "returns_to_go")}
+    first["returns_to_go"] = first["returns_to_go"][..., 0]  # as the example of DecisionTransformer's documentation
+    torch.testing.assert_close(model(**first)[1], expected[:, :1])
     assert not torch.equal(model.train()(**inputs).action_preds, expected)  # dropout
     model.eval()
 
@@ -89,6 +95,14 @@ def test_the_auto_classes_and_the_policy_load_it(model, tmp_path):
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
         DecisionBCConfig(**{name: 0})
+
+
+def test_a_plain_trainer_predicts_actions_alone(model, tmp_path):
+    inputs = windows()
+    rows = [{name: x[row] for name, x in inputs.items()} for row in range(2)]
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    predicted = Trainer(model, arguments).predict(rows).predictions
+    np.testing.assert_array_equal(predicted, model(**inputs).action_preds.detach().numpy())
 
 
 def test_missing_inputs_are_named(model):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .model import DecisionMambaOutput, DecisionMambaProcessor
+from .model import DecisionMambaConfig, DecisionMambaOutput, DecisionMambaProcessor
 from .model.loading_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 
 
@@ -31,6 +31,7 @@ class DecisionBCConfig(CheckedConfig, PreTrainedConfig):
     """
 
     model_type = "decision_bc"
+    keys_to_ignore_at_inference = DecisionMambaConfig.keys_to_ignore_at_inference
 
     state_dim: int = 17
     act_dim: int = 4
@@ -88,7 +89,7 @@ class DecisionBCModel(CheckedWeights, PreTrainedModel):
         Args:
             states: (b, K, state_dim), normalised.
             returns_to_go: (b, K, 1), scaled.
-            return_dict: whether to return a `DecisionMambaOutput` or a tuple of its non-empty fields.
+            return_dict: whether to return a `DecisionMambaOutput` or its `predictions`.
             actions, rewards, timesteps, attention_mask, output_hidden_states, output_attentions, previous_actions:
                 accepted for the interface of the other models; not used.
 
@@ -97,6 +98,8 @@ class DecisionBCModel(CheckedWeights, PreTrainedModel):
         """
         if states is None or returns_to_go is None:
             raise ValueError("states and returns_to_go are required.")
+        if returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
+            returns_to_go = returns_to_go[..., None]  # as DecisionMambaModel takes them
         hidden = torch.cat([states.to(self.dtype), returns_to_go.to(self.dtype)], dim=-1)
         for layer in self.layers:
             hidden = self.dropout(torch.relu(layer(hidden)))
@@ -105,7 +108,7 @@ class DecisionBCModel(CheckedWeights, PreTrainedModel):
             action_preds = torch.tanh(action_preds)
         output = DecisionMambaOutput(action_preds=action_preds, last_hidden_state=hidden)
         return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output if return_dict else output.predictions()
 
 
 AutoConfig.register(DecisionBCConfig.model_type, DecisionBCConfig)

@@ -8,6 +8,8 @@ from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.model import PRESETS
 from hf_decision_mamba.model.loading_decision_mamba import MAX_PARAMETERS
 
+WIDEST = {"hidden_size": 2**16, "n_layer": 1}
+
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_models_and_survive_saving(name, tmp_path):
@@ -41,7 +43,6 @@ def test_overrides_and_common_names():
         ({"token_order": ("return", "action", "state")}, "must not see its own action"),
         ({"block_type": "gpt"}, "block_type='gpt' is unknown; choose one of"),
         ({"sequence_layout": "concatenated", "token_order": ("return", "state", "action")}, "needs 'previous_action'"),
-        ({"predict_state_and_return": True}, "needs 'action'"),
         ({"local_mixer_inside": True}, "needs a local_mixer"),
         ({"share_local_mixer": True}, "needs a local_mixer"),
         ({"ssm": "mamba2", "block_type": "transformer"}, "is gated"),
@@ -59,6 +60,7 @@ def test_overrides_and_common_names():
         ({"hidden_size": 2**16, "n_layer": 2**10}, "about 2.* parameters; at most"),
         ({"max_ep_len": 2**30, "use_timestep_embedding": True}, "about 1.* parameters; at most"),
         ({"state_type": "image", "image_size": 4096, "hidden_size": 2**16}, "parameters; at most"),
+        ({"state_dim": 2**20, "embedding_size": 1, **WIDEST, "predict_state_and_return": True}, "parameters; at most"),
         ({"time_step_min": 0.2}, "time_step_min=0.2 must be positive and at most time_step_max"),
         ({"time_step_min": float("nan")}, "time_step_min=nan"),
         ({"time_step_max": float("inf")}, "time_step_max=inf must be finite"),

@@ -1,12 +1,15 @@
 """DecisionMambaModel: DecisionTransformer's interface, padding, recurrence, loading, precision."""
 
 import inspect
+from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModel, DecisionTransformerModel
+from transformers import AutoConfig, AutoModel, DecisionTransformerModel, Trainer, TrainingArguments
+from transformers.models.decision_transformer.modeling_decision_transformer import DecisionTransformerOutput
 
 from hf_decision_mamba import DecisionMambaCache, DecisionMambaConfig, DecisionMambaModel, DecisionMambaOutput
 
@@ -81,13 +84,27 @@ def test_output_fields_and_shapes():
     assert output.loss is output.state_preds is output.return_preds is output.cache_params is None
 
 
-def test_tuple_output_holds_the_same():
-    model, inputs = make_model(), make_inputs()
-    expected = model(**inputs, labels=inputs["actions"])
-    loss, action_preds, last_hidden_state = model(**inputs, labels=inputs["actions"], return_dict=False)
-    torch.testing.assert_close(loss, expected.loss)
-    torch.testing.assert_close(action_preds, expected.action_preds)
-    torch.testing.assert_close(last_hidden_state, expected.last_hidden_state)
+@pytest.mark.parametrize("heads", [False, True])
+def test_tuples_and_indices_are_decision_transformers(heads):
+    model, inputs = make_model(predict_state_and_return=heads), make_inputs()
+    expected = model(**inputs, output_hidden_states=True)
+    assert [f.name for f in fields(expected)] == [
+        "loss",
+        *[f.name for f in fields(DecisionTransformerOutput)],
+        "cache_params",
+    ]
+    state_preds, action_preds, return_preds = model(**inputs, output_hidden_states=True, return_dict=False)
+    by_index = expected[0], expected[1], expected[2]
+    for found in ((state_preds, action_preds, return_preds), by_index, expected[:3], expected.to_tuple()[:3]):
+        assert torch.equal(found[1], expected.action_preds)
+        for other, named in zip(found[::2], (expected.state_preds, expected.return_preds), strict=True):
+            assert (other is not None) == heads and (not heads or torch.equal(other, named))
+    assert expected[3] is expected.hidden_states and expected[-1] is expected.last_hidden_state
+
+    loss, *predictions, cache = model(**inputs, labels=inputs["actions"], use_cache=True, return_dict=False)
+    output = model(**inputs, labels=inputs["actions"], use_cache=True)
+    assert torch.equal(loss, output.loss) and output[0] is output.loss and output[2] is output.action_preds
+    assert torch.equal(predictions[1], action_preds) and isinstance(cache, DecisionMambaCache)
 
 
 def test_loss_is_the_masked_mean_squared_error():
@@ -101,6 +118,20 @@ def test_loss_is_the_masked_mean_squared_error():
     torch.testing.assert_close(output.loss.double(), errors[counted].mean(), rtol=1e-5, atol=1e-7)
     halved = model(**inputs, attention_mask=mask, labels=labels, num_items_in_batch=2 * counted.sum())
     torch.testing.assert_close(halved.loss * 2, output.loss)
+
+
+def test_heads_without_labels_get_a_gradient_of_zero():
+    """DDP waits for a gradient of every parameter; the loss and all other gradients are those without these heads."""
+    model, plain, inputs = make_model(predict_state_and_return=True), make_model(), make_inputs()
+    plain.load_state_dict({name: x for name, x in model.state_dict().items() if name in plain.state_dict()})
+    losses = [one(**inputs, labels=inputs["actions"]).loss for one in (model, plain)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        gradient = expected[name].grad if name in expected else torch.zeros_like(parameter)
+        assert torch.equal(parameter.grad, gradient), name
 
 
 def test_loss_of_a_batch_without_labels_is_zero():
@@ -135,6 +166,122 @@ def test_timestep_embedding_is_used_when_asked_for():
     model, inputs = make_model(use_timestep_embedding=True), make_inputs()
     before = model(**inputs).action_preds
     assert not torch.allclose(model(**{**inputs, "timesteps": inputs["timesteps"] + 7}).action_preds, before)
+
+
+# ------------------------------------------------------------------- what people wrote for DecisionTransformerModel
+
+
+def test_the_example_of_decision_transformers_documentation_runs():
+    """Returns-to-go of one step without their last dimension, and a mask of zeros."""
+    model, returns = make_model().float(), torch.full((1, 1), 3.6)
+    inputs = {
+        "states": torch.ones(1, 1, STATE_DIM),
+        "actions": torch.zeros(1, 1, ACT_DIM),
+        "rewards": torch.zeros(1, 1),
+    }
+    inputs["timesteps"] = torch.tensor(0).reshape(1, 1)
+    _, action_preds, _ = model(**inputs, returns_to_go=returns, attention_mask=torch.zeros(1, 1), return_dict=False)
+    assert torch.isfinite(action_preds).all() and action_preds.shape == (1, 1, ACT_DIM)
+    one = model(**inputs, returns_to_go=returns, attention_mask=torch.ones(1, 1))[1]
+    assert torch.equal(one, model(**inputs, returns_to_go=returns[..., None])[1])
+
+
+def choose(model, states, actions, rewards, returns_to_go, timesteps, context=4) -> torch.Tensor:
+    """An action as evaluation loops of Decision Transformer choose it: padded on the left, three values unpacked."""
+    count = min(context, len(states))
+    mask = torch.cat([torch.zeros(context - count), torch.ones(count)]).to(torch.long)[None]
+
+    def window(x):
+        padding = torch.zeros(context - count, *x.shape[1:], dtype=x.dtype)
+        return torch.cat([padding, x[-count:]])[None]
+
+    _, action_preds, _ = model(
+        states=window(states),
+        actions=window(actions),
+        rewards=window(rewards),
+        returns_to_go=window(returns_to_go),
+        timesteps=window(timesteps),
+        attention_mask=mask,
+        return_dict=False,
+    )
+    return action_preds[0, -1]
+
+
+@pytest.mark.parametrize("preset", ["dema-b3ld", "dema-bl3d", "dmm", "decision-mamba"])
+def test_an_evaluation_loop_acts_as_the_models_own_window(preset):
+    sizes = {"state_dim": STATE_DIM, "act_dim": ACT_DIM, "hidden_size": 16, "n_layer": 1}
+    model = DecisionMambaModel(DecisionMambaConfig.from_preset(preset, **sizes)).eval()
+    inputs = make_inputs(batch=1, steps=8, dtype=torch.float32)
+    with torch.no_grad():
+        for t in range(8):
+            known = [x[0, : t + 1].clone() for x in inputs.values()]
+            known[1][-1] = 0  # an action is asked for, so it is not known
+            start = max(0, t - 3)
+            seen = take(inputs, slice(start, t + 1))
+            expected = model(**{**seen, "actions": seen["actions"].clone()})
+            torch.testing.assert_close(choose(model, *known), expected.action_preds[0, -1], rtol=0, atol=1e-5)
+
+
+class LossInForward(DecisionMambaModel):
+    """A model that a plain Trainer trains, as tutorials of Decision Transformer write it."""
+
+    def forward(self, **inputs):
+        output = super().forward(**inputs)
+        action_preds = self.actions_of(output)
+        real = inputs["attention_mask"].reshape(-1) > 0
+        predicted = action_preds.reshape(-1, ACT_DIM)[real]
+        return {"loss": torch.mean((predicted - inputs["actions"].reshape(-1, ACT_DIM)[real]) ** 2)}
+
+    def actions_of(self, output):
+        return output[1]
+
+
+class LossByName(LossInForward):
+    def actions_of(self, output):
+        return output.action_preds
+
+
+def plain_trainer(model, tmp_path, **options) -> Trainer:
+    inputs = make_inputs(batch=8, steps=4, dtype=torch.float32)
+    windows = [{name: x[row] for name, x in inputs.items()} for row in range(8)]
+    for row, window in enumerate(windows):
+        window["attention_mask"] = torch.ones(4)
+        window["attention_mask"][: row % 3] = 0
+    for window in windows if options.pop("labels", False) else []:
+        window["labels"] = window["actions"]
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
+    settings["save_strategy"] = "no"
+    arguments = TrainingArguments(str(tmp_path), max_steps=4, logging_steps=1, **settings)
+    return Trainer(model, arguments, train_dataset=windows, eval_dataset=windows, **options)
+
+
+def test_a_loss_of_output_1_trains_as_one_by_name(tmp_path):
+    trained, losses = [], []
+    for kind in (LossInForward, LossByName):
+        model = kind(make_model().config)
+        model.load_state_dict(make_model().state_dict())
+        trainer = plain_trainer(model.float(), tmp_path)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        trained.append(model.state_dict())
+    assert losses[0] == losses[1] and len(set(losses[0])) == 4
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_plain_trainer_predicts_actions_alone(heads, tmp_path):
+    model, seen = make_model(predict_state_and_return=heads).float(), []
+
+    def metrics(prediction):
+        seen.append(prediction)
+        return {"mse": float(((prediction.predictions - prediction.label_ids) ** 2).mean())}
+
+    trainer = plain_trainer(model, tmp_path, labels=True, compute_metrics=metrics)
+    trainer.evaluate()
+    with torch.no_grad():
+        expected = model(**trainer.data_collator(trainer.eval_dataset)).action_preds.numpy()
+    assert np.array_equal(seen[0].predictions, expected)
+    assert np.array_equal(trainer.predict(trainer.eval_dataset).predictions, expected)
 
 
 # -------------------------------------------------------------------------------------------------------- padding

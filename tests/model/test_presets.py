@@ -43,7 +43,8 @@ def model_of(variant: str) -> DecisionMambaModel:
     if variant not in _models:
         preset = variant.split(" ")[0]
         width = {"embedding_size": 12} if "embedding_size" in PRESETS[preset] else {}
-        config = DecisionMambaConfig.from_preset(preset, **{**SMALL, **width, **VARIANTS[variant]})
+        fields = {"predict_state_and_return": True} if variant.endswith("with all heads") else VARIANTS[variant]
+        config = DecisionMambaConfig.from_preset(preset, **{**SMALL, **width, **fields})
         torch.manual_seed(0)
         model = DecisionMambaModel(config)
         with torch.no_grad():
@@ -173,6 +174,41 @@ def test_no_prediction_depends_on_its_own_action_or_the_future(model):
         before, after = model(**inputs).action_preds, model(**changed).action_preds
     torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=0)
     assert not torch.allclose(after[:, t + 1], before[:, t + 1])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_next_states_and_returns_depend_on_the_steps_own_action_and_on_nothing_later(preset):
+    model = model_of(f"{preset} with all heads")
+    inputs, t = inputs_for(model, batch=2, steps=5), 2
+
+    def predict(inputs, **options):
+        with torch.no_grad():
+            output = model(**inputs, **options)
+        return output.state_preds, output.return_preds
+
+    def change(names, steps):
+        changed = {name: tensor.clone() for name, tensor in inputs.items()}
+        for name in names:
+            changed[name][:, steps] = (changed[name][:, steps] + 1) % (ACT_DIM if name == "actions" else 100)
+        return changed
+
+    expected = predict(inputs)
+    assert [tuple(x.shape) for x in expected] == [(2, 5, STATE_DIM), (2, 5, 1)]
+    later = predict(change(["states", "returns_to_go", "actions"], slice(t + 1, None)))
+    now = predict(change(["actions"], slice(t, t + 1)))
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 0, 1, 1]])
+    spread = {name: x[:, [0, 0, 1, 2, 3]].clone() for name, x in inputs.items()}
+    for name, x in inputs.items():
+        spread[name][1] = x[1, [0, 1, 0, 2, 3]]
+    padded = predict({**spread, "attention_mask": mask})
+    for known, one, other, moved in zip(expected, later, now, padded, strict=True):
+        torch.testing.assert_close(one[:, : t + 1], known[:, : t + 1], rtol=0, atol=0)
+        assert ((other != known).any(-1).any(0) == torch.tensor([False, False, True, True, True])).all()
+        torch.testing.assert_close(moved[mask.bool()], known[:, :4].flatten(0, 1), rtol=0, atol=1e-10)
+
+    unknown = {name: x for name, x in inputs.items() if name != "actions"}
+    cache = DecisionMambaCache(model.config, 2, dtype=torch.float64)
+    assert predict(unknown, previous_actions=inputs["actions"], cache_params=cache) == (None, None)
 
 
 def test_gradients_agree_with_finite_differences(model):

@@ -39,8 +39,16 @@ if os.environ.get("TRANSFORMERS_SOURCE"):
         def get_config(self) -> DecisionMambaConfig:
             sizes = {"hidden_size": self.hidden_size, "n_layer": self.num_hidden_layers, "state_size": 4}
             width = {"embedding_size": 12} if self.preset.startswith("dema-b") else {}
+            # With all of DecisionTransformer's heads: the tests read output[0], its state_preds.
             return DecisionMambaConfig.from_preset(
-                self.preset, state_dim=5, act_dim=3, max_ep_len=64, head_dim=4, **sizes, **width
+                self.preset,
+                state_dim=5,
+                act_dim=3,
+                max_ep_len=64,
+                head_dim=4,
+                predict_state_and_return=True,
+                **sizes,
+                **width,
             )
 
         def prepare_config_and_inputs_for_common(self):

@@ -159,8 +159,9 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         share_norms (`bool`, *optional*, defaults to `False`): One set of norms for all layers.
         n_inner (`int`, *optional*): Width of the feed-forward layer; `4 * hidden_size` when not given.
         activation_function (`str`, *optional*, defaults to `"relu"`): Activation of the feed-forward layer.
-        predict_state_and_return (`bool`, *optional*, defaults to `False`): Heads for the next state and return, as
-            DecisionTransformer has them, untrained; only where the step's own action is a token.
+        predict_state_and_return (`bool`, *optional*, defaults to `False`): Linear heads for the next state (`state_dim`
+            numbers, also of image models) and return, as DecisionTransformer has them: `labels` do not train them. They
+            read the action's token, or where the step's own action is none, the state's token and that action.
         head_bias (`bool`, *optional*, defaults to `True`): Bias of the action head.
         use_timestep_embedding (`bool`, *optional*, defaults to `False`): Whether a learned embedding of the time step
             is added to every embedding of that step.
@@ -202,7 +203,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
     ```"""
 
     model_type = "decision_mamba"
-    keys_to_ignore_at_inference = ["cache_params"]
+    # What a Trainer does not gather: its predictions are the actions, as `compute_metrics` expects.
+    keys_to_ignore_at_inference = ["state_preds", "return_preds", "last_hidden_state", "cache_params"]
     attribute_map = {
         "num_hidden_layers": "n_layer",
         "max_position_embeddings": "max_ep_len",
@@ -311,9 +313,6 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
             "sequence_layout='concatenated' needs 'previous_action' in token_order, not the step's own action": (
                 self.sequence_layout == "concatenated" and "action" in order
             ),
-            "predict_state_and_return=True needs 'action' in token_order, from which both are predicted": (
-                self.predict_state_and_return and "action" not in order
-            ),
             "local_mixer_inside=True needs a local_mixer and ssm='mamba'": (
                 self.local_mixer_inside and (self.local_mixer is None or self.ssm != "mamba")
             ),
@@ -345,6 +344,7 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         state_dim = 64 * (self.image_size // 8 - 3) ** 2 if self.state_type == "image" else self.state_dim
         steps = self.max_ep_len if self.use_timestep_embedding else 0
         outside = (state_dim + self.act_dim + steps) * size + 3 * size * width + self.act_dim * width
+        outside += self.state_dim * width if self.predict_state_and_return else 0
         rank = (self.time_step_rank or 0) if self.selective else 0
         projections = 0 if self.block_type == "transformer" else (2 + self.use_gate) * width
         mixer = self.intermediate_size * (projections + 2 * rank + 3 * self.state_size + self.conv_kernel)

@@ -20,7 +20,7 @@ Shapes: b batch, k environment steps, l tokens (k times the tokens of one step),
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -124,16 +124,18 @@ def make_norms(config: DecisionMambaConfig) -> nn.ModuleDict:
 @dataclass
 class DecisionMambaOutput(ModelOutput):
     """
-    Output of [`DecisionMambaModel`]; the fields of `DecisionTransformerOutput`, `loss` and `cache_params`.
+    Output of [`DecisionMambaModel`]: `loss`, the fields of `DecisionTransformerOutput` and `cache_params`.
+
+    By index and as a tuple, predictions that are absent hold their place as None, so that `output[1]` is the actions as
+    in DecisionTransformer; with `labels` the loss stands in front of them. All other absent fields are left out.
 
     Args:
         loss (`torch.Tensor` of shape `()`): Mean squared error, or cross-entropy of discrete actions, over the labels.
         state_preds (`torch.Tensor` of shape `(batch_size, episode_length, state_dim)`): The next states, where
-            `predict_state_and_return` is set.
+            `predict_state_and_return` is set and the steps' own actions are known.
         action_preds (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The predicted actions, or the
             logits of discrete ones.
-        return_preds (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): The returns, where
-            `predict_state_and_return` is set.
+        return_preds (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): The next returns, likewise.
         hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): The tokens and every
             block's output, the last one normalised.
         attentions (`tuple` of `torch.Tensor` of shape `(batch_size, num_heads, tokens, tokens)`): Hidden attention of
@@ -152,6 +154,17 @@ class DecisionMambaOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     last_hidden_state: Tensor | None = None
     cache_params: DecisionMambaCache | None = None
+
+    def to_tuple(self) -> tuple:
+        """Give the fields in their order, of the absent ones only predictions (None)."""
+        held = ("state_preds", "action_preds", "return_preds")
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name in held or getattr(self, f.name) is not None)
+
+    def predictions(self) -> tuple:
+        """Give what `return_dict=False` returns: DecisionTransformer's three; a loss first and a cache last, if any."""
+        loss = () if self.loss is None else (self.loss,)
+        cache = () if self.cache_params is None else (self.cache_params,)
+        return (*loss, self.state_preds, self.action_preds, self.return_preds, *cache)
 
 
 class DecisionMambaPreTrainedModel(CheckedWeights, PreTrainedModel):
@@ -218,8 +231,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
 
         self.predict_action = nn.Linear(config.hidden_size, config.act_dim, bias=config.head_bias)
         if config.predict_state_and_return:
-            self.predict_state = nn.Linear(config.hidden_size, config.state_dim)
-            self.predict_return = nn.Linear(config.hidden_size, 1)
+            width = config.hidden_size + (0 if "action" in config.token_order else size)
+            self.predict_state = nn.Linear(width, config.state_dim)
+            self.predict_return = nn.Linear(width, 1)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -253,7 +267,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             actions (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The action of each step; a step's
                 own action never reaches its prediction. Discrete actions are integers `(batch_size, episode_length)`.
             rewards: Accepted for DecisionTransformer's interface; not used.
-            returns_to_go (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): Scaled returns-to-go.
+            returns_to_go (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): Scaled returns-to-go; of a single
+                step also `(batch_size, 1)`.
             timesteps (`torch.LongTensor` of shape `(batch_size, episode_length)`): Steps since the episode's start,
                 below `max_ep_len`; needed only with `use_timestep_embedding`.
             attention_mask (`torch.Tensor` of shape `(batch_size, episode_length)`): 1 for real steps, 0 for padding,
@@ -266,7 +281,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                 and `batch_size * num_heads * tokens² * state_size` exponentials (for Mamba-2 without `state_size`).
                 `analysis.hidden_attention` of the hf_decision_mamba package gives the last decision's row alone, linear
                 in tokens.
-            return_dict (`bool`): Whether to return a [`DecisionMambaOutput`] or a tuple of its non-empty fields.
+            return_dict (`bool`): Whether to return a [`DecisionMambaOutput`] or, as DecisionTransformer does, the tuple
+                `(state_preds, action_preds, return_preds)`, None where the model has no such heads; the loss stands in
+                front of them with `labels`, the cache behind them where one is used.
             previous_actions (`torch.Tensor` of shape `(batch_size, episode_length, act_dim)`): The action before each
                 step, zero at an episode's start. Without it `actions` are shifted by one real step, and the first is
                 the cache's last action or zero. A window that begins inside an episode should give it. Discrete ones
@@ -286,6 +303,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         return_dict = config.return_dict if return_dict is None else return_dict
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
+        if returns_to_go is not None and returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
+            returns_to_go = returns_to_go[..., None]  # as the example of DecisionTransformer's documentation has it
         self._check_inputs(states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params)
         assert states is not None
         if use_cache and self.gradient_checkpointing and self.training:
@@ -327,7 +346,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
 
         by_step = all_hidden_states[-1].unflatten(1, (-1, len(tokens.kinds)))
         action_preds = self._predict_actions(by_step, tokens.kinds)
-        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.kinds)
+        if actions is not None and inverse is not None:
+            actions = take_steps(actions, inverse)
+        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.kinds, actions)
         output = DecisionMambaOutput(
             loss=None if labels is None else self._loss(action_preds, labels, attention_mask, num_items_in_batch),
             state_preds=state_preds,
@@ -338,7 +359,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             last_hidden_state=all_hidden_states[-1],
             cache_params=cache_params,
         )
-        return output if return_dict else output.to_tuple()
+        return output if return_dict else output.predictions()
 
     def _shift(self, actions: Tensor, cache_params: DecisionMambaCache | None) -> Tensor:
         """The action before each step: actions one step later, behind the last one known or none."""
@@ -379,7 +400,6 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
     ) -> Tensor:
         """Tokens (b, l, d): the embeddings of one step side by side, step after step."""
         dtype = self.dtype
-        discrete = self.config.action_type == "discrete"
         cut_before_action = kinds[0] == "action"
         parts = []
         for kind in kinds if len(kinds) > 1 else self.config.token_order:
@@ -388,8 +408,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             elif kind == "state":
                 part = self.embed_state(states if self.config.state_type == "image" else states.to(dtype))
             else:
-                shown = actions if kind == "action" and not cut_before_action else previous_actions
-                part = self.embed_action(shown if discrete else shown.to(dtype))
+                part = self._embed_actions(actions if kind == "action" and not cut_before_action else previous_actions)
             part = self.activation(part)
             if self.config.use_timestep_embedding:
                 shown_steps = timesteps - 1 if kind == "action" and cut_before_action else timesteps
@@ -406,6 +425,10 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         tokens = self.dropout(tokens)
         return tokens.to(torch.promote_types(dtype, torch.float32)) if self.config.residual_in_fp32 else tokens
 
+    def _embed_actions(self, actions: Tensor) -> Tensor:
+        """Actions (b, k, ...) as (b, k, e), before the activation."""
+        return self.embed_action(actions if self.config.action_type == "discrete" else actions.to(self.dtype))
+
     @torch.no_grad()
     def _hidden_attention(self, tokens: TokenStream, mask: Tensor | None, inverse: Tensor | None) -> tuple[Tensor, ...]:
         """Hidden attention (b, heads, l, l) of every layer, with the steps where the caller has them."""
@@ -418,16 +441,25 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
 
     def _predict_actions(self, hidden_states: Tensor, kinds: tuple[str, ...]) -> Tensor:
         """Actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, tokens of a step, d)."""
-        actions = self.predict_action(hidden_states[:, :, kinds.index("state") if "state" in kinds else 0])
+        actions = self.predict_action(hidden_states[:, :, _state_token(kinds)])
         return torch.tanh(actions) if self.config.action_tanh and self.config.action_type == "continuous" else actions
 
     def _predict_state_and_return(
-        self, hidden_states: Tensor, kinds: tuple[str, ...]
+        self, hidden_states: Tensor, kinds: tuple[str, ...], actions: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Next states (b, k, state_dim) and returns (b, k, 1) at the action's token, where the step ends with it."""
-        if not self.config.predict_state_and_return or kinds[-1] != "action":
+        """Next states (b, k, state_dim) and returns (b, k, 1) after the step's own action, where that is known.
+
+        They are read at its token. Where it is none, its embedding stands beside what is known of the step before it.
+        """
+        is_token = "action" in self.config.token_order
+        if not self.config.predict_state_and_return or actions is None or (is_token and kinds[-1] != "action"):
             return None, None
-        return self.predict_state(hidden_states[:, :, -1]), self.predict_return(hidden_states[:, :, -1])
+        if is_token:
+            seen = hidden_states[:, :, -1]
+        else:
+            before = hidden_states[:, :, _state_token(kinds)]
+            seen = torch.cat([before, self.activation(self._embed_actions(actions))], dim=-1)
+        return self.predict_state(seen), self.predict_return(seen)
 
     def _loss(
         self, predictions: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items: Tensor | int | None
@@ -443,7 +475,12 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             total = F.cross_entropy(predictions.flatten(0, 1), targets.flatten(), reduction="sum")
         else:
             total = torch.where(counted, predictions - labels.to(predictions.dtype), 0.0).square().sum()
-        return total / (counted.sum().clamp(min=1) if num_items is None else num_items)
+        loss = total / (counted.sum().clamp(min=1) if num_items is None else num_items)
+        if self.config.predict_state_and_return:
+            # Sums of nothing: heads that have no labels get a gradient of zero, as DDP waits for all parameters.
+            for head in (self.predict_state, self.predict_return):
+                loss = loss + sum(parameter.flatten()[:0].sum() for parameter in head.parameters())
+        return loss
 
     def _check_inputs(
         self, states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params
@@ -484,6 +521,11 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                     f"timesteps range from {low} to {high}, but this model knows 0 to {config.max_ep_len - 1} "
                     "(max_ep_len): train with a larger max_ep_len or end the episode earlier."
                 )
+
+
+def _state_token(kinds: tuple[str, ...]) -> int:
+    """Which token of a step holds its state."""
+    return kinds.index("state") if "state" in kinds else 0
 
 
 def _is_at_the_end(mask: Tensor) -> bool:
