@@ -8,7 +8,7 @@ sum again, so that nothing but the inputs need be saved. Importing this module i
 import numpy as np
 
 from .threads_cpu import BLOCK
-from .threads_kernels import as_call, part, take_item, team_of
+from .threads_kernels import as_call, finish_item, part, take_item, team_of
 from .vector_cpu import (
     LANES,
     allocate,
@@ -184,8 +184,9 @@ def forward_team(dtype):
         sizes, strides, x = part(call, 0, np.int64), part(call, 1, np.int64), part(call, 2, dtype)
         weight, bias, y = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype)
         item = take_item(call)
-        while item < call[1]:
+        while item < call[2]:
             forward(item, item + 1, sizes, strides, x, weight, bias, y)
+            finish_item(call)
             item = take_item(call)
 
     return team
@@ -201,8 +202,9 @@ def backward_team(dtype):
         x, weight, bias = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype)
         dx, dweight, dbias = part(call, 6, dtype), part(call, 7, dtype), part(call, 8, dtype)
         item = take_item(call)
-        while item < call[1]:
+        while item < call[2]:
             backward(item, item + 1, sizes, strides, dy, x, weight, bias, dx, dweight, dbias)
+            finish_item(call)
             item = take_item(call)
 
     return team

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .threads_kernels import as_call, part, take_item, team_of
+from .threads_kernels import as_call, finish_item, part, take_item, team_of
 from .vector_cpu import LANES, compiled, constant, exp2, fill, load, sigmoid, softplus, store, total
 
 # An instruction is a line of integers: what to do with buffer x, to buffer y, for which rows, and parameters a ... g.
@@ -260,11 +260,12 @@ def run_team(dtype):
         memory, states, returns_to_go = part(call, 9, dtype), part(call, 10, dtype), part(call, 11, dtype)
         actions, out, work = part(call, 12, dtype), part(call, 13, dtype), part(call, 14, dtype)
         item = take_item(call)
-        while item < call[1]:
+        while item < call[2]:
             run(
                 item, item + 1, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights,
                 memory, states, returns_to_go, actions, out, work,
             )  # fmt: skip
+            finish_item(call)
             item = take_item(call)
 
     return team

@@ -8,7 +8,7 @@ from the state saved at its start. Importing this module imports numba.
 import numpy as np
 
 from .threads_cpu import BLOCK
-from .threads_kernels import as_call, part, take_item, team_of
+from .threads_kernels import as_call, finish_item, part, take_item, team_of
 from .vector_cpu import (
     LANES,
     LN2,
@@ -340,10 +340,11 @@ def forward_team(dtype):
         mask, initial, y = part(call, 11, np.bool_), part(call, 12, dtype), part(call, 13, dtype)
         final, saved = part(call, 14, dtype), part(call, 15, dtype)
         item = take_item(call)
-        while item < call[1]:
+        while item < call[2]:
             forward(
                 item, item + 1, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, mask, initial, y, final, saved
             )  # fmt: skip
+            finish_item(call)
             item = take_item(call)
 
     return team
@@ -363,11 +364,12 @@ def backward_team(dtype):
         dA, dB, dC, dD = part(call, 17, dtype), part(call, 18, dtype), part(call, 19, dtype), part(call, 20, dtype)
         dz, dbias, dinitial = part(call, 21, dtype), part(call, 22, dtype), part(call, 23, dtype)
         item = take_item(call)
-        while item < call[1]:
+        while item < call[2]:
             backward(
                 item, item + 1, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, mask, saved,
                 du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
             )  # fmt: skip
+            finish_item(call)
             item = take_item(call)
 
     return team

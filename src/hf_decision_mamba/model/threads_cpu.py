@@ -10,7 +10,7 @@ import functools
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -48,18 +48,35 @@ def run_items(kernel: Callable[..., None], items: int, threads: int, *arguments:
 
     They are torch's own threads where its OpenMP can be reached. Any others would fight with them for the cores: after
     each operation of torch they wait for the next one for some milliseconds, wide awake.
+
+    Raises:
+        MemoryError, RuntimeError: a work item failed, so that the results hold what was in the memory before; the
+            message names the kernel.
     """
     threads = 1 if _forked else min(torch.get_num_threads(), items, threads)
-    if threads <= 1:
-        return kernel(0, items, *arguments)
-    if (parallel := _openmp()) is None:
-        return _run_on_pool(kernel, items, threads, arguments)
+    try:
+        if threads <= 1:
+            return kernel(0, items, *arguments)
+        if (parallel := _openmp()) is None:
+            return _run_on_pool(kernel, items, threads, arguments)
+    except Exception as error:
+        kind = MemoryError if isinstance(error, MemoryError) else RuntimeError
+        raise kind(f"{_name(kernel)} failed: {error}") from error
 
     from .threads_kernels import team_address
 
-    call = np.array([0, items, *(x for array in arguments for x in (array.ctypes.data, array.size))], np.int64)
+    call = np.array([0, 0, items, *(x for array in arguments for x in (array.ctypes.data, array.size))], np.int64)
     parallel(team_address(kernel, arguments[-1].dtype.name), call.ctypes.data, threads, 0)
+    if (finished := call[1]) != items:
+        raise RuntimeError(
+            f"{_name(kernel)} failed: {items - finished} of {items} work items did not finish. What they raised is "
+            "printed above this; most often it is memory that ran out."
+        )
     return None
+
+
+def _name(kernel: Callable[..., None]) -> str:
+    return f"The CPU kernel {kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
 
 
 @functools.cache
@@ -89,7 +106,10 @@ def _run_on_pool(kernel: Callable[..., None], items: int, threads: int, argument
             kernel(item, item + 1, *arguments)
 
     others = [_pool().submit(work) for _ in range(threads - 1)]
-    work()
+    try:
+        work()
+    finally:
+        wait(others)  # they write into the same arrays
     for other in others:
         other.result()
 

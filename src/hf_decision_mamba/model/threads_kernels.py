@@ -1,8 +1,9 @@
 # Copyright 2026
 """What every thread of a team runs in a CPU kernel: take the next work item until none is left; see `threads_cpu`.
 
-OpenMP hands a team nothing but an address, so a call is one int64 array: next item, number of items, then address and
-size of each array in turn. Importing this module imports numba.
+OpenMP hands a team nothing but an address, so a call is one int64 array: next item, items finished, number of items,
+then address and size of each array in turn. A thread whose kernel raises ends there, and only prints what was raised:
+the items that were finished are counted, so that `run_items` can raise. Importing this module imports numba.
 """
 
 import functools
@@ -19,16 +20,30 @@ except ImportError as error:
 
 from .vector_cpu import inlined
 
+HEAD = 3  # numbers of a call before its arrays
+
 
 @intrinsic
-def take_item(typingctx, call):
-    """Return call[0] and raise it by one, as one step that no other thread can divide."""
+def count(typingctx, call, k):
+    """Return call[k] and raise it by one, as one step that no other thread can divide."""
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), ir.IntType(64)(1), "monotonic")
 
-    return types.int64(call), codegen
+    return types.int64(call, types.intp), codegen
+
+
+@inlined
+def take_item(call):
+    """The next item that no thread has taken; beyond the last one when all are taken."""
+    return count(call, 0)
+
+
+@inlined
+def finish_item(call):
+    """Note that an item is done."""
+    count(call, 1)
 
 
 @intrinsic
@@ -42,13 +57,13 @@ def as_pointer(typingctx, address):
 @inlined
 def as_call(address, arrays):
     """The call at an address, which is one of so many arrays."""
-    return carray(address, (2 + 2 * arrays,), np.int64)
+    return carray(address, (HEAD + 2 * arrays,), np.int64)
 
 
 @inlined
 def part(call, k, dtype):
     """Array k of a call."""
-    return carray(as_pointer(call[2 + 2 * k]), (call[3 + 2 * k],), dtype)
+    return carray(as_pointer(call[HEAD + 2 * k]), (call[HEAD + 1 + 2 * k],), dtype)
 
 
 def team_of(kernel):

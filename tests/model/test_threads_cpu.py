@@ -1,0 +1,80 @@
+"""Work items on torch's threads, on threads of our own and on one: what fails in any of them reaches the caller."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from hf_decision_mamba.model import causal_conv_kernels, fused_kernels, selective_scan_kernels, threads_cpu
+from hf_decision_mamba.model.selective_scan_cpu import scan_backward, scan_forward
+from hf_decision_mamba.model.threads_cpu import run_items
+
+INTEGERS = {"sizes", "strides", "program", "buffers", "indices", "timesteps", "discrete", "lengths"}
+#: Arguments with which a kernel raises before it touches anything: workspaces of negative sizes, half a program.
+FAILING = {
+    selective_scan_kernels.forward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 6, "strides": [0] * 10},
+    selective_scan_kernels.backward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 5, "strides": [0] * 12},
+    causal_conv_kernels.forward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 2},
+    causal_conv_kernels.backward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 4},
+    fused_kernels.run: {"sizes": [2, 1, 1, 1, 1, 3, 2, 0, 2], "program": [0, 0, 0]},
+}
+
+
+@pytest.fixture(params=["openmp", "pool", "one thread"])
+def threads_from(request, monkeypatch):
+    """Threads of torch's OpenMP, where there is one, threads of our own, as elsewhere, and none but the caller's."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if request.param == "one thread" else 2)
+    if request.param == "pool":
+        monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
+    return request.param
+
+
+def name_of(kernel) -> str:
+    return f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
+
+
+@pytest.mark.parametrize("kernel", FAILING, ids=name_of)
+def test_what_a_kernel_raises_reaches_the_caller(kernel, threads_from, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    arrays = []
+    for name in list(inspect.signature(kernel.py_func).parameters)[2:]:
+        dtype = np.int64 if name in INTEGERS else np.bool_ if name in ("flags", "mask") else np.float32
+        arrays.append(np.array(FAILING[kernel].get(name, [0]), dtype))
+    with pytest.raises(RuntimeError, match=f"^The CPU kernel {name_of(kernel)} failed: ") as raised:
+        run_items(kernel, 2, 2, *arrays)
+    reasons = [str(raised.value.__cause__)]
+    if threads_from == "openmp":  # where nothing but the number of finished items leaves a thread
+        assert "2 of 2 work items did not finish" in str(raised.value)
+        reasons = [str(one.exc_value) for one in printed]
+        assert len(reasons) == 2
+    expected = "total size of new array" if kernel is fused_kernels.run else "negative dimensions"
+    assert all(expected in reason for reason in reasons), reasons
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
+def test_memory_that_runs_out_is_an_error_and_no_result(threads_from, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: None)
+    states = 1 << 16  # for which a workspace takes half a gigabyte, and all that is given and returned a megabyte
+    u, A, B = torch.ones(2, 1, 1), torch.ones(1, states), torch.ones(2, 1, states)
+    few = u, u, A[:, :2], B[..., :2], B[..., :2], None, None, None, True, None, None, True
+    many = u, u, A, B, B, None, None, None, True, None, None, True
+    y, final_state, saved = scan_forward(*few)
+    scan_backward(y, final_state, *few[:-1], saved)  # compiled, and on threads that are there
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), hard))
+    try:
+        with pytest.raises((MemoryError, RuntimeError), match=r"selective_scan_kernels\.forward failed: "):
+            scan_forward(*many)
+        with pytest.raises((MemoryError, RuntimeError), match=r"selective_scan_kernels\.backward failed: "):
+            scan_backward(y, None, *many[:-1], torch.empty(2, 1, 32 * states))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
