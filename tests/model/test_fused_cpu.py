@@ -1,11 +1,15 @@
 """The network as one compiled call computes what torch computes: every preset, any size, windows and recurrence."""
 
+from dataclasses import fields, make_dataclass
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.model import PRESETS, fused_cpu
@@ -26,6 +30,65 @@ MIXTURES = {
     "discrete actions": {"action_type": "discrete", "token_order": ["return", "state", "action"]},
     "discrete previous actions": {"action_type": "discrete", "embedding_size": 33, "use_timestep_embedding": True},
 }
+OWN_TOKEN = {"token_order": ["return", "state", "action"]}
+IMAGES = {"state_type": "image", **ATARI}
+#: Every field of the config with a value that is not its default, and what else it takes for it to matter.
+CHANGED = {
+    "state_dim": {"state_dim": 6},
+    "act_dim": {"act_dim": 4},
+    "hidden_size": {"hidden_size": 9},
+    "embedding_size": {"embedding_size": None},
+    "n_layer": {"n_layer": 1},
+    "max_ep_len": {"max_ep_len": 39, "use_timestep_embedding": True},
+    "action_tanh": {"action_tanh": False},
+    "token_order": OWN_TOKEN,
+    "sequence_layout": {"sequence_layout": "concatenated"},
+    "embedding_activation": {"embedding_activation": "relu"},
+    "embed_layer_norm": {"embed_layer_norm": True},
+    "use_timestep_embedding": {"use_timestep_embedding": True},
+    "state_type": IMAGES,
+    "action_type": {"action_type": "discrete"},
+    "num_channels": {**IMAGES, "num_channels": 3},
+    "image_size": {**IMAGES, "image_size": 44},
+    "block_type": {"block_type": "transformer"},
+    "ssm": {"ssm": "mamba2"},
+    "use_gate": {"use_gate": False},
+    "selective": {"selective": False},
+    "local_mixer": {"local_mixer": "linear"},
+    "local_mixer_window": {"local_mixer": "conv", "local_mixer_window": 3},
+    "local_mixer_inside": {"local_mixer": "linear", "local_mixer_inside": True},
+    "share_local_mixer": {"local_mixer": "conv", "share_local_mixer": True},
+    "mixer_residual": {"mixer_residual": False},
+    "norm_type": {"norm_type": "layer_norm"},
+    "mixer_norm_type": {"mixer_norm_type": "layer_norm"},
+    "share_norms": {"share_norms": True},
+    "n_inner": {"block_type": "mamba_mlp", "n_inner": 7},
+    "activation_function": {"block_type": "mamba_mlp", "activation_function": "tanh"},
+    "predict_state_and_return": {**OWN_TOKEN, "predict_state_and_return": True},
+    "head_bias": {"head_bias": False},
+    "state_size": {"state_size": 3},
+    "expand": {"expand": 1},
+    "head_dim": {"ssm": "mamba2", "head_dim": 3},
+    "conv_kernel": {"conv_kernel": 2},
+    "time_step_rank": {"time_step_rank": 3},
+    "time_step_min": {"time_step_min": 0.05},
+    "time_step_max": {"time_step_max": 0.5},
+    "time_step_floor": {"time_step_floor": 0.2},
+    "use_bias": {"use_bias": True},
+    "use_conv_bias": {"use_conv_bias": False},
+    "residual_in_fp32": {"residual_in_fp32": False},
+    "layer_norm_epsilon": {"layer_norm_epsilon": 0.1},
+    "embd_pdrop": {"embd_pdrop": 0.5},
+    "resid_pdrop": {"resid_pdrop": 0.5},
+    "initializer_range": {"initializer_range": 1.0, "use_timestep_embedding": True},
+    "scan_backend": {"scan_backend": "numba"},
+    "use_cache": {"use_cache": True},
+    "format_version": {},  # there is no other yet
+}
+
+
+def fields_of(config: type) -> list[str]:
+    return [field.name for field in fields(config)]
 
 
 def make_model(preset: str = "dema-b3ld", dtype: torch.dtype = torch.float64, seed: int = 0, **overrides):
@@ -44,7 +107,8 @@ def make_model(preset: str = "dema-b3ld", dtype: torch.dtype = torch.float64, se
 def make_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Whole episodes from their first step on."""
     generator, config, dtype = torch.Generator().manual_seed(seed), model.config, model.dtype
-    state = (2, 36, 36) if config.state_type == "image" else (config.state_dim,)
+    frames = (config.num_channels, config.image_size, config.image_size)
+    state = frames if config.state_type == "image" else (config.state_dim,)
     if config.action_type == "discrete":
         actions = torch.randint(0, config.act_dim, (rows, steps), generator=generator)
         none = torch.full((rows, 1), -1)
@@ -98,6 +162,11 @@ def test_every_preset(preset, dtype):
 @pytest.mark.parametrize("fields", MIXTURES.values(), ids=MIXTURES)
 def test_fields_that_no_preset_sets(fields):
     check(make_model(**fields), rows=3, steps=5, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("field", sorted({*fields_of(DecisionMambaConfig)} - {*fields_of(PreTrainedConfig)}))
+def test_every_field_of_the_config(field):
+    check(make_model(**CHANGED[field]), rows=2, steps=3, tolerance=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -179,6 +248,31 @@ class TestWhatIsLeftToTorch:
         model.predict_action = Adapter(12, 3).double()
         assert fuse(model) is None
 
+    @pytest.mark.parametrize(
+        "replace",
+        [
+            lambda model: setattr(model, "norm_f", nn.LayerNorm(12)),
+            lambda model: setattr(model, "activation", ACT2FN["tanh"]),
+            lambda model: setattr(model, "predict_action", nn.Linear(12, 2)),
+            lambda model: setattr(model, "predict_action", nn.Sequential(model.predict_action, nn.Tanh())),
+            lambda model: setattr(model.layers[0].mixer.conv1d, "dilation", (2,)),
+            lambda model: model.layers.append(model.layers[0]),
+            lambda model: nn.utils.parametrizations.weight_norm(model.predict_action),
+        ],
+        ids=["norm", "activation", "other sizes", "one more behind", "dilation", "a layer twice", "parametrization"],
+    )
+    def test_a_module_that_the_config_does_not_ask_for(self, replace):
+        model = make_model()
+        replace(model)
+        assert fuse(model.double()) is None
+
+    def test_a_module_of_somebody_who_uses_the_name_of_the_package(self):
+        model = make_model()
+        model.predict_action = type("Mine", (nn.Linear,), {"__module__": f"{fused_cpu.__package__}.mine"})(
+            12, 3
+        ).double()
+        assert fuse(model) is None
+
     def test_a_forward_of_somebody_else(self):
         model = make_model()
         model.predict_action.forward = lambda x: x[..., :3]
@@ -196,8 +290,21 @@ class TestWhatIsLeftToTorch:
     def test_an_activation_that_is_not_known_here(self):
         assert fuse(make_model("dema-post", activation_function="mish")) is None
 
-    def test_the_reference_when_asked_for(self):
-        assert fuse(make_model(scan_backend="reference")) is None
+    @pytest.mark.parametrize("backend", ["reference", "triton", "mamba_ssm"])
+    def test_another_backend_when_asked_for(self, backend):
+        assert fuse(make_model(scan_backend=backend)) is None
+
+    def test_a_field_of_the_config_that_is_not_known_here(self):
+        model = make_model()
+        newer = make_dataclass("Newer", [("condition", str, "return")], bases=(DecisionMambaConfig,))
+        model.config.__class__ = newer
+        assert model.config.condition == "return" and fuse(model) is None
+
+    @pytest.mark.parametrize("field", sorted(name for name, known in fused_cpu.FIELDS.items() if known is not None))
+    def test_a_choice_that_is_not_known_here(self, field):
+        model = make_model()
+        vars(model.config)[field] = ["return", "previous_action", "goal"] if field == "token_order" else "goal"
+        assert fuse(model) is None
 
     def test_everything_without_numba(self, monkeypatch):
         monkeypatch.setattr(fused_cpu, "available", lambda: False)

@@ -6,13 +6,17 @@ weights. The same program continues an episode from what is remembered of it, or
 Equations: those of `modeling_decision_mamba` and `mixers_decision_mamba`, whose modules are read here one by one.
 """
 
+import functools
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from .configuration_decision_mamba import DecisionMambaConfig
 from .mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaConvLocalMixer, DecisionMambaLinearLocalMixer
 from .modeling_decision_mamba import DecisionMambaModel
 from .selective_scan_cpu import available
@@ -22,30 +26,78 @@ WORTH_A_THREAD = 1 << 21  # multiplications
 LANES = 32  # as in vector_cpu, whose import would import numba
 #: Names in fused_kernels, by those in a config.
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "silu": "SILU", "swish": "SILU", "tanh": "TANH"}
+#: The config's fields that are written down here, or cannot change a decision: whoever adds a field to the config adds
+#: it here too, with what it does; until then torch acts. None: any value; else the values that are known.
+FIELDS: dict[str, set[Any] | None] = {
+    **dict.fromkeys(("state_dim", "act_dim", "hidden_size", "embedding_size", "n_layer", "max_ep_len", "action_tanh")),
+    **dict.fromkeys(("embed_layer_norm", "use_timestep_embedding", "num_channels", "image_size", "use_gate")),
+    **dict.fromkeys(("selective", "local_mixer_window", "local_mixer_inside", "share_local_mixer", "mixer_residual")),
+    **dict.fromkeys(("share_norms", "n_inner", "predict_state_and_return", "head_bias", "state_size", "expand")),
+    **dict.fromkeys(("head_dim", "conv_kernel", "time_step_rank", "time_step_min", "time_step_max", "time_step_floor")),
+    **dict.fromkeys(("use_bias", "use_conv_bias", "residual_in_fp32", "layer_norm_epsilon", "embd_pdrop")),
+    **dict.fromkeys(("resid_pdrop", "initializer_range", "use_cache", "format_version")),
+    "token_order": {"return", "previous_action", "state", "action"},
+    "sequence_layout": {"interleaved", "concatenated"},
+    "state_type": {"vector", "image"},
+    "action_type": {"continuous", "discrete"},
+    "block_type": {"mamba", "transformer", "mamba_mlp"},
+    "ssm": {"mamba", "mamba2"},
+    "local_mixer": {None, "linear", "conv"},
+    "norm_type": {"rms_norm", "layer_norm"},
+    "mixer_norm_type": {None, "rms_norm", "layer_norm"},
+    "activation_function": {*ACTIVATIONS},
+    "embedding_activation": {None, *ACTIVATIONS},
+    "scan_backend": {None, "numba"},
+}
 Array = NDArray[Any]
 
 
 def fuse(model: nn.Module) -> "FusedModel | None":
     """The model as one compiled call, as its weights are now; None where that cannot be, or is not wanted.
 
-    It can be with numba, for a `DecisionMambaModel` on the CPU, in float32 or float64 throughout, whose modules nobody
-    has replaced or hooked. `scan_backend="reference"` asks for plain torch everywhere.
+    It can be with numba, for a `DecisionMambaModel` on the CPU, in float32 or float64 throughout, whose config says
+    nothing that `FIELDS` does not know and whose modules nobody has replaced or hooked. A `scan_backend` other than the
+    CPU's kernels asks for torch everywhere.
     """
-    if type(model) is not DecisionMambaModel or not available() or model.config.scan_backend == "reference":
+    if type(model) is not DecisionMambaModel or not available():
+        return None
+    settings = _settings(model.config)
+    if not all(_is_known(name, value) for name, value in settings):
         return None
     tensors = list(model.parameters())
     dtypes = {tensor.dtype for tensor in tensors}
     if {tensor.device.type for tensor in tensors} != {"cpu"} or len(dtypes) > 1:
         return None
-    config = model.config
-    functions = {config.embedding_activation or "tanh", config.activation_function}
-    if not dtypes <= {torch.float32, torch.float64} or not functions <= set(ACTIVATIONS):
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    if hooked or not dtypes <= {torch.float32, torch.float64} or _outline(model) != _outline_as_made(settings):
         return None
-    for module in model.modules():
-        ours = type(module).__module__.startswith(("torch.nn.", "transformers.activations", __package__))
-        if not ours or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return None
     return FusedModel(model)
+
+
+def _settings(config: DecisionMambaConfig) -> tuple[tuple[str, Any], ...]:
+    """The names and values of a config's own fields, those that transformers does not give to every config."""
+    own = sorted({field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)})
+    values = [getattr(config, name) for name in own]
+    return tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in zip(own, values, strict=True))
+
+
+def _is_known(name: str, value: Any) -> bool:
+    """Whether `FusedModel` writes down what a field of the config asks for."""
+    known = FIELDS.get(name, set())
+    return known is None or set(value if isinstance(value, tuple) else [value]) <= known
+
+
+def _outline(model: nn.Module) -> list[Any]:
+    """What a model consists of, but for its numbers."""
+    modules = [(name, type(m), m.extra_repr()) for name, m in model.named_modules(remove_duplicate=False)]
+    return modules + [(name, weights.shape) for name, weights in model.named_parameters(remove_duplicate=False)]
+
+
+@functools.lru_cache(maxsize=8)
+def _outline_as_made(settings: tuple[tuple[str, Any], ...]) -> list[Any]:
+    """The outline of a model that nobody has changed since it was made from these settings."""
+    with torch.device("meta"):
+        return _outline(DecisionMambaModel(DecisionMambaConfig(**dict(settings))))
 
 
 class FusedModel:
