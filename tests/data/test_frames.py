@@ -192,6 +192,8 @@ def test_pictures_of_frames_are_decoded(kept: str, a_row_a_step: bool, tmp_path:
     seen = [KEPT[kept](steps) for steps in larger()]
     data = pictures(seen, a_row_a_step)
     made(load_trajectories(data), shape=(6, 5))
+    renamed = data.rename_column("observations", "observation.image")
+    made(load_trajectories(renamed, columns={"observations": "observation.image"}), shape=(6, 5))
     data.to_parquet(tmp_path / "game.parquet")
     made(load_trajectories(tmp_path / "game.parquet"), shape=(6, 5))
 
@@ -357,7 +359,9 @@ def test_refuses_a_split_that_is_not_there(tmp_path: Path) -> None:
 def test_refuses_files_of_different_columns(tmp_path: Path) -> None:
     pq.write_table(episodes(), tmp_path / "train-0.parquet")
     pq.write_table(episodes(actions=[[[0.5]] * steps for steps in (2, 1, 3)]), tmp_path / "train-1.parquet")
-    with pytest.raises(ValueError, match=r"the columns of train-1\.parquet are not those of train-0\.parquet"):
+    with pytest.raises(
+        ValueError, match=r"columns of train-1\.parquet are not those of train-0\.parquet: they differ in actions"
+    ):
         load_trajectories(tmp_path)
 
 

@@ -235,6 +235,8 @@ def test_several_sources_are_one_stream(tmp_path: Path) -> None:
 
 
 def test_refuses_what_cannot_be_streamed(tmp_path: Path, folder: Path, stream: EpisodeStream) -> None:
+    with pytest.raises(TypeError, match="a stream comes from paths or repositories of the Hub, not from dict"):
+        open_stream({"observations": []})  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no data set to stream at 'minari:hopper/sample-v0'"):
         open_stream("minari:hopper/sample-v0")
     with pytest.raises(ValueError, match=r"cannot be streamed: only parquet files can.*d4rl.hdf5"):

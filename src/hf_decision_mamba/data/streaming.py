@@ -267,10 +267,13 @@ def open_stream(
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set, or the Hub cannot be reached.
+        TypeError: it has no name.
         ValueError: it is not one that can be streamed.
     """
     request = Request(split, config, revision, columns or {})
-    names = named_sources(source) or []
+    names = named_sources(source)
+    if names is None:
+        raise TypeError(f"a stream comes from paths or repositories of the Hub, not from {type(source).__name__}")
     found = [_find(str(name), request) for name in names]
     return EpisodeStream(
         label=" ".join(map(str, names)),

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import hf_hub_download
 from tqdm.contrib.concurrent import thread_map
 
-from .arrow import is_list, is_number, storage_type
+from .arrow import depth_of, is_number, item_type
 
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@[^/]+/(?P<path>.*)")
 _BYTES_AT_ONCE = 1 << 24  # bounds the memory for what is being unpacked
@@ -149,8 +149,12 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
         return None  # `datasets` reads it next, and what it says is reported
     schema = next(iter(schemas.values()))
     for file, other in schemas.items():
-        if not _have_the_same_columns(schema, other):
-            raise ValueError(f"the columns of {file.name} are not those of {Path(first).name}")
+        different = _different_columns(schema, other)
+        if different:
+            raise ValueError(
+                f"the columns of {file.name} are not those of {Path(first).name}: they differ in "
+                f"{', '.join(different)}; make them alike, or give the files as a list"
+            )
     lengths = {name: sum(counts[file] for file in local.get(name, ())) for name in found}
     parts: list[tuple[Path, int, int]] = []
     for piece in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
@@ -163,17 +167,16 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
     return ParquetRows(label, schema, tuple(parts))
 
 
-def _have_the_same_columns(one: pa.Schema, other: pa.Schema) -> bool:
-    """Whether two files do, but for how many bits their numbers have, and how their lists are kept."""
+def _different_columns(one: pa.Schema, other: pa.Schema) -> list[str]:
+    """Return the columns that two files do not share, but for how many bits numbers have, and how lists are kept."""
 
     def plain(found: pa.DataType) -> tuple[int, object]:
-        depth = 0
-        while is_list(found):
-            found, depth = storage_type(found).value_type, depth + 1
-        kind = pa.types.is_integer(found) if is_number(found) else found
-        return depth, kind
+        depth = depth_of(found)
+        inner = item_type(found, depth)
+        return depth, pa.types.is_integer(inner) if is_number(inner) else inner
 
-    return {field.name: plain(field.type) for field in one} == {field.name: plain(field.type) for field in other}
+    mine, theirs = ({field.name: plain(field.type) for field in schema} for schema in (one, other))
+    return sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
 
 
 def _local(files: list[str], revision: str | None) -> list[Path]:

@@ -416,7 +416,7 @@ def _tell(label: str, schema: pa.Schema, names: Mapping[str, str], info: RobotIn
         logger.warning("data set %r: pictures are not read (%s)", label, ", ".join(pictures))
     others = [name for name in schema.names if name.startswith("observation.") and name not in (*pictures, read)]
     if others:
-        logger.warning("data set %r: of its observations, %s are not read", label, ", ".join(others))
+        logger.warning("data set %r: other observations are not read (%s)", label, ", ".join(others))
     for what, counted, here in (("steps", info.steps, steps), ("episodes", info.episodes, episodes)):
         if counted is not None and counted > here:
             logger.warning("data set %r: %d of the %d %s that %s counts are here", label, here, counted, what, INFO)
