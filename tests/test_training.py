@@ -225,6 +225,7 @@ def test_another_model_on_the_command_line_leaves_out_the_sizes_of_the_files_mod
         (["--dataset_name", "a/b", "--architecture", "bc"], "runs/bc-b"),
         (["--dataset_name", "a/b", "--model_name_or_path", "me/dema"], "runs/dema-b"),
         (["--dataset_name", "a/b", "c/d"], "runs/dema-b3ld-b-d"),
+        (["--dataset_name", f"{TINY_DATA.parent}/hopper-tin?-v5.*"], "runs/dema-b3ld-hopper-tiny-v5"),
         (["--dataset_name", "a/b", "c/d", "e/f", "g"], "runs/dema-b3ld-b-d-2-more"),
         (["--dataset_name", "a/b", "--output_dir", "here"], "here"),
     ],

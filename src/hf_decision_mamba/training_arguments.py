@@ -11,6 +11,7 @@ import os
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -335,7 +336,7 @@ def _joined(from_file: dict[str, list[str]], argv: Sequence[str] = ()) -> list[s
 def _run_folder(settings: Any) -> str:
     """Where a run is written that nobody gave a folder: named after its model and its data."""
     model = settings.preset if settings.architecture == ModelArguments.architecture else settings.architecture
-    sources = settings.dataset_name or ["data"]
+    sources = [name for given in settings.dataset_name or ["data"] for name in sorted(glob(given)) or [given]]
     names = []
     for source in (settings.model_name_or_path or model, *sources[:_SOURCES_NAMED]):
         path = Path(source)

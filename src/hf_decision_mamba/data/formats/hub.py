@@ -241,7 +241,7 @@ def _facts_of_folder(folder: Path) -> SourceFacts:
         ValueError: two of them say different things, or one is not JSON.
     """
     files = [] if (folder / INFO).is_file() else filter(builder_of, sorted(folder.rglob("*")))
-    one_by_one = ", or give the files as a list, of which each keeps what is said of it"
+    one_by_one = ", or name the files that belong together as a list, of which each keeps what is said of it"
     return agreed([facts_of_card(folder / "README.md"), *map(facts_beside, files)], one_by_one)
 
 
