@@ -198,6 +198,18 @@ def test_pictures_of_frames_are_decoded(kept: str, a_row_a_step: bool, tmp_path:
     made(load_trajectories(tmp_path / "game.parquet"), shape=(6, 5))
 
 
+def test_pictures_may_be_files(tmp_path: Path) -> None:
+    seen = larger()
+    for episode, steps in enumerate(seen):
+        for step, pixels in enumerate(steps):
+            Image.fromarray(pixels).save(tmp_path / f"{episode}-{step}.png")
+    paths = [[f"{tmp_path}/{episode}-{step}.png" for step in range(len(steps))] for episode, steps in enumerate(seen)]
+    made(load_trajectories(table(paths, datasets.List(datasets.Image()))), shape=(6, 5))
+    paths[1][0] = f"{tmp_path}/missing.png"
+    with pytest.raises(ValueError, match=r"episode 1, step 0, .*picture cannot be decoded .*missing\.png"):
+        load_trajectories(table(paths, datasets.List(datasets.Image())))
+
+
 def test_pictures_that_are_no_frames_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = larger()
     with pytest.raises(ValueError, match=r"episode 2, step 1, column 'observations': a picture of \(5, 6\), where the"):

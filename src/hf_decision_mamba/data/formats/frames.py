@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,8 +62,8 @@ def _picture(value: Any, at: Callable[[int], str], place: int) -> NDArray[np.uin
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError(f"{at(place)}: a value is missing (null); correct or remove this episode")
     try:
-        content = Path(value["path"]).read_bytes() if value["bytes"] is None else value["bytes"]
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+        content = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+        with Image.open(content, formats=_FORMATS) as picture:
             plain = picture.convert({"1": "L", "P": "RGB"}.get(picture.mode, picture.mode))
             pixels = np.asarray(plain)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
