@@ -623,6 +623,12 @@ def test_refuses_a_mapping_to_nothing() -> None:
 def test_refuses_what_is_no_source() -> None:
     with pytest.raises(TypeError, match=r"from a Hub repository id, .* or a dict of flat arrays, not from int"):
         load_trajectories(7)  # type: ignore[arg-type]
+    stream = datasets.Dataset.from_dict(two_episodes()).to_iterable_dataset()
+    for source in (stream, datasets.IterableDatasetDict(train=stream)):
+        with pytest.raises(
+            TypeError, match=r"not read from a stream \(IterableDataset.*: load it without streaming=True"
+        ):
+            load_trajectories(source)
 
 
 @pytest.mark.parametrize(

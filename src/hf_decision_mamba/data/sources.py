@@ -191,6 +191,11 @@ def _read(source: Source, request: Request) -> Trajectories:
     """Find out what the source is and read it."""
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         return hub.read_loaded(source, request)
+    if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)):
+        raise TypeError(
+            f"trajectories are not read from a stream ({type(source).__name__}): load it without streaming=True, or "
+            "train on its name or folder with --streaming true (open_stream)"
+        )
     if isinstance(source, (str, Path)):
         return _read_named(str(source), Path(source).expanduser(), request, anywhere=isinstance(source, str))
     if isinstance(source, (Sequence, Mapping)) and not isinstance(source, bytes):

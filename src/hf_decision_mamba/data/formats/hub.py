@@ -29,7 +29,7 @@ from ..facts import COMPRESSED, SourceFacts, agreed, beside, facts_beside, facts
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
 from .episode_rows import read_episode_rows
-from .rows import LoadedRows, Rows, is_about_data, parquet_rows, unreadable
+from .rows import LoadedRows, Rows, is_about_data, parquet_rows, shown_rows, unreadable
 from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
 
 #: The Hub keeps a parquet copy of many data sets, also of those made by a script, at this revision.
@@ -390,4 +390,5 @@ def _rows_of(source: datasets.Dataset | datasets.DatasetDict, request: Request, 
     except (AssertionError, ValueError) as error:
         raise ValueError(f"{what} has no split {split!r}; it has {', '.join(map(repr, splits))} ({error})") from error
     chosen = [splits[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
-    return LoadedRows(chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen))
+    shown = [shown_rows(what, piece) for piece in chosen]
+    return shown[0] if len(shown) == 1 else LoadedRows(datasets.concatenate_datasets([rows.dataset for rows in shown]))

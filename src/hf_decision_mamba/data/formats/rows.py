@@ -58,6 +58,30 @@ class LoadedRows:
             yield from batch.column(0).chunks
 
 
+def shown_rows(label: str, dataset: datasets.Dataset) -> LoadedRows:
+    """Return the rows of a data set as its user sees them.
+
+    Args:
+        label: what errors call it.
+        dataset: of which a format may hide columns (`set_format`).
+
+    Raises:
+        ValueError: what its user sees is made of what is stored whenever somebody looks: only that can be read.
+    """
+    shown = dataset.format
+    changed = {
+        "a transform (set_transform, with_transform)": shown["type"] == "custom",
+        "a format with a dtype (set_format, with_format)": "dtype" in shown["format_kwargs"],
+    }
+    for what, is_so in changed.items():
+        if is_so:
+            raise ValueError(
+                f"data set {label!r} has {what}, which changes what is seen and not what is stored: keep the change "
+                "with .map(..., batched=True) or .cast(...), or read what is stored with .with_format(None)"
+            )
+    return LoadedRows(dataset if shown["output_all_columns"] else dataset.select_columns(shown["columns"]))
+
+
 @dataclass(frozen=True)
 class TableRows:
     """The rows of a table in memory."""
