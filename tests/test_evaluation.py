@@ -316,6 +316,8 @@ class TestStatistics:
         assert [line.split()[0] for line in lines] == ["3600", "7200"]
         assert "15.0 ± 5.0" in lines[0] and "10.0 to 20.0" in lines[0] and "1.1 ± 0.2" in lines[0]
         assert lines[0].split()[-1] == "10.5" and len({len(line) for line in (head, rule, *lines)}) == 1
+        *_, line = made_result([0.01, 0.02]).table().splitlines()
+        assert "0.015 ± 0.005  " in line and "0.01 to 0.02" in line
 
 
 class TestFiles:

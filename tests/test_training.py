@@ -832,7 +832,7 @@ def test_the_command_trains_evaluates_and_writes_everything(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "20 episodes (2 held out), 2,874 transitions" in done.stdout
     assert re.search(r"loss=0\.\d+, lr=\d", done.stderr)  # in the progress bar
-    assert re.search(r"1000 +-?\d+\.\d ± \d+\.\d", done.stdout)  # the table of returns
+    assert re.search(r"1000 +-?\d+\.\d+ ± \d+\.\d+", done.stdout)  # the table of returns
     for line in (f"checkpoint   {tmp_path / 'run'}", "card         ", "plot         "):
         assert line in done.stdout
     files = {path.name for path in (tmp_path / "run").iterdir() if path.is_file()}

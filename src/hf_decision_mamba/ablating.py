@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from .analysis import randomize_hidden_attention, swap_hidden_attention, zero_hidden_attention
 from .data.inspection import table_lines
 from .evaluation import EvaluationResult, evaluate_policy, interval_text, package_versions, t_interval
-from .figures import legend_below, tidy
+from .figures import legend_below, number, tidy
 from .policy import DecisionMambaPolicy
 
 Change = Literal["swap", "randomize", "zero"]
@@ -144,9 +145,11 @@ class Ablation:
 
     def table(self) -> str:
         """One line a condition, as plain text."""
-        lines = []
+        lines: list[list[str]] = []
+        scored = self.quantity == "normalized_score"
+        text: Callable[[float], str] = "{:.1f}".format if scored else partial(number, decimals=1, thousands="")
         for row in self.rows():
-            numbers = f"{row['mean']:.1f}", interval_text(row["ci95"]), f"{row['length_mean']:.1f}"
+            numbers = text(row["mean"]), interval_text(row["ci95"], text), f"{row['length_mean']:.1f}"
             lines.append([row["condition"], *numbers])
         heads = ["condition", self._measured(), "95% interval", "length"]
         return "\n".join([self.title(), "", *table_lines(heads, lines)])

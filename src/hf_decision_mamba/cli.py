@@ -24,6 +24,7 @@ from .dataset_cards import is_dataset_folder, push_dataset_to_hub
 from .environments import install_hint
 from .evaluation import evaluate_policy
 from .export import export_policy
+from .figures import number
 from .hub import push_to_hub, write_model_card
 from .info import info_text, installation_info
 from .inspecting import inspect_checkpoint
@@ -298,7 +299,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     try:
         if arguments.video:
             for path, value in record_videos(result, arguments.output).items():
-                print(f"video        {path}: the episode of seed {result.seed}, which returned {value:.1f}")
+                print(f"video        {path}: the episode of seed {result.seed}, which returned {number(value, 1)}")
     finally:
         if (arguments.output / "config.json").is_file():  # the checkpoint's own folder: its card shows the results
             write_model_card(arguments.output)

@@ -35,6 +35,7 @@ from .data.inspection import draw_histograms
 from .dataset_cards import DATA_FILE, FACTS_FILE, PICTURE, write_dataset_card
 from .environments import install_hint, make_environments, score_reference
 from .evaluation import package_versions
+from .figures import number
 from .policy import Mode
 from .recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
 
@@ -238,7 +239,7 @@ class _Sink:
             wanted = self._settings.wanted_episodes
             shown = {
                 "episodes": f"{self.statistics.episodes:,}" + ("" if wanted is None else f"/{wanted:,}"),
-                "last returns": f"{np.mean(self.statistics.returns[-20:]):.1f}",
+                "last returns": number(float(np.mean(self.statistics.returns[-20:])), 1),
             }
             self._bar.set_postfix(shown)
         return going_on

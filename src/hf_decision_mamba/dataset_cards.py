@@ -13,7 +13,8 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData
 from huggingface_hub.utils import validate_repo_id
 
-from .hub import cell, number, read_json, template_path, write_card
+from .figures import number
+from .hub import cell, read_json, template_path, write_card
 from .pushing import push_folder
 
 DATA_FILE = "data/train-00000-of-00001.parquet"

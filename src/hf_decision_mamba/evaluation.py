@@ -13,7 +13,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .environments import check_spaces, install_hint, make_environments, normalized_score, score_reference
-from .figures import tidy
+from .figures import number, tidy
 from .policy import DecisionMambaPolicy
 from .video import VIDEO_FILES
 
@@ -94,14 +94,14 @@ class EvaluationResult:
     def table(self) -> str:
         """The summary as plain text, one line per target return."""
         heads = ["target return", "return mean ± std", "95% interval", "normalised score", "95% interval", "length"]
-        lines = [heads]
+        lines, text = [heads], functools.partial(number, decimals=1, thousands="")
         for result in self.summary():
             mean, std = result["normalized_score_mean"], result["normalized_score_std"]
             lines.append(
                 [
                     f"{result['target_return']:g}",
-                    f"{result['return_mean']:.1f} ± {result['return_std']:.1f}",
-                    interval_text(result["return_ci95"]),
+                    f"{text(result['return_mean'])} ± {text(result['return_std'], beside=[result['return_mean']])}",
+                    interval_text(result["return_ci95"], text),
                     "-" if mean is None else f"{mean:.1f} ± {std:.1f}",
                     interval_text(result["normalized_score_ci95"]),
                     f"{result['length_mean']:.1f}",
@@ -196,7 +196,7 @@ class EvaluationResult:
             if value is not None:
                 axes.axhline(value, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
                 axes.annotate(
-                    f"{name}: {value:,.0f}",
+                    f"{name}: {number(value, 0)}",
                     xy=(1, value),
                     xycoords=("axes fraction", "data"),
                     xytext=(-4, 3),
@@ -222,9 +222,9 @@ class EvaluationResult:
         low, high = result["return_ci95"]
         if low is not None:
             axes.axhspan(low, high, color="#e4572e", alpha=0.2, linewidth=0, zorder=2, label="95% interval of the mean")
-        axes.axhline(result["return_mean"], color="#e4572e", zorder=2, label=f"mean: {result['return_mean']:,.0f}")
-        target = result["target_return"]
-        axes.axhline(target, color="#2b2f36", linewidth=1, linestyle=":", label=f"target return: {target:,.0f}")
+        mean, target = result["return_mean"], result["target_return"]
+        axes.axhline(mean, color="#e4572e", zorder=2, label=f"mean: {number(mean, 0)}")
+        axes.axhline(target, color="#2b2f36", linewidth=1, linestyle=":", label=f"target return: {number(target, 0)}")
         axes.set_xlim(-0.8, len(returns) - 0.2)
         axes.set_xlabel("episode")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -390,7 +390,7 @@ def _run(
             current[row], waiting = waiting, waiting + 1
         if time.monotonic() - shown > 0.5 or len(finished) == len(jobs):
             shown = time.monotonic()
-            mean = f"{np.mean([row['return'] for row in finished.values()]):.1f}" if finished else "-"
+            mean = number(float(np.mean([row["return"] for row in finished.values()])), 1, "") if finished else "-"
             bar.set_postfix({"mean return": mean, "steps/s": f"{steps / max(shown - started, 1e-9):,.0f}"})
         if len(finished) == len(jobs):
             taken = {jobs[job][0]: np.stack(series) for job, series in first.items()}
@@ -457,10 +457,10 @@ def _t_quantile(freedom: int) -> float:
     return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 1_000_000)), 0.95))
 
 
-def interval_text(interval: list[float] | list[None]) -> str:
-    """An interval for people; a dash where there is none."""
+def interval_text(interval: list[float] | list[None], text: Callable[[float], str] = "{:.1f}".format) -> str:
+    """An interval for people, of which `text` writes the ends; a dash where there is none."""
     low, high = interval
-    return "-" if low is None or high is None else f"{low:.1f} to {high:.1f}"
+    return "-" if low is None or high is None else f"{text(low)} to {text(high)}"
 
 
 def package_versions(*more: str) -> dict[str, str]:

@@ -1,12 +1,41 @@
-"""What all pictures of the package have in common."""
+"""What all pictures and tables of the package have in common."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+_SMALLEST_WRITTEN_OUT = 1e-4
+
+
+def number(value: float | None, decimals: int | None = None, thousands: str = ",", beside: Iterable[float] = ()) -> str:
+    """Return a number for reading, with three digits that say something or more (1234.56: 1,234.6; 0.01234: 0.0123).
+
+    Args:
+        value: "n/a" where there is none, or none that is finite.
+        decimals: as many as that; more where the number is so small that they would hide it. If not given, as many as
+            the number has.
+        thousands: what separates them.
+        beside: numbers that it stands with, of which the largest needs three digits only.
+    """
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if decimals is None:
+        return f"{value:.10g}"
+    largest = max(map(abs, (value, *beside)))
+    if 0 < largest < _SMALLEST_WRITTEN_OUT:
+        return f"{value:.3g}"
+    places = decimals if largest == 0 else max(decimals, 2 - math.floor(math.log10(largest)))
+    text = f"{value:{thousands}.{places}f}"
+    spare = places - decimals
+    kept = text[: len(text) - spare] + text[len(text) - spare :].rstrip("0") if spare else text
+    return kept.rstrip(".")
 
 
 def tidy(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:

@@ -7,7 +7,6 @@ its words live in `model_cards/template.md`. Source of the metadata: huggingface
 import hashlib
 import json
 import logging
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
+from .figures import number
 from .pushing import files_at_top, push_folder
 from .remote_code import CODE_FILES, write_model_code
 from .video import VIDEO_FILES, video_names
@@ -241,7 +241,9 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
                 "checkpoint": checkpoint,
             }
             label = f"target return {number(row['target_return'])}, {checkpoint} checkpoint"
-            metrics = {"mean_reward": ("Mean return", f"{row['return_mean']:.2f} +/- {row['return_std']:.2f}")}
+            mean, std = row["return_mean"], row["return_std"]
+            text = f"{number(mean, 2, thousands='')} +/- {number(std, 2, thousands='', beside=[mean])}"
+            metrics = {"mean_reward": ("Mean return", text)}
             if row.get("normalized_score_mean") is not None:
                 name = f"{source}-normalised score" if source else "Normalised score"
                 metrics["normalized_score"] = (name, round(row["normalized_score_mean"], 2))
@@ -317,13 +319,6 @@ def _is_rendered(path: Path) -> bool:
 
 
 # Functions that the template calls
-
-
-def number(value: float | None, digits: int | None = None) -> str:
-    """A number for reading: with thousands separators, and `digits` decimals where given (1234.56 -> 1,234.6)."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    return f"{value:,.{digits}f}" if digits is not None else f"{value:.10g}"
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from .analysis import Decay
 from .environments import score_reference
-from .figures import tidy
+from .figures import number, tidy
 from .inspecting import ModelInspection, mean_of_present
 
 if TYPE_CHECKING:
@@ -312,9 +313,9 @@ def _decay_table(found: ModelInspection) -> Table:
             [
                 f"layer {layer}",
                 f"{fit.rate:.3f}",
-                _interval(fit.rate_interval, ".3f"),
+                _interval(fit.rate_interval, "{:.3f}".format),
                 "none" if math.isinf(fit.half_life) else f"{fit.half_life:.2f}",
-                _interval(fit.half_life_interval, ".2f"),
+                _interval(fit.half_life_interval, "{:.2f}".format),
                 f"{fit.r_squared:.3f}",
                 _verdict(fit),
             ]
@@ -353,8 +354,8 @@ def _conditioning_table(found: ModelInspection) -> Table:
         table.append(
             [
                 f"{row['target_return']:,g}",
-                f"{row['return_mean']:,.1f}",
-                _interval(interval, ",.1f"),
+                number(row["return_mean"], 1),
+                _interval(interval, partial(number, decimals=1)),
                 *score,
                 f"{row['length_mean']:.0f}",
             ]
@@ -387,8 +388,8 @@ def _protocol(found: ModelInspection) -> Table:
             ["episodes looked into", f"{len(episodes)}, target return {protocol['target_return']:,g}, seeds {numbers}"],
         ]
     table += [
-        ["their length", _range(lengths, ",d") + " steps"],
-        ["their return", _range([row["return"] for row in episodes], ",.1f")],
+        ["their length", _range(lengths, "{:,d}".format) + " steps"],
+        ["their return", _range([row["return"] for row in episodes], partial(number, decimals=1))],
         ["mode", f"window, context length {protocol['context_length']}"],
         ["windows for curves and tables", f"{protocol['windows']}, which do not overlap"],
     ]
@@ -420,14 +421,14 @@ def _quartiles(changes: NDArray[Any]) -> NDArray[Any]:
 def _fit_text(fit: Decay | None) -> str:
     if fit is None:
         return "attends to one step at most"
-    rate = f"rate per step {fit.rate:.3f} (95%: {_interval(fit.rate_interval, '.3f')})"
+    rate = f"rate per step {fit.rate:.3f} (95%: {_interval(fit.rate_interval, '{:.3f}'.format)})"
     half_life = "no decay" if math.isinf(fit.half_life) else f"half-life {fit.half_life:.1f} steps"
     return f"{rate}\n{half_life}\nR² = {fit.r_squared:.2f}: {_verdict(fit)}"
 
 
-def _range(values: list[Any], form: str) -> str:
+def _range(values: list[Any], text: Callable[[Any], str]) -> str:
     low, high = min(values), max(values)
-    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
+    return text(low) if low == high else f"{text(low)} to {text(high)}"
 
 
 def _verdict(fit: Decay) -> str:
@@ -435,9 +436,9 @@ def _verdict(fit: Decay) -> str:
     return next(words for least, words in _VERDICTS if fit.r_squared >= least)
 
 
-def _interval(bounds: Any, form: str) -> str:
+def _interval(bounds: Any, text: Callable[[Any], str]) -> str:
     low, high = bounds
-    return "-" if low is None or not np.isfinite(low) else f"{low:{form}} to {high:{form}}"
+    return "-" if low is None or not np.isfinite(low) else f"{text(low)} to {text(high)}"
 
 
 # ------------------------------------------------------------------------------------------------------------ page

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..figures import tidy
+from ..figures import number, tidy
 from .cache import noted_warnings
 from .contents import contents
 from .sources import Source, load_trajectories
@@ -174,7 +174,7 @@ def _draw(axes: Axes, values: NDArray[Any], label: str, whole: bool) -> None:
         edges = np.linspace(low, high, min(41, 2 + len(values)))
     axes.hist(values, bins=edges.tolist(), color="#4c78a8")
     middle = float(np.median(values))
-    axes.axvline(middle, color="#e4572e", linewidth=1.5, label=f"median: {middle:,.1f}")
+    axes.axvline(middle, color="#e4572e", linewidth=1.5, label=f"median: {number(middle, 1)}")
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -308,7 +308,7 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
 
 def _spreads(facts: Mapping[str, Any]) -> list[str]:
     rows = [
-        [name, *(f"{value:,.1f}" for value in facts[key].values())]
+        [name, *(number(value, 1, beside=facts[key].values()) for value in facts[key].values())]
         for name, key in (("return", "returns"), ("length", "lengths"))
     ]
     return table_lines(["of an episode", *facts["returns"]], rows)
