@@ -113,8 +113,9 @@ def touch(path: Path) -> None:
         (lambda path: path.with_suffix(".json").write_text('{"env_id": "Hopper-v5"}'), {}),
         (None, {"split": "train[:50%]"}),
         (None, {"columns": {"truncations": "dones"}}),
+        (None, {"action_type": "continuous"}),
     ],
-    ids=["the file", "the JSON beside it", "the split", "the columns"],
+    ids=["the file", "the JSON beside it", "the split", "the columns", "the type of the actions"],
 )
 def test_what_decides_what_is_read_makes_another_entry(
     change: Callable[[Path], object] | None, options: dict[str, Any], hopper: Path

@@ -345,12 +345,12 @@ def bytes_of(*steps: int) -> pa.Array:
         (
             {"rewards": [[0.0] * 2, [0.0], [0.0] * 2]},
             SMALL,
-            "episode 2: .* 3 in column 'actions' and 2 in column 'rewa",
+            "episode 2: .* 2 in column 'rewards' and 3 in the others",
         ),
         (
             {"rewards": [[0.0], [], [0.0] * 2]},
             SMALL,
-            "episode 0: .*, 2 in column 'actions' and 1 in column 'rewards'; every step needs a value",
+            "episode 0: .*, 1 in column 'rewards' and 2 in the others; every step needs a value",
         ),
         ({"rewards": [[0.0] * 2, [np.nan], [0.0] * 3]}, SMALL, "episode 1, step 0, column 'rewards': the value is nan"),
     ],

@@ -185,7 +185,7 @@ def test_long_columns_are_made_piece_by_piece_on_the_disk(kind: str, tmp_path: P
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ([[6, 7]], "episode 1, step 0, column 'observations': 2 numbers, where the first step of the data set has 3"),
+        ([[6, 7]], "episode 1, step 0, column 'observations': 2 numbers, where other steps have 3"),
         ([[6, None, 8]], r"episode 1, step 0, column 'observations': a value is missing \(null\)"),
         (None, "episode 1, column 'observations' is null"),
         ([[6, 1e300, 8]], "episode 1, step 0, column 'observations', dimension 1: the value is inf in float32"),
@@ -411,7 +411,60 @@ def test_one_integer_a_step_is_a_discrete_action() -> None:
     assert trajectories.action_type == "discrete"
     assert trajectories.actions.tolist() == [1, 0, 2]
     assert trajectories.act_dim == 3
-    assert load(actions=[[[1], [0]], [[-1]]]).action_type == "continuous"
+    assert load(actions=[[[1], [0]], [[2]]]).actions.tolist() == [1, 0, 2]
+    assert load(actions=[[[1, 0], [0, 2]], [[3, 0]]]).action_type == "continuous"
+
+
+def test_rewards_and_flags_may_be_lists_of_one_number() -> None:
+    nested = {
+        name: [[[value] for value in row] for row in two_episodes()[name]] for name in ("rewards", "terminations")
+    }
+    assert_same(load(**nested), load())
+
+
+@pytest.mark.parametrize(
+    ("actions", "action_type", "expected"),
+    [
+        ([[[1.0], [0.0]], [[2.0]]], "discrete", [1, 0, 2]),
+        ([[1.0, 0.0], [2.0]], "discrete", [1, 0, 2]),
+        ([[[0, 1, 0], [1, 0, 0]], [[0, 0, 1]]], "discrete", [1, 0, 2]),
+        ([[True, False], [True]], "discrete", [1, 0, 1]),
+        ([[1, 0], [2]], "continuous", [[1], [0], [2]]),
+        ([[0.5, 0.0], [0.25]], None, [[0.5], [0], [0.25]]),
+    ],
+)
+def test_what_actions_are_can_be_said(actions: Any, action_type: str | None, expected: Any) -> None:
+    rows = datasets.Dataset.from_dict(two_episodes(actions=actions))
+    assert load_trajectories(rows, action_type=action_type).actions.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda rows: rows.with_transform(lambda batch: batch),
+        lambda rows: rows.with_transform(lambda batch: batch, columns=["rewards"], output_all_columns=True),
+        lambda rows: rows.with_format("numpy", dtype=np.int32),
+        lambda rows: datasets.DatasetDict(train=rows.with_transform(lambda batch: batch)),
+    ],
+    ids=["transform", "transform of a column", "dtype", "transform in a dict"],
+)
+def test_what_is_seen_and_not_stored_is_refused(changed: Any) -> None:
+    message = r"has a (transform|format with a dtype) .*: keep the change with \.map\(.*with_format\(None\)"
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(changed(datasets.Dataset.from_dict(two_episodes())))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "arrow"])
+def test_rows_are_those_that_are_seen(kind: str) -> None:
+    rows = datasets.Dataset.from_dict(two_episodes())
+    seen = datasets.interleave_datasets([rows, rows.select([1, 0])]).with_format(kind)
+    assert load_trajectories(seen).rewards.tolist() == [1, 2, 3, 3, 1, 2]
+    assert load_trajectories(seen.select([3, 1])).rewards.tolist() == [1, 2, 3]
+    columns = ["observations", "actions", "rewards"]
+    assert not load_trajectories(seen.with_format(kind, columns=columns)).terminations.any()
+    assert load_trajectories(seen.with_format(kind, columns=columns, output_all_columns=True)).terminations.any()
+    with pytest.raises(ValueError, match="no column 'rewards' for the rewards; its columns are observations, actions"):
+        load_trajectories(seen.with_format(kind, columns=columns[:2]))
 
 
 NONE = {"terminations": None, "truncations": None}
@@ -477,8 +530,28 @@ def test_json_beside_a_file_may_hold_something_else(beside: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("beside", "action_type"),
+    [
+        ('{"num_actions": 3}', "discrete"),
+        ('{"action_type": "discrete"}', "discrete"),
+        ('{"action_type": "continuous", "num_actions": 3}', "continuous"),
+        ('{"action_low": 0, "action_high": 2}', "continuous"),
+    ],
+)
+def test_the_source_may_say_what_its_actions_are(beside: str, action_type: str, tmp_path: Path, caplog: Any) -> None:
+    for actions in ([[1, 0], [2]], [[[1.0], [0.0]], [[2.0]]]):
+        datasets.Dataset.from_dict(two_episodes(actions=actions)).to_parquet(tmp_path / "a.parquet")
+        (tmp_path / "a.json").write_text(beside, encoding="utf-8")
+        assert load_trajectories(tmp_path / "a.parquet").action_type == action_type
+        other = "continuous" if action_type == "discrete" else "discrete"
+        assert load_trajectories(tmp_path / "a.parquet", action_type=other).action_type == other
+    assert "--action_type" not in caplog.text
+
+
+@pytest.mark.parametrize(
     ("beside", "message"),
     [
+        ('{"action_type": "both"}', r"a\.json: action_type must be continuous or discrete, found 'both'; correct it"),
         ('{"num_actions": 2}', "episode 1, step 0, column 'actions': the action is 2, but there are num_actions=2"),
         ('{"num_actions": 2.5}', r"a\.json: num_actions must be a positive whole number, found 2\.5"),
         ('{"num_actions": true}', r"a\.json: num_actions must be a positive whole number, found True"),
@@ -530,23 +603,25 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
         ),
         (
             {"actions": [[[0.0]] * 2, [[1.0]] * 3]},
-            "episode 1: .*, 1 in column 'observations' and 3 in column 'actions'; every",
+            "episode 1: .*, 3 in column 'actions' and 1 in the others; every",
         ),
-        ({"truncations": [[False, False], []]}, "episode 1: .* 0 in column 'truncations'; every step needs a value"),
+        ({"truncations": [[False, False], []]}, "episode 1: .* 0 in column 'truncations' and 1 in the others; every"),
         (
             {"observations": [[[0.0, 1.0], [2.0]], [[3.0, 4.0]]]},
             "episode 0, step 1, column 'observations': 1 numbers, ",
         ),
-        ({"actions": [[[0.0], [1.0]], [[2.0, 3.0]]]}, "episode 1, step 0, column 'actions': 2 numbers, .* has 1"),
+        ({"actions": [[[0.0], [1.0]], [[2.0, 3.0]]]}, "episode 1, step 0, column 'actions': 2 numbers, .* have 1"),
+        ({"actions": [[[0.0], [1.0, 2.0]], [[2.0, 3.0]]]}, "episode 0, step 0, column 'actions': 1 numbers, .* have 2"),
         ({"observations": [[[], []], [[]]]}, "episode 0, step 0, column 'observations': the step has no numbers"),
         (
             {"observations": [[0.0, 1.0], [2.0]]},
             r"'observations': expected one row per episode with a list.*found list",
         ),
-        ({"actions": [[0.0, 1.0], [2.0]]}, "'actions': expected one row per episode with a list of numbers, or one in"),
+        ({"actions": [["a", "b"], ["c"]]}, "'actions': expected one row per episode with a list of numbers, or one nu"),
+        ({"rewards": [[[1.0, 0.0], [2.0, 0.0]], [[3.0, 0.0]]]}, "column 'rewards': 2 values a step; expected one"),
         ({"actions": [[0, 1], [-1]]}, "episode 1, step 0, column 'actions': the action is -1, but discrete actions co"),
         ({"actions": [[0, None], [1]]}, "episode 0, step 1, column 'actions': a value is missing"),
-        ({"actions": [[0, 1], [1, 2]]}, "episode 1: .*, 1 in column 'observations' and 2 in column 'actions'; every"),
+        ({"actions": [[0, 1], [1, 2]]}, "episode 1: .*, 2 in column 'actions' and 1 in the others; every"),
         (
             {"observations": [[[[0.0]]] * 2, [[[0.5]]]]},
             "episode 0, step 0, column 'observations': frames are whole numbers from 0 to 255, found float64 from 0.0",

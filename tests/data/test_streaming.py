@@ -217,6 +217,26 @@ def test_an_observation_that_no_action_follows_is_left_out_without_a_word(
     assert not caplog.text
 
 
+@pytest.mark.parametrize("form", ["whole numbers", "one-hot"])
+def test_what_actions_are_is_asked_once_and_holds_for_the_whole_stream(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_EPISODES_AT_ONCE", 2)
+    actions = [[[float(number == 9)] if form == "whole numbers" else [0, 1]] * (2 + number % 5) for number in range(10)]
+    if form == "whole numbers":
+        actions[9][0] = [0.5]  # which the first episodes do not tell
+    folder = write(tmp_path / "made", actions=actions)
+    known, train, _ = open_stream(str(folder)).sample(8, 0)
+    assert train.action_type == "continuous"
+    assert caplog.text.count("--action_type discrete") == 1
+    assert all(piece.action_type == "continuous" for piece in known.shard(np.arange(FILES), 0, 1))
+    assert caplog.text.count("--action_type discrete") == 1
+    if form == "one-hot":
+        known, train, _ = open_stream(str(folder), action_type="discrete").sample(8, 0)
+        assert (train.action_type, train.act_dim) == ("discrete", 2)
+        assert {int(action) for piece in known.episodes(known.files[0]) for action in piece.actions} == {1}
+
+
 def test_columns_are_mapped(tmp_path: Path) -> None:
     folder = write(tmp_path / "named", score=[[1.0] * (2 + number % 5) for number in range(EPISODES)], files=1)
     stream = open_stream(str(folder), columns={"rewards": "score"})

@@ -1,6 +1,7 @@
 """The flat columns: what is refused, and that returns, statistics and splits are what their definitions say."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,56 @@ def make_atari(lengths: Sequence[int], seed: int = 0, **changes: object) -> Traj
         "num_actions": 4,
     }
     return make(lengths, seed, **{**columns, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rewards", "scale"),
+    [
+        ([0, 1], 1),
+        ([1234.5, 1000], 2200),
+        ([-7, -5], 12),
+        ([100, -100], 100),  # the return is 0, what is left of it after the first step is not
+        ([0.0123, 0.011], 0.023),
+        ([0, 0], 1),
+        ([1e-42, 0], 1),
+    ],
+)
+def test_the_return_scale_makes_returns_to_go_ones_of_size_one(rewards: list[float], scale: float) -> None:
+    statistics = make([2, 1], rewards=np.float32([*rewards, 0])).statistics()
+    assert statistics.return_scale == scale
+    assert statistics.remark_on_scale(scale) is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "remark"),
+    [
+        (1000, "return_scale 1000 makes returns-to-go of 0 to 2 ones of 0 to 0.002, too much alike .* 2 fits these d"),
+        (200, None),
+        (0.02, None),
+        (0.01, "return_scale 0.01 makes returns-to-go of 0 to 2 ones of 0 to 200, too large for a model to tell apart"),
+    ],
+)
+def test_a_return_scale_that_hides_the_returns_is_named(scale: float, remark: str | None) -> None:
+    found = make([2, 1], rewards=np.float32([1, 1, 0])).statistics().remark_on_scale(scale)
+    assert found is None if remark is None else re.search(remark, str(found))
+
+
+@pytest.mark.parametrize("rewards", [[0, 0], [500, 501]])
+def test_a_scale_is_not_to_blame_for_returns_that_are_alike(rewards: list[float]) -> None:
+    assert make([1, 1], rewards=np.float32(rewards)).statistics().remark_on_scale(1000) is None
+
+
+def test_a_selection_has_a_return_scale_of_its_own() -> None:
+    whole = make([1, 1, 1], rewards=np.float32([1, 20, 300]))
+    assert whole.select(np.array([True, True, False])).statistics().return_scale == 20
+
+
+def test_rewards_without_a_sum_are_named() -> None:
+    trajectories = make([1, 3], rewards=np.float32([1, 1, 2e38, 2e38]))
+    for check in (trajectories.check_finite, trajectories.statistics):
+        with pytest.raises(ValueError, match="episode 1, step 0, column 'returns_to_go': the value is inf in float32"):
+            check()
+    make([1, 3], rewards=np.float32([3e38, 1, 2e38, 1e38])).check_finite()
 
 
 def test_images_and_discrete_actions() -> None:

@@ -7,8 +7,9 @@ every episode ended. Nothing here knows a format.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ FLAGS = ("terminations", "truncations", "dones")
 #: clipped them (as in D4RL's sources of human demonstrations); beyond, they are in units of their own.
 _FARTHEST_CLIPPED = 1.5
 _ROUNDING = 1e-5  # actions so little outside the space are clipped without a word
+_MOST_ACTIONS = 1 << 16  # a model has an output for each discrete action
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ class Column:
         """Return the values as this type. What does not fit becomes infinite, which `check_finite` reports."""
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(self.values, dtype=dtype)
+
+    def one_a_step(self) -> Column:
+        """Return the column with one value a step, (N,), which may be a list of one, (N, 1).
+
+        Raises:
+            ValueError: there are more.
+        """
+        if self.values.ndim == 1:
+            return self
+        if self.values.shape[1:] == (1,):
+            return replace(self, values=self.values[:, 0])
+        raise ValueError(
+            f"data set {self.label!r}, column {self.theirs!r}: {self.values.shape[1]} values a step; expected one"
+        )
 
     def as_flags(self) -> NDArray[np.bool_]:
         """Return the values as true and false.
@@ -162,18 +178,16 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
     """Check that an episode has as many steps in every column, and at least one.
 
     Raises:
-        ValueError: it has not; names the episode and both columns.
+        ValueError: it has not; names the episode, and the column that differs from the others.
     """
     first = columns.get("observations", columns["actions"])  # some adaptors read frames when the rest is known
-    for column in columns.values():
-        different = np.flatnonzero(column.lengths != first.lengths)
-        if len(different) == 0:
-            continue
-        episode = different[0]
+    lengths = {ours: column.lengths for ours, column in columns.items()}
+    different = np.flatnonzero(np.any([counts != first.lengths for counts in lengths.values()], axis=0))
+    if len(different):
+        counts = {columns[ours].theirs: int(counts[different[0]]) for ours, counts in lengths.items()}
         raise ValueError(
-            f"data set {first.label!r}, episode {episode}: the number of steps differs, {first.lengths[episode]} in "
-            f"column {first.theirs!r} and {column.lengths[episode]} in column {column.theirs!r}; every step needs a "
-            "value in each column"
+            f"data set {first.label!r}, episode {different[0]}: the number of steps differs, {uneven(counts)}; every "
+            "step needs a value in each column"
         )
     empty = np.flatnonzero(first.lengths == 0)
     if len(empty):
@@ -183,35 +197,118 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
         )
 
 
+def uneven(counts: Mapping[str, int]) -> str:
+    """Say how many steps there are in the columns that differ from most; in all where there is no majority."""
+    (usual, agree), *others = Counter(counts.values()).most_common()
+    odd = {column: count for column, count in counts.items() if count != usual}
+    if others and agree == others[0][1]:
+        *first, last = [f"{count} in column {column!r}" for column, count in counts.items()]
+        return f"{', '.join(first)} and {last}"
+    return f"{', '.join(f'{count} in column {column!r}' for column, count in odd.items())} and {usual} in the others"
+
+
 def assemble(name: str, columns: Mapping[str, Column], facts: SourceFacts) -> Trajectories:
     """Make trajectories of the columns, by the rules of `load_trajectories`.
 
     Args:
         name: what cards call the data set.
-        columns: by our names, with known offsets. Vectors and continuous actions are (N, D) numbers, discrete actions
-            (N,) integers, images (N, H, W) uint8, everything else (N,).
-        facts: what else the source says about itself.
+        columns: by our names, with known offsets. Vectors are (N, D) numbers, images (N, H, W) uint8, actions (N,) or
+            (N, A) numbers or true and false, everything else (N,) or (N, 1).
+        facts: what else the source says about itself, or the user about it.
 
     Raises:
         ValueError: an episode is not what it should be.
     """
     check_lengths(columns)
-    offsets, actions = columns["actions"].known_offsets, columns["actions"]
-    flags = {ours: _flags_at_ends(columns[ours]) for ours in FLAGS if ours in columns}
+    actions, discrete = _actions(columns["actions"], facts)
+    offsets = actions.known_offsets
+    flags = {ours: _flags_at_ends(columns[ours].one_a_step()) for ours in FLAGS if ours in columns}
     terminations, truncations = _endings(flags, offsets)
     images = columns["observations"].values.dtype == np.uint8 and columns["observations"].values.ndim == 3
-    discrete = actions.values.ndim == 1
     return Trajectories(
         observations=columns["observations"].as_type(np.uint8 if images else np.float32),
-        actions=actions.as_type(np.int64) if discrete else _within_space(actions, facts),
-        rewards=columns["rewards"].as_type(np.float32),
+        actions=actions.values if discrete else _within_space(actions, facts),
+        rewards=columns["rewards"].one_a_step().as_type(np.float32),
         terminations=terminations,
         truncations=truncations,
         episode_offsets=offsets,
         name=name,
         env_id=facts.env_id,
-        num_actions=facts.action_count() if discrete else None,
+        num_actions=_num_actions(columns["actions"], facts) if discrete else None,
     )
+
+
+def _actions(column: Column, facts: SourceFacts) -> tuple[Column, bool]:
+    """Return the actions as discrete ones, (N,) int64, or as numbers (N, A); and whether they are discrete.
+
+    One integer a step is a discrete action. What else could be one is numbers, as long as nothing says more.
+    """
+    values, said = column.values, facts.said_action_type()
+    single = values.ndim == 1 or values.shape[1:] == (1,)
+    if said == "discrete" or (said is None and single and values.dtype.kind in "iu"):
+        return replace(column, values=_discrete(column)), True
+    numbers = replace(column, values=values.reshape(len(values), -1))
+    kind = None if said else _like_discrete(numbers.values)
+    if kind is not None:
+        logger.warning(
+            "data set %r, column %r: the actions are %s, and nothing says whether they are discrete: they are taken as "
+            "continuous. action_type='discrete' (--action_type discrete) makes discrete actions of them, 'continuous' "
+            "says that this is right",
+            column.label,
+            column.theirs,
+            kind,
+        )
+    return numbers, False
+
+
+def _like_discrete(values: np.ndarray) -> str | None:
+    """Say what actions (N, A) look like that could be discrete ones; None where they could not."""
+    if values.dtype.kind == "b":
+        return "true and false"
+    if values.shape[1] == 1:
+        whole = all(((block >= 0) & (block == np.round(block))).all() for block in blocks(values))
+        return "whole numbers, counted from 0" if whole else None
+    if all(_is_one_hot(block).all() for block in blocks(values)):
+        return f"one-hot, a 1 among {values.shape[1]} numbers"
+    return None
+
+
+def _is_one_hot(values: np.ndarray) -> NDArray[np.bool_]:
+    """Whether each row is a single 1 among zeros, (N,)."""
+    return ((values == 0) | (values == 1)).all(axis=1) & (values.sum(axis=1) == 1)
+
+
+def _discrete(column: Column) -> NDArray[np.int64]:
+    """Return actions as integers (N,): whole numbers are what they are, one-hot rows the place of their 1.
+
+    Raises:
+        ValueError: a step is neither, or too large to be the number of an action.
+    """
+    values = column.values.reshape(len(column.values), -1)
+    one_hot = values.shape[1] > 1
+    found, first = [], 0
+    for block in blocks(values):
+        if one_hot:
+            wrong = np.flatnonzero(~_is_one_hot(block))
+        else:
+            block = block[:, 0]
+            wrong = np.flatnonzero(~((block == np.round(block)) & (np.abs(block) < _MOST_ACTIONS)))
+        if len(wrong):
+            action = block[wrong[0]].tolist()
+            rule = f"whole numbers from 0, below {_MOST_ACTIONS:,}, or one-hot"
+            raise ValueError(
+                f"{column.at(first + int(wrong[0]))}: the action is {action}, but discrete actions are {rule}; correct "
+                "it, or say action_type='continuous' (--action_type continuous)"
+            )
+        found.append(block.argmax(axis=1) if one_hot else block.astype(np.int64))
+        first += len(block)
+    return np.concatenate(found)
+
+
+def _num_actions(column: Column, facts: SourceFacts) -> int | None:
+    """Return how many discrete actions there are, where facts or one-hot rows say it."""
+    said, width = facts.action_count(), column.values.shape[1:]
+    return width[0] if said is None and width and width[0] > 1 else said
 
 
 def _flags_at_ends(column: Column) -> NDArray[np.bool_]:

@@ -7,8 +7,9 @@ the JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 #: A larger JSON file beside the data holds data itself.
 _LARGEST_JSON = 1 << 20
-_SAID = ("obs_shape", "num_actions", "action_low", "action_high", "max_episode_steps")
+#: The facts beside the environment's id.
+SAID = ("obs_shape", "action_type", "num_actions", "action_low", "action_high", "max_episode_steps")
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,17 @@ class SourceFacts:
     where: str | None = None
     env_id: str | None = None
     obs_shape: Any = None
+    action_type: Any = None
     num_actions: Any = None
     action_low: Any = None
     action_high: Any = None
     max_episode_steps: Any = None
+
+    def over(self, others: SourceFacts) -> SourceFacts:
+        """Return these facts, and the others where these say nothing."""
+        where = " or ".join(facts.where for facts in (self, others) if facts.where is not None)
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(others, **{**said, "where": where or None})
 
     def frame_shape(self) -> tuple[int, int] | None:
         """Return (height, width) of a frame, when it is said.
@@ -49,6 +58,23 @@ class SourceFacts:
         raise ValueError(
             f"{self.where}: obs_shape must be [height, width] of one grey frame, found {self.obs_shape!r}; correct it"
         )
+
+    def said_action_type(self) -> str | None:
+        """Return what the actions are, when it is said: by name, or by facts that only one of the two kinds has.
+
+        Raises:
+            ValueError: `action_type` is something else.
+        """
+        if self.action_type in ("continuous", "discrete"):
+            return str(self.action_type)
+        if self.action_type is not None:
+            where = "" if self.where is None else f"{self.where}: "
+            raise ValueError(
+                f"{where}action_type must be continuous or discrete, found {self.action_type!r}; correct it"
+            )
+        if self.num_actions is not None:
+            return "discrete"
+        return None if self.action_low is None and self.action_high is None else "continuous"
 
     def action_count(self) -> int | None:
         """Return the number of discrete actions, when it is said.
@@ -96,12 +122,35 @@ class SourceFacts:
         return bound
 
 
+def registered_step_limit(env_id: str | None) -> int | None:
+    """Return the time limit of an environment by gymnasium's registry, which makes and imports no environment.
+
+    Of a version that is no longer there, such as `"HalfCheetah-v2"`, it is that of all the other ones, if they agree.
+
+    Returns:
+        None where there is no limit, or it cannot be told.
+    """
+    if env_id is None:
+        return None
+    try:
+        from gymnasium import registry
+    except ImportError:
+        return None
+    known = registry.get(env_id)
+    if known is not None and known.max_episode_steps is not None:
+        return known.max_episode_steps
+    family = re.sub(r"-v\d+$", "", env_id)
+    limits = {spec.max_episode_steps for name, spec in registry.items() if re.sub(r"-v\d+$", "", name) == family}
+    limits -= {None}
+    return limits.pop() if len(limits) == 1 else None
+
+
 def facts_of_card(card: Path) -> SourceFacts:
     """Read the front matter of a data set's card, if there is one."""
     if not card.is_file():
         return SourceFacts()
     environment = DatasetCard.load(card, ignore_metadata_errors=True).data.get("environment")
-    return _facts(card, environment, env_id="id")
+    return facts_of(card, environment, env_id="id")
 
 
 def beside(file: Path) -> Path:
@@ -124,7 +173,7 @@ def agreed(found: Iterable[SourceFacts], otherwise: str = "") -> SourceFacts:
     said: dict[str, tuple[Any, str | None]] = {}
     for facts in found:
         places.append(facts.where)
-        for name in ("env_id", *_SAID):
+        for name in ("env_id", *SAID):
             value = getattr(facts, name)
             if value is None:
                 continue
@@ -152,17 +201,18 @@ def facts_beside(file: Path) -> SourceFacts:
         facts, _ = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").strip())
     except ValueError as error:
         raise ValueError(f"{path}, which describes {file.name}, is not JSON ({error}); correct or remove it") from error
-    return _facts(path, facts, env_id="env_id")
+    return facts_of(path, facts)
 
 
-def _facts(where: Path, facts: object, env_id: str) -> SourceFacts:
+def facts_of(where: Path | str, facts: object, env_id: str = "env_id") -> SourceFacts:
+    """Return what a mapping says that stands at `where`, in which `env_id` is the name of the environment's id."""
     if not isinstance(facts, Mapping):
         return SourceFacts()
     name = facts.get(env_id)
     return SourceFacts(
         where=str(where),
         env_id=name if isinstance(name, str) else None,
-        **{said: facts.get(said) for said in _SAID},
+        **{said: facts.get(said) for said in SAID},
     )
 
 

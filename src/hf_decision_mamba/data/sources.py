@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from .cache import cached, files_of
-from .facts import COMPRESSED, SourceFacts
+from .facts import COMPRESSED, SourceFacts, facts_beside
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.hub import Request
 from .splits import choose_episodes, only_train
@@ -25,7 +25,7 @@ from .trajectories import Trajectories, concatenate
 Named: TypeAlias = str | Path | Sequence[str | Path]
 Source: TypeAlias = Named | datasets.Dataset | datasets.DatasetDict | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
-_FILES: dict[str, Callable[[str, Path, Mapping[str, str]], Trajectories]] = {
+_FILES: dict[str, Callable[[str, Path, Mapping[str, str], SourceFacts], Trajectories]] = {
     **dict.fromkeys(d4rl.SUFFIXES, d4rl.read_d4rl),
     **dict.fromkeys(dt_pickle.SUFFIXES, dt_pickle.read_dt_pickle),
 }
@@ -40,6 +40,7 @@ def load_trajectories(
     revision: str | None = None,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
+    action_type: str | None = None,
 ) -> Trajectories:
     """Load and check trajectories from wherever people keep them; `docs/data.md` shows each format.
 
@@ -47,11 +48,14 @@ def load_trajectories(
     (T,), and `terminations` and `truncations`, or `dones`, (T,). A table with one row per step (LeRobot) has one value
     of each a row, and a column that says the episode. Other columns are left alone.
 
-    - Actions that are one integer a step, (T,), are discrete. Continuous ones are clipped to their space, or refused:
-      [-1, 1] where nothing says it; with a value beyond 1.5 they are then in units of their own, and stay as they are.
+    - Actions that are one integer a step, (T,) or (T, 1), are discrete. Others are continuous, unless the source or
+      `action_type` says more: whole numbers, true and false and one-hot rows are so with a warning. They are clipped to
+      their space: [-1, 1] where nothing says it; with a value beyond 1.5 they are then in units of their own, and stay
+      as they are.
     - Observations that are bytes are images: T grey frames of H times W pixels, one after the other. So are arrays
       (T, H, W) of bytes, also with an axis for one channel or for a stack of frames, of which the newest, the last, is
-      kept; and pictures, the `Image` of `datasets`. Colours are refused.
+      kept; and pictures, the `Image` of `datasets`. Colours are refused. Parquet files of bytes are read as they are:
+      the cache of `datasets` would hold them unpacked.
     - An observation after the last action of an episode, T + 1 in all, is left out.
 
     How an episode ends:
@@ -85,6 +89,8 @@ def load_trajectories(
         revision: branch, tag or commit of a Hub repository.
         split: which split to read; slices such as "train[:10%]" are taken by whole episodes, of each source.
         columns: names of the source's columns by ours, for example `{"observations": "obs"}`.
+        action_type: what the actions are, where their numbers do not say it: "discrete" makes integers of whole
+            numbers, true and false, and one-hot rows; "continuous" leaves integers the numbers that they are.
 
     Raises:
         FileNotFoundError: nothing is at the source; says what was looked for.
@@ -94,7 +100,7 @@ def load_trajectories(
         ValueError: the source cannot be read, or an episode is not what it should be; names data set, episode, step and
             column where there are such.
     """
-    request = Request(split, config, revision, columns or {})
+    request = Request(split, config, revision, columns or {}, action_type)
     names = named_sources(source)
     if names is None:
         return _checked(source, request)
@@ -176,7 +182,7 @@ def _together(parts: list[Trajectories]) -> Trajectories:
 def _identity(source: str | Path, request: Request) -> list[object] | None:
     """Return all that decides what is read, or None where that cannot be told."""
     text, path = str(source), Path(source).expanduser()
-    asked = [request.config, request.split, sorted(request.columns.items())]
+    asked = [request.config, request.split, sorted(request.columns.items()), request.action_type]
     if path.exists():
         return [str(path.absolute()), files_of(path), request.revision, *asked]
     if text.startswith(minari.PREFIX):
@@ -203,7 +209,7 @@ def _read(source: Source, request: Request) -> Trajectories:
         return _by_episodes(
             label,
             request,
-            lambda: arrays.read_arrays(source, label, label, request.columns, SourceFacts()),
+            lambda: arrays.read_arrays(source, label, label, request.columns, request.facts(SourceFacts())),
             refused=("config", "revision"),
         )
     raise TypeError(
@@ -223,7 +229,7 @@ def _read_named(text: str, path: Path, request: Request, anywhere: bool) -> Traj
         if logs is None:
             _refuse_folder_of_files(text, path)
             return hub.read_folder(text, path, request)
-        replay = partial(dqn_replay.read_dqn_replay, text, path, logs, request.config)
+        replay = partial(dqn_replay.read_dqn_replay, text, path, logs, request.config, request.facts(SourceFacts()))
         return _by_episodes(text, request, replay, refused=("revision", "columns"))
     if path.is_file():
         builder = hub.builder_of(path)
@@ -231,10 +237,10 @@ def _read_named(text: str, path: Path, request: Request, anywhere: bool) -> Traj
             return hub.read_file(text, path, builder, request)
         if ending not in _FILES:
             raise ValueError(f"{text}: cannot read a file of this kind; {_advice(ending)}")
-        file = partial(_FILES[ending], text, path, request.columns)
+        file = partial(_FILES[ending], text, path, request.columns, request.facts(facts_beside(path)))
         return _by_episodes(text, request, file, refused=("config", "revision"))
     if anywhere and text.startswith(minari.PREFIX):
-        by_id = partial(minari.read_minari, text)
+        by_id = partial(minari.read_minari, text, request.facts(SourceFacts()))
         return _by_episodes(text, request, by_id, refused=("config", "revision", "columns"))
     if anywhere and hub.is_repository_id(text) and ending not in _ENDINGS:
         return hub.read_repository(text, request)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: Returns-to-go, scaled, that span less, or reach farther, are too small or too large for a model to tell apart.
+_INVISIBLE, _HUGE = 0.01, 100.0
 #: A state dimension that varies less than this is constant: it is centred, never divided by its tiny deviation.
 CONSTANT_STD = 1e-6
 
@@ -23,8 +25,8 @@ class TrajectoryStatistics:
     `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1. Images
     have None: the model divides pixels by 255. `action_low`, `action_high` (A,) are the smallest and largest continuous
     action taken; discrete actions have `action_counts` (A,) instead, how often each was taken. Returns are undiscounted
-    sums of rewards over whole episodes; lengths are in steps; standard deviations are those of the population.
-    `terminated` episodes ended by the task, all others count as `truncated`.
+    sums of rewards over whole episodes, returns-to-go those from each step on; lengths are in steps; standard
+    deviations are those of the population. `terminated` episodes ended by the task, all others count as `truncated`.
     """
 
     state_mean: NDArray[np.float64] | None
@@ -38,11 +40,33 @@ class TrajectoryStatistics:
     return_std: float
     return_min: float
     return_max: float
+    return_to_go_min: float
+    return_to_go_max: float
     length_mean: float
     length_min: int
     length_max: int
     terminated: int
     truncated: int
+
+    @property
+    def return_scale(self) -> float:
+        """What makes returns-to-go ones of size one: the largest, to two significant digits; 1 where all are 0."""
+        scale = float(f"{max(-self.return_to_go_min, self.return_to_go_max):.1e}")
+        return scale if scale >= np.finfo(np.float32).tiny else 1.0
+
+    def remark_on_scale(self, scale: float) -> str | None:
+        """Say what is wrong with returns-to-go that are divided by this; None where nothing is, or no scale helps."""
+        low, high = self.return_to_go_min / scale, self.return_to_go_max / scale
+        huge = max(-low, high) > _HUGE
+        invisible = high - low < _INVISIBLE <= (high - low) * scale / self.return_scale
+        if not (huge or invisible):
+            return None
+        size = "large" if huge else "much alike"
+        return (
+            f"return_scale {scale:g} makes returns-to-go of {self.return_to_go_min:.4g} to {self.return_to_go_max:.4g} "
+            f"ones of {low:.4g} to {high:.4g}, too {size} for a model to tell apart: the target return would have no "
+            f"effect. {self.return_scale:g} fits these data"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics as plain lists and numbers, ready for JSON."""

@@ -75,15 +75,17 @@ class EpisodeStream:
         train: list[Trajectories] = []
         held_out: list[Trajectories] = []
         counts: dict[str, int] = {}
+        stream = self
         for file in files:
             found: list[Trajectories] = []
-            for piece in self.episodes(file):
+            for piece in stream.episodes(file):
                 found.append(piece)
                 if sum(part.num_steps for part in found) >= steps / len(files):
                     break
             if not found:
                 continue
             begun = concatenate(found)
+            stream = replace(stream, facts=replace(stream.facts, action_type=begun.action_type))
             share = round(held_out_fraction * begun.num_episodes)
             counts[file] = max(share, int(held_out_fraction > 0 and not held_out))
             out = np.arange(begun.num_episodes) < counts[file]
@@ -94,8 +96,8 @@ class EpisodeStream:
                 f"data set {self.label!r} has too few episodes at the beginning of its files to learn from and hold out"
             )
         known = concatenate(train)
-        facts = replace(self.facts, num_actions=known.num_actions)
-        return replace(self, facts=facts, held_out=counts), known, concatenate(held_out) if held_out else None
+        facts = replace(stream.facts, num_actions=known.num_actions)
+        return replace(stream, facts=facts, held_out=counts), known, concatenate(held_out) if held_out else None
 
     def episodes(self, file: str, part: int = 0, parts: int = 1) -> Iterator[Trajectories]:
         """Yield the episodes of a file, a few at a time; with `parts`, every so many-th one, from number `part` on.
@@ -103,7 +105,7 @@ class EpisodeStream:
         Raises:
             ValueError: the file cannot be read, or an episode is not what it should be.
         """
-        first = 0
+        first, facts = 0, self.facts
         for found, numbers in self._pieces(file):
             episodes = first + np.arange(numbers[-1] + 1)
             wanted = (episodes % parts == part) & (episodes >= self.held_out.get(file, 0))
@@ -111,11 +113,12 @@ class EpisodeStream:
             first += len(episodes)
             rows = TableRows(found.filter(pa.array(wanted[numbers])))
             if "episodes" in self._names(found.schema):
-                read = read_step_rows(rows, label, label, self.columns, self.facts, RobotInfo(), tell=False)
+                read = read_step_rows(rows, label, label, self.columns, facts, RobotInfo(), tell=False)
             else:
-                read = read_episode_rows(rows, label, label, self.columns, self.facts, tell=False)
+                read = read_episode_rows(rows, label, label, self.columns, facts, tell=False)
             if read is not None:
                 read.check_finite()
+                facts = replace(facts, action_type=read.action_type)  # of which only the first episodes are asked
                 yield replace(read, name=self.name)
 
     def _names(self, schema: pa.Schema) -> dict[str, str]:
@@ -260,6 +263,7 @@ def open_stream(
     revision: str | None = None,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
+    action_type: str | None = None,
 ) -> EpisodeStream:
     """Find the episodes of parquet files, folders or Hub repositories, without reading or downloading them.
 
@@ -270,7 +274,7 @@ def open_stream(
         TypeError: it has no name.
         ValueError: it is not one that can be streamed.
     """
-    request = Request(split, config, revision, columns or {})
+    request = Request(split, config, revision, columns or {}, action_type)
     names = named_sources(source)
     if names is None:
         raise TypeError(f"a stream comes from paths or repositories of the Hub, not from {type(source).__name__}")
@@ -280,7 +284,7 @@ def open_stream(
         name=joined_names([name for _, name, _ in found]),
         files=tuple(file for files, _, _ in found for file in files),
         columns=request.columns,
-        facts=agreed([facts for _, _, facts in found]),
+        facts=request.facts(agreed([facts for _, _, facts in found])),
     )
 
 

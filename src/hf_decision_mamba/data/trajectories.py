@@ -19,6 +19,7 @@ from . import storage
 from .statistics import CONSTANT_STD, RunningMoments, TrajectoryStatistics
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
+_LARGEST = float(np.finfo(np.float32).max)
 #: The types that a column may have, and the axes that it has then.
 FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
     "observations": {np.float32: ("steps", "dimensions"), np.uint8: ("steps", "height", "width")},
@@ -199,7 +200,8 @@ class Trajectories:
         else:
             bounds = np.array([(rows.min(axis=0), rows.max(axis=0)) for rows in taken], np.float64)
             low, high = bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
-        if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns) if values is not None):
+        left = np.array([(rows.min(), rows.max()) for _, rows in self._blocks("returns_to_go")])
+        if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns, left) if values is not None):
             self.check_finite()
         last = self.episode_starts + lengths - 1
         terminated = int(np.count_nonzero(self.terminations[last]))
@@ -216,6 +218,8 @@ class Trajectories:
             return_std=float(returns.std()),
             return_min=float(returns.min()),
             return_max=float(returns.max()),
+            return_to_go_min=float(left.min()),
+            return_to_go_max=float(left.max()),
             length_mean=float(lengths.mean()),
             length_min=int(lengths.min()),
             length_max=int(lengths.max()),
@@ -248,12 +252,15 @@ class Trajectories:
         return self.select(~held_out), self.select(held_out)
 
     def check_finite(self) -> None:
-        """Check every observation, action and reward.
+        """Check every observation, action and reward, and that the rewards of an episode have a sum.
 
         Raises:
             ValueError: one is NaN or infinite; names the data set, episode, step and column.
         """
-        for column in ("observations", "actions", "rewards"):
+        columns = ["observations", "actions", "rewards"]
+        if not sum(np.abs(rows).sum(dtype=np.float64) for _, rows in self._blocks("rewards")) < _LARGEST:
+            columns.append("returns_to_go")  # no sum of some of them could be too large
+        for column in columns:
             if not np.issubdtype(getattr(self, column).dtype, np.floating):
                 continue  # every pixel and every discrete action is a number
             for start, rows in self._blocks(column):

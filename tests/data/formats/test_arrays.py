@@ -96,9 +96,17 @@ def test_flat_columns_are_cut_where_an_episode_ended() -> None:
         ({"terminals": np.arange(6) == 5, "timeouts": np.arange(6) == 5}, [5], [5]),
         ({"terminals": None}, [], [4, 5]),
         ({"timeouts": None, "dones": np.arange(6) % 2}, [1], [3, 5]),
+        ({"terminals": None, "dones": np.arange(6) == 1}, [1], [4, 5]),
         ({"terminals": None, "timeouts": None, "dones": np.arange(6) % 2}, [1, 3, 5], []),
     ],
-    ids=["never timed out", "both at the end", "timeouts only", "terminals and dones", "dones only"],
+    ids=[
+        "never timed out",
+        "both at the end",
+        "timeouts only",
+        "terminals and dones",
+        "timeouts and dones",
+        "dones only",
+    ],
 )
 def test_how_flat_episodes_ended(flags: dict[str, Any], terminations: list[int], truncations: list[int]) -> None:
     trajectories = load_trajectories(flat(**flags))
@@ -110,6 +118,40 @@ def test_without_truncations_episodes_end_at_terminations_and_that_is_said(caplo
     with caplog.at_level(logging.WARNING):
         assert load_trajectories(flat(timeouts=None)).lengths().tolist() == [2, 4]
     assert "has no truncations (timeouts): its episodes end at terminations only" in caplog.text
+
+
+def following(observations: np.ndarray, last: Any = (3, 5)) -> np.ndarray:
+    """What each step leads to: the next row, and something else at the last step of each episode."""
+    after = np.roll(observations, -1, axis=0)
+    after[list(last)] += 1
+    return after
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_what_a_step_led_to_shows_that_an_episode_ended(frames: bool, caplog: pytest.LogCaptureFixture) -> None:
+    seen = np.random.default_rng(0).integers(0, 200, (6, 4, 5), np.uint8) if frames else flat()["observations"]
+    flags = {"terminals": np.arange(6) == 1, "timeouts": np.zeros(6), "observations": seen}
+    with caplog.at_level(logging.WARNING):
+        trajectories = load_trajectories(flat(**flags, next_observations=following(seen)))
+    assert trajectories.lengths().tolist() == [2, 2, 2]
+    assert np.flatnonzero(trajectories.truncations).tolist() == [3, 5]
+    assert "column 'next_observations': what 1 steps led to, the first of them step 3, is not the observ" in caplog.text
+    caplog.clear()
+    rounded = following(seen, last=[1, 5]).astype(seen.dtype if frames else np.float16)
+    assert load_trajectories(flat(**flags, next_observations=rounded)).lengths().tolist() == [2, 4]
+    one = {**flags, "terminals": np.zeros(6), "next_observations": following(seen, last=[5])}
+    assert load_trajectories(flat(**one)).lengths().tolist() == [6]
+    assert not caplog.text
+
+
+def test_steps_that_do_not_follow_on_one_another_are_no_trajectories() -> None:
+    seen = flat()["observations"]
+    with pytest.raises(
+        ValueError, match=r"what 3 of 6 steps led to is not the observation of the step after, .* order"
+    ):
+        load_trajectories(flat(next_observations=following(seen, last=[0, 2, 3])))
+    with pytest.raises(ValueError, match=r"'next_observations': shape \(6, 2\), where the observations have \(6, 3\)"):
+        load_trajectories(flat(next_observations=seen[:, :2]))
 
 
 def test_frames_and_slices_of_episodes() -> None:
@@ -130,22 +172,29 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
         ([], "has no episodes"),
         ([episode(), 7], "episode 1 is of type int; expected a dict of its columns"),
         ([episode(rewards=None)], "no column 'rewards' for the rewards; its columns are observations, actions, term"),
-        ([episode(), episode(rewards=None)], "episode 1 has no column 'rewards', which the first one has"),
+        ([episode(), episode(rewards=None)], "episode 1 has no column 'rewards', which others have"),
+        ([episode(rewards=None), episode(), episode()], "episode 0 has no column 'rewards', which others have"),
+        (
+            [episode(), episode(truncations=[False, True]), episode()],
+            "episode 1 has a column 'truncations', which others have not; every episode needs the same columns",
+        ),
         ([episode(), episode(0)], "episode 1 is empty in column 'observations'.* remove it"),
         ([episode(), {**episode(0), "observations": []}], "episode 1 is empty in column 'observations'.* remove it"),
-        ([episode(rewards=[1.0])], "episode 0: the number of steps differs, 2 in column 'observations' and 1 in"),
+        ([episode(rewards=[1.0])], "episode 0: .* differs, 1 in column 'rewards' and 2 in the others"),
+        ([episode(rewards=[1.0], terminations=[True])], "2 in column 'observations', 2 in .* and 1 in column 'termin"),
         ([episode(2, observations=np.zeros((4, 3))), episode()], "episode 0: the number of steps differs, 4 .* and 2"),
-        (
-            [episode(3), episode(2, rewards=np.zeros(3))],
-            "episode 1: .* 2 in column 'observations' and 3 in column 'rew",
-        ),
+        ([episode(3), episode(2, rewards=np.zeros(3))], "episode 1: .* 3 in column 'rewards' and 2 in the others"),
         (
             [episode(), episode(observations=np.zeros((2, 4)))],
             r"episode 1, column 'observations': .*\(4,\) a step, where",
         ),
         (
+            [episode(observations=np.zeros((2, 4))), episode(), episode()],
+            r"episode 0, column 'observations': .*\(4,\) a step, where other episodes have \(3,\)",
+        ),
+        (
             [episode(), episode(actions=np.zeros(2, int))],
-            r"episode 1, column 'actions': int64 of \(\) a step, where the",
+            r"episode 1, column 'actions': int64 of \(\) a step, where other",
         ),
         ([episode(observations=[[1, 2], [3]])], "episode 0, column 'observations': steps of different dimensions"),
         (
@@ -156,7 +205,10 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
         ([episode(observations=np.zeros((2, 3), object))], "'observations': expected .*of object"),
         ([episode(observations=np.zeros(2))], r"'observations': expected \(steps, dimensions\) numbers, or .*uint8"),
         ([episode(observations=np.zeros((2, 8, 8)))], "'observations': expected .* uint8 for grey frames"),
-        ([episode(actions=[0.1, 0.2])], r"'actions': expected \(steps, dimensions\) numbers, or \(steps,\) integers"),
+        ([episode(actions=np.zeros((2, 0)))], r"'actions': expected .*found shape \(2, 0\)"),
+        ([episode(actions=["a", "b"])], r"'actions': expected \(steps, dimensions\) numbers, or \(steps,\) integers"),
+        ([episode(actions=[0, 1 << 16])], "episode 0, step 1, column 'actions': the action is 65536, but discrete act"),
+        ([episode(rewards=[3e38, 3e38])], "episode 0, step 0, column 'returns_to_go': the value is inf in float32"),
         ([episode(rewards=np.zeros((2, 2)))], r"'rewards': expected \(steps,\) numbers, found shape \(2, 2\)"),
         ([episode(terminations=[0, 2])], "episode 0, step 1, column 'terminations': expected true or false .* found 2"),
         ([episode(), episode(terminations=[True, True])], "episode 1, step 0, column 'terminations': the episode ends"),
@@ -169,10 +221,13 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
             [episode(actions=[-1, 0])],
             "episode 0, step 0, column 'actions': the action is -1, but discrete actions count",
         ),
-        (flat(rewards=np.zeros(5)), "5 steps in column 'rewards' and 6 steps? in column 'actions'|5 steps .* and 6 in"),
+        (flat(rewards=np.zeros(5)), "the number of steps differs, 5 in column 'rewards' and 6 in the others"),
+        (flat(actions=np.zeros((5, 2))), "the number of steps differs, 5 in column 'actions' and 6 in the others"),
         (flat(terminals=np.full(6, 3)), "step 0, column 'terminals': expected true or false .*found 3"),
         (flat(terminals=None, timeouts=None), "nothing says where its episodes end, .* max_episode_steps"),
         (flat(terminals=np.zeros(6), timeouts=None), "nothing says where its episodes end"),
+        (flat(terminals=np.zeros(6), timeouts=np.zeros(6)), "nothing says where its episodes end.* set truncations"),
+        (flat(terminals=None, timeouts=None, dones=np.zeros(6)), "nothing says where its episodes end"),
         ({name: values[:0] for name, values in flat().items()}, "has no steps"),
     ],
 )
@@ -186,6 +241,70 @@ def test_names_what_is_wrong(source: Any, message: str) -> None:
 def test_refuses_options_that_would_do_nothing(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(option.values()))):
         load_trajectories([episode()], **option)  # type: ignore[arg-type]
+
+
+FORMS = {
+    "integers": [2, 0, 1, 2],
+    "a column of integers": [[2], [0], [1], [2]],
+    "bytes": np.uint8([2, 0, 1, 2]),
+    "whole numbers": [2.0, 0.0, 1.0, 2.0],
+    "a column of whole numbers": [[2.0], [0.0], [1.0], [2.0]],
+    "one-hot integers": np.eye(3, dtype=int)[[2, 0, 1, 2]],
+    "one-hot numbers": np.eye(3)[[2, 0, 1, 2]],
+}
+
+
+@pytest.mark.parametrize("flat_columns", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_one_integer_a_step_is_a_discrete_action_and_what_could_be_one_is_named(
+    form: str, flat_columns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = episode(4, actions=np.asarray(FORMS[form]))
+    source: Any = columns if flat_columns else [columns]
+    if flat_columns:
+        columns["truncations"] = np.zeros(4)
+    clear = form in ("integers", "a column of integers", "bytes")
+    assert load_trajectories(source).action_type == ("discrete" if clear else "continuous")
+    assert ("column 'actions': the actions are" in caplog.text) != clear
+    assert ("(--action_type discrete)" in caplog.text) != clear
+    caplog.clear()
+    discrete = load_trajectories(source, action_type="discrete")
+    assert (discrete.actions.tolist(), discrete.act_dim) == ([2, 0, 1, 2], 3)
+    continuous = load_trajectories(source, action_type="continuous")
+    np.testing.assert_array_equal(continuous.actions, np.reshape(FORMS[form], (4, -1)).astype(np.float32))
+    assert "action_type" not in caplog.text
+
+
+def test_true_and_false_are_numbers_until_somebody_says_more(caplog: pytest.LogCaptureFixture) -> None:
+    source = [episode(actions=[True, False])]
+    assert load_trajectories(source).actions.tolist() == [[1], [0]]
+    assert "column 'actions': the actions are true and false" in caplog.text
+    assert load_trajectories(source, action_type="discrete").actions.tolist() == [1, 0]
+
+
+def test_one_hot_actions_say_how_many_there_are() -> None:
+    assert load_trajectories([episode(actions=np.eye(5)[[1, 0]])], action_type="discrete").act_dim == 5
+
+
+@pytest.mark.parametrize(
+    ("actions", "found"),
+    [
+        ([[0.0], [0.5]], "step 1, column 'actions': the action is 0.5, but discrete actions are whole numbers from 0"),
+        ([[0.0], [np.nan]], "step 1, column 'actions': the action is nan"),
+        ([[0.0], [-1.0]], "step 1, column 'actions': the action is -1, but discrete actions count from 0"),
+        ([[0, 1], [1, 1]], r"step 1, column 'actions': the action is \[1.0, 1.0\], but .* one-hot; correct it, or say"),
+        ([[0.0, 0.0], [1.0, 0.0]], r"step 0, column 'actions': the action is \[0.0, 0.0\]"),
+    ],
+)
+def test_refuses_to_make_discrete_what_is_not(actions: Any, found: str) -> None:
+    episodes = [episode(actions=np.eye(len(actions[0]))[[0, 0]]), episode(actions=actions)]
+    with pytest.raises(ValueError, match=f"episode 1, {found}"):
+        load_trajectories(episodes, action_type="discrete")
+
+
+def test_refuses_an_action_type_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="action_type must be continuous or discrete, found 'both'"):
+        load_trajectories([episode()], action_type="both")
 
 
 def actions_of(actions: Any) -> Trajectories:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from hf_decision_mamba.data import load_trajectories
 
@@ -74,6 +76,72 @@ def test_without_timeouts_the_time_limit_beside_the_file_cuts(
     assert np.flatnonzero(trajectories.truncations).tolist() == truncations
 
 
+NEVER = np.zeros(5, bool)
+LIMITED = {"max_episode_steps": 2}
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments of a time limit of two steps, of which the newest version alone can be made."""
+    specs = [EnvSpec(f"Walk-v{version}", max_episode_steps=limit) for version, limit in ((2, None), (4, 2), (5, 2))]
+    monkeypatch.setattr("gymnasium.registry", {spec.id: spec for spec in specs})
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("beside", "metadata", "limit"),
+    [
+        (LIMITED, {}, "max_episode_steps in .*a.json"),
+        ({}, LIMITED, "max_episode_steps in .*a.json or the metadata of .*a.hdf5"),
+        ({"max_episode_steps": 2}, {"max_episode_steps": 3}, "max_episode_steps in .*a.json.*"),
+        ({"env_id": "Walk-v5"}, {}, "of Walk-v5 in gymnasium"),
+        ({"env_id": "Walk-v2"}, {}, "of Walk-v2 in gymnasium"),
+        ({}, {"env_id": b"Walk-v3"}, "of Walk-v3 in gymnasium"),
+    ],
+    ids=["beside", "metadata", "both", "registry", "an old version", "an older version"],
+)
+def test_flags_that_are_never_true_are_not_believed_where_a_time_limit_is_known(
+    beside: dict[str, Any], metadata: dict[str, Any], limit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {f"metadata/{name}": value for name, value in metadata.items()}
+    path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=NEVER, **said)
+    path.with_suffix(".json").write_text(json.dumps(beside))
+    trajectories = load_trajectories(path)
+    assert trajectories.lengths().tolist() == [2, 2, 1]
+    assert not trajectories.terminations.any() and trajectories.truncations.sum() == 3
+    place = "step 1: no flag ends the episode, but its time limit of 2 steps"
+    assert re.search(rf"{place} \({limit}\) does; episodes that it truncates so: 2", caplog.text)
+
+
+@pytest.mark.usefixtures("registered")
+def test_gymnasiums_time_limit_is_not_believed_against_flags_that_know_truncations(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=np.arange(5) == 2)
+    path.with_suffix(".json").write_text('{"env_id": "Walk-v5"}')
+    assert load_trajectories(path).lengths().tolist() == [3, 2]
+    assert "its time limit of 2 steps (of Walk-v5 in gymnasium) would; the flags are believed" in caplog.text
+    path.with_suffix(".json").write_text('{"max_episode_steps": 2}')
+    assert load_trajectories(path).lengths().tolist() == [2, 1, 2]
+
+
+def test_flags_that_are_never_true_say_nothing_where_no_time_limit_is_known(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=NEVER)
+    nothing = r"nothing says where its episodes end, .* write max_episode_steps"
+    with pytest.raises(ValueError, match=f"{nothing}, the environment's time limit, into a JSON file beside"):
+        load_trajectories(path)
+    path.with_suffix(".json").write_text('{"env_id": "Unknown-v0"}')
+    with pytest.raises(ValueError, match=rf"{nothing} into .*a\.json"):
+        load_trajectories(path)
+
+
+def test_what_a_step_led_to_is_read_too(tmp_path: Path) -> None:
+    after = np.arange(15.0).reshape(5, 3) + 3
+    after[2] = 0
+    path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=NEVER, next_observations=after)
+    assert load_trajectories(path).lengths().tolist() == [3, 2]
+
+
 def test_refuses_a_time_limit_that_cannot_be(tmp_path: Path) -> None:
     path = save(tmp_path / "a.hdf5", timeouts=None)
     path.with_suffix(".json").write_text('{"max_episode_steps": 2.5}')
@@ -94,7 +162,7 @@ def test_without_timeouts_and_time_limit_episodes_end_at_terminals(
     [
         ({"rewards": None}, "no column 'rewards' for the rewards; its columns are actions, observations, terminals"),
         ({"timeouts": None, "terminals": None}, "nothing says where its episodes end"),
-        ({"actions": np.zeros((4, 1))}, "5 steps in column 'observations' and 4 in column 'actions'"),
+        ({"actions": np.zeros((4, 1))}, "the number of steps differs, 4 in column 'actions' and 5 in the others"),
         ({"actions": [["a"]] * 5}, "column 'actions': expected .* found shape .* of object"),
         ({"rewards": [0, 0, np.nan, 0, 0]}, "episode 1, step 0, column 'rewards': the value is nan"),
         ({"terminals": [0, 5, 0, 0, 0]}, "step 1, column 'terminals': expected true or false .* found 5"),

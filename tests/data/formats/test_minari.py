@@ -203,7 +203,7 @@ def test_actions_are_clipped_to_the_space(tmp_path: Path, caplog: pytest.LogCapt
             {"observation_space": spaces.Dict({"eye": spaces.Box(0, 255, (64, 64, 3), np.float32)})},
             "'observations.eye': ob",
         ),
-        ({"rewards": np.zeros(1)}, "episode 0: the number of steps differs, 2 in column 'observations' and 1 in"),
+        ({"rewards": np.zeros(1)}, "episode 0: the number of steps differs, 1 in column 'rewards' and 2 in the others"),
     ],
 )
 def test_names_what_is_wrong(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

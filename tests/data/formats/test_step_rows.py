@@ -185,6 +185,21 @@ def test_first_steps_may_be_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFix
     made(load_trajectories(save(tmp_path, steps(frame_index=[*range(5)]).take([3, 1, 4, 0, 2]))))
 
 
+@pytest.mark.parametrize(
+    "action",
+    [[[0], [2], [1], [0], [0]], [[0.0], [2.0], [1.0], [0.0], [0.0]], np.eye(3)[[0, 2, 1, 0, 0]].tolist()],
+    ids=["lists of an integer", "lists of a whole number", "one-hot"],
+)
+def test_what_actions_are_can_be_said(action: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = save(tmp_path, steps(action=action))
+    integers = isinstance(action[0][0], int)
+    assert load_trajectories(path).action_type == ("discrete" if integers else "continuous")
+    assert ("column 'action': the actions are" in caplog.text) != integers
+    discrete = load_trajectories(path, action_type="discrete")
+    assert (discrete.actions.tolist(), discrete.act_dim) == ([0, 2, 1, 0, 0], 3)
+    assert load_trajectories(path, action_type="continuous").actions.tolist() == action
+
+
 def test_truncations_are_kept_apart(tmp_path: Path) -> None:
     truncated = {
         "next.truncated": [False, False, False, False, True],
@@ -324,6 +339,7 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
             {"next.done": [False, True, True, False, True]},
             r"episode 0, step 1, column 'next\.done': the episode ends here",
         ),
+        ({"next.reward": [[0.0, 1.0]] * 5}, r"column 'next\.reward': 2 values a step; expected one"),
         ({"next.done": [0, 0, 7, 0, 1]}, r"episode 0, step 2, column 'next\.done': expected true or false .*found 7"),
     ],
 )

@@ -97,14 +97,19 @@ def flatten(
 
 
 def _size(pieces: list[pa.Array], at: Callable[[int], str], before: int, per_step: int, expected: int | None) -> int:
-    """Return the length that all lists have; `per_step` of them make one step."""
+    """Return the length that all lists have, or most, of which the others are named; `per_step` of them make one step.
+
+    Raises:
+        ValueError: one of them has another length, or they hold nothing.
+    """
     lengths = np.concatenate([pc.list_value_length(piece) for piece in pieces])
-    size = int(lengths[0]) if expected is None else expected
+    counted = dict(zip(*np.unique(lengths, return_counts=True), strict=True))
+    size = int(max(counted, key=counted.__getitem__)) if expected is None else expected
     ragged = np.flatnonzero(lengths != size)
     if len(ragged):
         raise ValueError(
-            f"{at(before + int(ragged[0]) // per_step)}: {lengths[ragged[0]]} numbers, where the first step of the "
-            f"data set has {size}; every step needs the same dimensions"
+            f"{at(before + int(ragged[0]) // per_step)}: {lengths[ragged[0]]} numbers, where other steps have {size}; "
+            "every step needs the same dimensions"
         )
     if size == 0:
         raise ValueError(f"{at(before)}: the step has no numbers")

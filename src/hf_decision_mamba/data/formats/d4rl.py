@@ -1,6 +1,6 @@
 """D4RL's HDF5 files: flat columns of all episodes, `terminals` where the task was over, `timeouts` at the time limit.
 
-The groups beside them (`metadata`, `infos`) are left alone: nothing of a file is read but the columns.
+Nothing of a file is read but the columns, and what it says about its environment, as attributes or below `metadata`.
 Source: D4RL (Fu et al. 2020, arXiv 2004.07219), https://github.com/Farama-Foundation/D4RL.
 """
 
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..columns import find_columns
-from ..facts import facts_beside
+from ..facts import SAID, SourceFacts, facts_of
 from ..trajectories import Trajectories
-from .arrays import read_flat_arrays
+from .arrays import flat_columns, read_flat_arrays
 from .rows import unreadable
 
 SUFFIXES = (".hdf5", ".h5")
 
 
-def read_d4rl(text: str, path: Path, columns: Mapping[str, str]) -> Trajectories:
+def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFacts) -> Trajectories:
     """Read a D4RL file.
 
     Args:
         text: what errors call it.
         path: where it is.
         columns: names of its columns by ours, where they differ.
+        facts: what is known about it; the file is asked for the rest.
 
     Raises:
         ImportError: h5py is not installed.
@@ -48,10 +49,24 @@ def read_d4rl(text: str, path: Path, columns: Mapping[str, str]) -> Trajectories
                     "observations, actions, rewards, terminals at the top (a Minari data set is read by its id, "
                     "minari:NAME)"
                 )
-            names = find_columns(text, found, columns)
+            names = flat_columns(text, found, columns)
             arrays: dict[str, np.ndarray] = {theirs: found[theirs][()] for theirs in names.values()}
+            said = _said(file)
+            facts = facts.over(facts_of(f"the metadata of {text}", said)) if said else facts
     except OSError as error:
         if error.errno is not None:
             raise  # the disk or the rights to the file are to blame, not the data
         raise unreadable(text, "the file", error) from error
-    return read_flat_arrays(arrays, text, path.stem, columns, facts_beside(path))
+    return read_flat_arrays(arrays, text, path.stem, columns, facts)
+
+
+def _said(file: Any) -> dict[str, Any]:
+    """Return what a file says about its environment."""
+    said = {}
+    for name in ("env_id", *SAID):
+        kept = file.get(f"metadata/{name}")
+        value = kept[()] if getattr(kept, "shape", None) == () else file.attrs.get(name)
+        if value is not None:
+            value = np.asarray(value).tolist()
+            said[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return said

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..columns import Column, assemble
-from ..facts import facts_of_card
+from ..facts import SourceFacts, facts_of_card
 from ..trajectories import Trajectories
 from .rows import unreadable
 
@@ -42,7 +42,7 @@ def find_logs(path: Path) -> Path | None:
     return None
 
 
-def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None) -> Trajectories:
+def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None, facts: SourceFacts) -> Trajectories:
     """Read whole episodes of a game, by the papers' protocol.
 
     While more transitions are wanted, a checkpoint is drawn at random, always by the same seed, and the next ten
@@ -54,6 +54,7 @@ def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None) -> Tra
         path: the folder that the user named.
         logs: the folder of the logs, see `find_logs`.
         steps: number of transitions wanted, or "all"; default 500,000, which take 3.5 GB of memory.
+        facts: what is known about it; the card is asked for the rest.
 
     Raises:
         ValueError: the files are damaged or do not belong together, or hold no whole episode.
@@ -69,7 +70,7 @@ def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None) -> Tra
     ]
     if not episodes:
         raise ValueError(f"data set {text!r} holds no whole episode in {logs}; more checkpoints may")
-    return _trajectories(text, path, logs, episodes)
+    return _trajectories(text, path, logs, episodes, facts)
 
 
 def _wanted(text: str, steps: str | None) -> float:
@@ -153,7 +154,11 @@ class _Checkpoint:
 
 
 def _trajectories(
-    text: str, path: Path, logs: Path, episodes: list[tuple[_Checkpoint, NDArray[np.int64], NDArray[np.int64]]]
+    text: str,
+    path: Path,
+    logs: Path,
+    episodes: list[tuple[_Checkpoint, NDArray[np.int64], NDArray[np.int64]]],
+    facts: SourceFacts,
 ) -> Trajectories:
     """Read the frames of the episodes into one array, and leave out what stands before their beginnings."""
     observations: NDArray[np.uint8] | None = None
@@ -185,7 +190,7 @@ def _trajectories(
     }
     read = {ours: Column(text, ours, values, bounds) for ours, values in columns.items()}
     card = path if (path / "README.md").is_file() else logs
-    return assemble(_name(path, logs), read, facts_of_card(card / "README.md"))
+    return assemble(_name(path, logs), read, facts.over(facts_of_card(card / "README.md")))
 
 
 def _name(path: Path, logs: Path) -> str:

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ..facts import facts_beside
+from ..facts import SourceFacts
 from ..trajectories import Trajectories
 from .arrays import read_arrays
 
@@ -28,20 +28,21 @@ _MOST_DIMENSIONS = 8
 _MOST_REPEATED = 5
 
 
-def read_dt_pickle(text: str, path: Path, columns: Mapping[str, str]) -> Trajectories:
+def read_dt_pickle(text: str, path: Path, columns: Mapping[str, str], facts: SourceFacts) -> Trajectories:
     """Read a pickle of episodes, `[{"observations": array, "actions": array, ...}, ...]`, or of flat columns.
 
     Args:
         text: what errors call it.
         path: where it is.
         columns: names of its columns by ours, where they differ.
+        facts: what is known about it.
 
     Raises:
         ValueError: the pickle holds anything but lists and dicts of NumPy arrays and numbers, or is damaged; or an
             episode is not what it should be.
     """
     content = arrays_of(text, path)
-    return read_arrays(content, text, path.stem, columns, facts_beside(path))
+    return read_arrays(content, text, path.stem, columns, facts)
 
 
 def arrays_of(text: str, path: Path) -> list[Any] | dict[str, Any]:

@@ -75,22 +75,23 @@ def read_episode_rows(
 def _read_column(rows: Rows, label: str, ours: str, theirs: str) -> Column:
     """Read one column of lists, a few episodes at a time: its flat values, and the offsets of its episodes.
 
-    Values are (N,), those of continuous actions (N, D). Actions of one integer a step are discrete.
+    Values are (N,); where an action is a list of numbers, (N, A). Integers of actions stay what they are.
     """
     found = rows.schema.field(theirs).type
-    nested = ours == "actions" and not _is_one_integer_per_step(found)
-    depth = max(depth_of(found) - 1, 0) if ours != "actions" else int(nested)  # a list of one number is one number
-    _check_type(label, ours, theirs, found, min(depth, 1))
-    values = GrowingColumn(np.float32 if nested or ours == "rewards" else None)
+    depth = min(max(depth_of(found) - 1, 0), 1)  # a list of one number is one number
+    _check_type(label, ours, theirs, found, depth)
+    number = item_type(found, 1 + depth)
+    stays = ours in FLAGS or (ours == "actions" and number is not None and not pa.types.is_floating(number))
+    values = GrowingColumn(None if stays else np.float32)
     lengths, shape = np.empty(0, np.int64), None
     for pieces, counts, before, at in _pieces(rows, label, theirs):
         lengths = np.append(lengths, counts)
         steps = flatten(pieces, depth, at, before, shape)
         if len(steps):
             shape = steps.shape[1:]
-            if depth and not nested and shape != (1,):
+            if depth and ours != "actions" and shape != (1,):
                 raise ValueError(f"{at(before)}: expected one value, found a list of {shape[0]}")
-            values.append(steps if nested else steps.reshape(-1))
+            values.append(steps if ours == "actions" else steps.reshape(-1))
     return Column(label, theirs, values.finish(), _offsets(lengths))
 
 
@@ -143,9 +144,9 @@ def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, depth: i
     """Check that the column is numbers (or true and false) in `depth` lists a step, or pictures."""
     value = item_type(found, 1 + depth)
     picture = ours == "observations" and is_picture(item_type(found, 1))
-    if picture or is_number(value, or_flag=ours in (*FLAGS, "observations")) or _holds_nothing(found):
+    if picture or is_number(value, or_flag=ours in (*FLAGS, *VALUES[:2])) or _holds_nothing(found):
         return  # where nothing but empty lists or nulls is, the checks of lengths and nulls say where
-    lists = "a list of numbers, or one integer," if ours == "actions" else "a list of numbers"
+    lists = "a list of numbers, or one number," if ours == "actions" else "a list of numbers"
     lists += ", or a frame," if ours == "observations" else ""
     what = "true or false" if ours in FLAGS else lists if ours in VALUES[:2] else "one number"
     single_steps = (
@@ -165,11 +166,6 @@ def _refuse_null(label: str, theirs: str, episodes: pa.Array, before: int) -> No
     if episodes.null_count:
         episode = before + int(np.flatnonzero(episodes.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"data set {label!r}, episode {episode}, column {theirs!r} is null; remove it")
-
-
-def _is_one_integer_per_step(found: pa.DataType) -> bool:
-    step = item_type(found, 1)
-    return step is not None and bool(pa.types.is_integer(step))
 
 
 def _holds_nothing(found: pa.DataType) -> bool:

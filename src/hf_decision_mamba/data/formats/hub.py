@@ -86,6 +86,17 @@ class Request:
     config: str | None = None
     revision: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    action_type: str | None = None
+
+    def facts(self, said: SourceFacts) -> SourceFacts:
+        """Return what the source says about itself, but where the user says something else.
+
+        Raises:
+            ValueError: `action_type` is no such type.
+        """
+        mine = SourceFacts(action_type=self.action_type)
+        mine.said_action_type()
+        return mine.over(said)
 
     def refuse(self, what: str, *names: str) -> None:
         """Refuse options that would silently do nothing.
@@ -278,7 +289,7 @@ def _facts_of_repository(repo_id: str, request: Request) -> SourceFacts:
 
 def _read(opened: _Opened, request: Request) -> Trajectories:
     """Read the rows for what their columns say that they are."""
-    arguments = opened.rows, opened.label, opened.name, request.columns, opened.facts
+    arguments = opened.rows, opened.label, opened.name, request.columns, request.facts(opened.facts)
     if has_one_row_per_step(opened.rows.schema, request.columns):
         steps = read_step_rows(*arguments, opened.info)
         trajectories = None if steps is None else choose_episodes(steps, request.split, opened.label)

@@ -21,11 +21,12 @@ PREFIX = "minari:"
 _SMALLEST_FRAME = 32  # pixels each way; a smaller grid with channels is a vector
 
 
-def read_minari(text: str) -> Trajectories:
+def read_minari(text: str, facts: SourceFacts) -> Trajectories:
     """Read a Minari data set.
 
     Args:
         text: `minari:` and its id.
+        facts: what is known about it; the data set is asked for the rest.
 
     Raises:
         ImportError: minari is not installed.
@@ -33,7 +34,7 @@ def read_minari(text: str) -> Trajectories:
         ValueError: its spaces are of a kind that is not read, or an episode is not what it should be.
     """
     data = open_minari(text, text.removeprefix(PREFIX))
-    facts = _facts(text, data)
+    facts = facts.over(_facts(text, data))
     episodes = [_columns(text, data.observation_space, episode) for episode in data.iterate_episodes()]
     return read_episode_arrays(episodes, text, text, {}, facts)
 

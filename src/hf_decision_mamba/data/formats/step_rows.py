@@ -347,17 +347,16 @@ def _episodes(label: str, column: str, table: pa.Table) -> tuple[NDArray[np.int6
 
 
 def _read_column(label: str, ours: str, theirs: str, table: pa.Table, names: Mapping[str, str]) -> np.ndarray:
-    """Return the values of a column in the table's order, (N,) or (N, D).
+    """Return the values of a column in the table's order, (N,); observations, and actions that are lists, (N, D).
 
-    An action of one whole number is discrete; other actions, and observations, of one number are (N, 1). Frames are as
-    `grey_frames` takes them.
+    Frames are as `grey_frames` takes them.
     """
     data = table.column(theirs)
     found, vector = storage_type(data.type), ours in ("observations", "actions")
     depth = min(depth_of(found), 3 if ours == "observations" else 1) if vector else 0
     picture = ours == "observations" and is_picture(found)
     # Rewards may be true and false: `next.success`, `next.done`.
-    if not (picture or is_number(item_type(found, depth), or_flag=ours != "actions") or pa.types.is_null(found)):
+    if not (picture or is_number(item_type(found, depth), or_flag=True) or pa.types.is_null(found)):
         what = "a list of numbers, or one number" if vector else "true or false" if ours in FLAGS else "one number"
         what += ", or a frame" if ours == "observations" else ""
         raise ValueError(
@@ -370,8 +369,7 @@ def _read_column(label: str, ours: str, theirs: str, table: pa.Table, names: Map
     if picture:
         return decode(pieces, at)
     values = flatten(pieces, depth, at)
-    single = vector and not depth and not (ours == "actions" and pa.types.is_integer(found))
-    return values[:, None] if single else values
+    return values[:, None] if ours == "observations" and not depth else values
 
 
 def _whole_numbers(label: str, column: str, data: pa.ChunkedArray) -> NDArray[np.int64]:
