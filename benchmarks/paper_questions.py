@@ -87,6 +87,7 @@ class Laboratory:
     def trained(self, run: Run) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         """The folder of a run, trained and scored in window mode, and what its results files hold."""
         where = [f"--dataset_name={self.sources[run.dataset]}", f"--env_id={DATASETS[run.dataset]}"]
+        where += ["--return_scale=1000"]  # Decision Transformer's for MuJoCo
         with self.locks[run]:
             output_dir = self.folder / run.folder
             return output_dir, *train(output_dir, [*shlex.split(run.arguments), *where, f"--seed={run.seed}"])

@@ -90,6 +90,9 @@ def test_inspect_data_speaks_to_people_and_to_machines(capsys):
     assert "BreakoutNoFrameskip-v4" in capsys.readouterr().out
     main(["inspect-data", str(BREAKOUT), "--split", "train[:2]", "--json"])
     assert json.loads(capsys.readouterr().out)["episodes"] == 2
+    main(["inspect-data", str(BREAKOUT), "--action-type", "continuous", "--return-scale", "1e5", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["actions"]["type"] == "continuous" and "return_scale 100000 makes" in found["problems"][-1]
 
 
 def test_inspect_data_reads_several_sources_and_paths_from_home(tmp_path, monkeypatch, capsys):

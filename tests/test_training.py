@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -215,6 +216,23 @@ def test_another_model_on_the_command_line_leaves_out_the_sizes_of_the_files_mod
     assert (model.n_layer, model.resid_pdrop, data.context_length) == ((2, 0.3, 5) if kept else (None, None, None))
     assert args.max_steps == 7
     assert parse_arguments([str(open_to_all), *argv])[0].n_layer == 2  # sizes of whichever model is chosen
+
+
+@pytest.mark.parametrize(
+    ("argv", "by_default", "by_name"),
+    [
+        ([], 1000, 1000),
+        (["--preset=dmm"], 1000, 1000),
+        (["--dataset_name", str(ROOT / "configs" / ".." / "datasets" / "hopper-medium-replay")], 1000, 1000),
+        (["--dataset_name=mine.parquet"], None, 1000),  # who names a paper's file for other data asks for its settings
+        (["--dataset_name=mine.parquet", "--return_scale=5"], 5, 5),
+        (["--model_name_or_path=there"], None, None),
+        (["--model_name_or_path=there", "--return_scale=5"], 5, 5),
+    ],
+)
+def test_the_return_scale_of_the_default_file_is_for_its_data(argv, by_default, by_name):
+    assert parse_arguments(argv, DEFAULT_CONFIG)[1].return_scale == by_default
+    assert parse_arguments([str(DEFAULT_CONFIG), *argv])[1].return_scale == by_name
 
 
 @pytest.mark.parametrize(
@@ -897,7 +915,7 @@ def test_two_data_sets_are_learned_from_together(tmp_path):
 
 
 def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):
-    """The task is read from the data: a processor without normalisation, 30 steps a window, returns as they are."""
+    """The task is read from the data: a processor without normalisation, 30 steps a window, returns of size one."""
     folder = tmp_path / "run"
     metrics = main(
         command_line(folder, **ATARI, context_length=None, max_steps=2, eval_episodes=1, eval_max_episode_steps=5)
@@ -908,7 +926,7 @@ def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):
     assert (config.num_channels, config.image_size) == (4, 84)
     processor = DecisionMambaProcessor.from_pretrained(folder)
     assert (processor.state_mean, processor.frame_stack, processor.action_low) == (None, 4, None)
-    assert (processor.context_length, processor.return_scale) == (30, 1.0)
+    assert (processor.context_length, processor.return_scale) == (30, 6.0)
     assert processor.target_return == 20.0  # the best return of the data
     record = json.loads((folder / "training.json").read_text())
     assert (record["preset"], record["arguments"]["frame_stack"]) == ("dema-atari", 4)
@@ -916,6 +934,35 @@ def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert (evaluation["env_id"], evaluation["results"][0]["length_mean"]) == ("BreakoutNoFrameskip-v4", 5.0)
     assert "mean_reward" in (folder / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory) -> Path:
+    """Episodes that return 0 or 1 and take one of two actions, kept as whole numbers."""
+    random, path = np.random.default_rng(0), tmp_path_factory.mktemp("sparse") / "sparse.parquet"
+    columns = {
+        "observations": [random.normal(size=(5, 3)).tolist() for _ in range(20)],
+        "actions": [[[float(number % 2)]] * 5 for number in range(20)],
+        "rewards": [[0.0] * 4 + [float(number % 2)] for number in range(20)],
+    }
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_return_scale_is_that_of_the_data_where_nobody_gives_one(tmp_path, sparse, capsys, streaming):
+    settings = {"dataset_name": sparse, "max_steps": 1, "action_type": "discrete", "streaming": streaming or None}
+    main(command_line(tmp_path / "run", **settings))
+    printed = capsys.readouterr().out
+    assert "return 0.5 ± 0.5, at best 1, divided by 1\n" in printed and "Warning" not in printed
+    assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").return_scale == 1.0
+    assert DecisionMambaModel.from_pretrained(tmp_path / "run").config.action_type == "discrete"
+    written = (tmp_path / "run" / "train.yaml").read_text()
+    assert "action_type: discrete\n" in written and "return_scale: 1.0\n" in written
+    main(command_line(tmp_path / "other", **settings, return_scale=1000))
+    printed = capsys.readouterr().out
+    assert "at best 1, divided by 1000\n" in printed
+    assert "Warning: return_scale 1000 makes returns-to-go of 0 to 1 ones of 0 to 0.001, too much alike" in printed
 
 
 def test_discrete_actions_of_vectors_train_with_any_vector_preset(tmp_path, trajectories):
@@ -1042,11 +1089,17 @@ def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(run, tmp_path):
     old = DecisionMambaProcessor.from_pretrained(run)
     main(
         command_line(
-            tmp_path / "tuned", model_name_or_path=run, **dict.fromkeys(TINY_MODEL), seed=1, context_length=None
+            tmp_path / "tuned",
+            **dict.fromkeys(TINY_MODEL),
+            model_name_or_path=run,
+            seed=1,
+            context_length=None,
+            held_out_fraction=0.9,  # the two that are left have other returns
         )
     )
     new = DecisionMambaProcessor.from_pretrained(tmp_path / "tuned")
     assert (new.state_mean, new.context_length) == (old.state_mean, old.context_length)
+    assert new.return_scale == old.return_scale == 960.0
     assert json.loads((tmp_path / "tuned" / "training.json").read_text())["preset"] is None
     assert not torch.equal(weights(run)["embed_state.weight"], weights(tmp_path / "tuned")["embed_state.weight"])
 

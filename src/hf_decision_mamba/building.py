@@ -23,7 +23,7 @@ from .data import Trajectories
 from .data.statistics import CONSTANT_STD, TrajectoryStatistics
 from .model import PRESETS, DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from .policy import load_model
-from .training_arguments import DEFAULT_FRAME_STACK, DEFAULTS, DataArguments, ModelArguments
+from .training_arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, DataArguments, ModelArguments
 
 #: What `--architecture` may be, and the classes behind it.
 ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
@@ -60,13 +60,13 @@ def build(
             f"frame_stack={data_args.frame_stack} has no meaning for data set {trajectories.name!r}, whose states are "
             "vectors; leave it out."
         )
-    context_length, return_scale = DEFAULTS[trajectories.state_type]
+    context_length = DEFAULT_CONTEXT_LENGTH[trajectories.state_type]
     settings: dict[str, Any] = {
         "state_mean": statistics.state_mean,
         "state_std": statistics.state_std,
         **_action_scaling(statistics),
         "frame_stack": data_args.frame_stack or DEFAULT_FRAME_STACK,
-        "return_scale": return_scale,
+        "return_scale": statistics.return_scale,
         "context_length": context_length,
     }
     source = model_args.model_name_or_path
@@ -247,6 +247,7 @@ def _load(
         if read != value:
             raise ValueError(
                 f"Data set {trajectories.name!r} has {name}={value}, but {source} was trained with {read}."
+                + (" --action_type reads whole numbers and one-hot rows either way." if name == "action_type" else "")
             )
     if hasattr(config, "max_ep_len") and not embeds_time(config):
         config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it

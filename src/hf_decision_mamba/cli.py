@@ -212,6 +212,12 @@ def _add_inspect_data(verbs: Any) -> None:
     command.add_argument("--split", default="train", help="such as train[:10%%] (default: train)")
     command.add_argument("--config", help="configuration of the data set")
     command.add_argument("--revision", help="branch, tag or commit of the repository")
+    command.add_argument(
+        "--action-type", choices=("continuous", "discrete"), help="what actions are, where their numbers do not say it"
+    )
+    command.add_argument(
+        "--return-scale", type=float, help="say what is left of returns-to-go that are divided by this"
+    )
     command.add_argument("--output", type=_path, help="folder for inspection.json and returns.png")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_inspect_data)
@@ -242,6 +248,8 @@ def _inspect_data(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
         split=arguments.split,
         columns=_columns(arguments.columns),
+        action_type=arguments.action_type,
+        return_scale=arguments.return_scale,
     )
     print(json.dumps(found.to_dict(), indent=2) if arguments.json else found.text())
     if arguments.output is not None:

@@ -10,6 +10,7 @@ import inspect
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,9 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
         as `load_trajectories`, and ValueError: the data are of another kind than the model reads.
     """
     trajectories = load_trajectories(source)
+    if trajectories.action_type != policy.action_type:
+        with suppress(ValueError):  # they are of another kind then, as is said below
+            trajectories = load_trajectories(source, action_type=policy.action_type)
     reads = (policy.state_type, policy.observation_shape, policy.action_type, policy.act_dim)
     actions = trajectories.act_dim
     if trajectories.action_type == "discrete":  # of which a data set may hold some alone

@@ -49,6 +49,7 @@ from .data.inspection import QUANTILES, spread
 from .data.resident import fits
 from .environments import check_spaces, make_environments, score_reference
 from .evaluation import evaluate_policy, package_versions
+from .figures import number
 from .model import DecisionMambaProcessor
 from .model.selective_scan import choose_backend
 from .policy import DecisionMambaPolicy
@@ -216,6 +217,9 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
     if checkpoint is not None:
         _check_same_model(checkpoint, model.config)
     say(_summary(model_args, data, trainer))
+    remark = data.train.statistics().remark_on_scale(processor.return_scale)
+    if remark is not None:
+        say(f"Warning: {remark}.")
 
     output_dir = trainer.output_dir
     if args.overwrite_output_dir and args.should_save:
@@ -310,6 +314,7 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
         "revision": data_args.dataset_revision,
         "split": data_args.dataset_split,
         "columns": data_args.columns(),
+        "action_type": data_args.action_type,
     }
     revision = _revision(data_args)
     if data_args.streaming:
@@ -500,6 +505,7 @@ def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, dat
 def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrainer) -> str:
     """What is about to happen, in five lines."""
     statistics, args = data.statistics, trainer.args
+    mean = statistics.return_mean
     config: Any = trainer.model.config
     held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
     device = trainer.args.device
@@ -516,7 +522,8 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
     return (
         f"data         {name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
-        f" return {statistics.return_mean:,.0f} ± {statistics.return_std:,.0f}, at best {statistics.return_max:,.0f}\n"
+        f" return {number(mean, 0)} ± {number(statistics.return_std, 0, beside=[mean])}, at best "
+        f"{number(statistics.return_max, 0)}, divided by {number(trainer.processing_class.return_scale)}\n"
         f"model        {model_args.model_name_or_path or preset or model_args.architecture}: {count:,} parameters"
         f"{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {trainer.train_dataset.context_length} time "

@@ -21,9 +21,9 @@ from transformers import (
     TrainingArguments,
 )
 
-#: Context length and return scale by the type of the states. Source: Decision Transformer's settings for MuJoCo and for
-#: Atari (Chen et al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
-DEFAULTS: dict[str, tuple[int, float]] = {"vector": (20, 1000.0), "image": (30, 1.0)}
+#: Context length by the type of the states. Source: Decision Transformer's settings for MuJoCo and for Atari (Chen et
+#: al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
+DEFAULT_CONTEXT_LENGTH = {"vector": 20, "image": 30}
 DEFAULT_FRAME_STACK = 4
 
 
@@ -105,6 +105,13 @@ class DataArguments:
     dataset_columns: str | None = field(
         default=None, metadata={"help": 'Names of the columns where they differ, as JSON: {"observations": "obs"}.'}
     )
+    action_type: Literal["continuous", "discrete"] | None = field(
+        default=None,
+        metadata={
+            "help": "What actions are; if unset one integer a step is discrete, all else continuous. discrete reads "
+            "whole numbers and one-hot rows as integers."
+        },
+    )
     held_out_fraction: float = field(
         default=0.05, metadata={"help": "Share of whole episodes kept back for eval_loss; 0 trains on all."}
     )
@@ -114,7 +121,10 @@ class DataArguments:
     )
     return_scale: float | None = field(
         default=None,
-        metadata={"help": "Divides returns-to-go; if unset 1000, for images 1, or that of the fine-tuned checkpoint."},
+        metadata={
+            "help": "Divides returns-to-go; if unset the largest of the training episodes, to two digits (1 where all "
+            "returns are 0), or that of the fine-tuned checkpoint."
+        },
     )
     frame_stack: int | None = field(
         default=None, metadata={"help": "Frames in the state of an image; if unset 4, or as the checkpoint reads."}
@@ -274,7 +284,8 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     """Read settings from a YAML file (the first argument, if it is no option) and the command line, which wins.
 
     A command line that chooses another model than the file (preset, architecture, checkpoint) leaves out the file's
-    settings of its model: they are sizes and the context length of another one.
+    settings of its model: they are sizes and the context length of another one. A checkpoint has a return scale of its
+    own, and so have other data than those of a default file, which nobody has chosen for them.
 
     In the YAML file, a value that starts with `./` or `../` is a path relative to the file's folder; all other paths
     are relative to the working directory, as they are on the command line.
@@ -314,7 +325,8 @@ def _all_words(
     """The YAML file's settings and the command line's as one command line, and the names of all settings."""
     argv = list(argv)
     known = sorted({action.dest for action in parser._actions} - {"help"})
-    config = Path(argv.pop(0)).expanduser() if argv and not argv[0].startswith("-") else default_config
+    named_file = bool(argv) and not argv[0].startswith("-")
+    config = Path(argv.pop(0)).expanduser() if named_file else default_config
     from_file = {} if config is None else _read_yaml(config, known)
     chosen, chosen_in_file = (
         parser.parse_known_args(words)[0] for words in (_joined(from_file, argv), _joined(from_file))
@@ -323,10 +335,18 @@ def _all_words(
     if named and any(getattr(chosen, name) != getattr(chosen_in_file, name) for name in _MODEL_CHOICE):
         of_the_model = {*(entry.name for entry in fields(ModelArguments)), "context_length"}
         from_file = {name: words for name, words in from_file.items() if name not in of_the_model}
+    if chosen.model_name_or_path != chosen_in_file.model_name_or_path or (
+        not named_file and not _same_data(chosen.dataset_name, chosen_in_file.dataset_name)
+    ):
+        from_file.pop("return_scale", None)
     words = _joined(from_file, argv)
     if chosen.output_dir is None:
         words = [f"--output_dir={_run_folder(*parser.parse_known_args(words)[:1])}", *words]
     return words, known
+
+
+def _same_data(one: str | None, other: str | None) -> bool:
+    return one == other or (one is not None and other is not None and Path(one).resolve() == Path(other).resolve())
 
 
 def _joined(from_file: dict[str, list[str]], argv: Sequence[str] = ()) -> list[str]:

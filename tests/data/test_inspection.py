@@ -79,6 +79,19 @@ def test_what_should_be_known_before_training_is_said(episodes, remark):
     assert remark in found.text()
 
 
+def test_small_returns_keep_their_digits_and_a_scale_that_hides_them_is_named():
+    episodes = [episode(2, rewards=[0.0, 0.001 * number], actions=np.array([[1.0], [0.0]])) for number in (1, 12)]
+    found = inspect_source(episodes, action_type="discrete", return_scale=5.0)
+    assert found.facts["return_scale"] == 0.012 and found.facts["actions"]["type"] == "discrete"
+    lines = [" ".join(line.split()) for line in found.text().splitlines()]
+    assert "return 0.0065 0.0055 0.001 0.0016 0.0038 0.0065 0.0093 0.0115 0.012" in lines
+    assert "return scale 0.012: what returns-to-go are divided by if no other is given" in lines
+    assert "return_scale 5 makes returns-to-go of 0.001 to 0.012 ones of 0.0002 to 0.0024" in found.problems[-1]
+    assert inspect_source(episodes, action_type="discrete").problems == found.problems[:-1]
+    with pytest.raises(ValueError, match="return_scale=0 must be a positive number"):
+        inspect_source(episodes, return_scale=0)
+
+
 def test_warnings_of_loading_are_problems_and_not_printed(capsys):
     found = inspect_source(SAMPLES / "door-human.parquet")
     assert found.readable and "outside of its space; it is clipped" in found.problems[0]

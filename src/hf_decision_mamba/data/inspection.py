@@ -103,27 +103,37 @@ def inspect_source(
     revision: str | None = None,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
+    action_type: str | None = None,
+    return_scale: float | None = None,
 ) -> Inspection:
     """Read a source as training would, and say what is there.
 
-    Args: as `load_trajectories`.
+    Args: as `load_trajectories`, and
+        return_scale: what returns-to-go would be divided by, to see what is left of them; not negative.
 
     Returns:
         The inspection. Errors of reading are among its problems: nothing is raised for what is wrong with the data.
 
     Raises:
         TypeError: the source is of no known kind.
+        ValueError: `return_scale` is not a positive number.
     """
+    if return_scale is not None and not 0 < return_scale < np.inf:
+        raise ValueError(f"return_scale={return_scale} must be a positive number")
     label = _label(source)
     try:
         with _warnings() as found:
-            trajectories = load_trajectories(source, config=config, revision=revision, split=split, columns=columns)
+            trajectories = load_trajectories(
+                source, config=config, revision=revision, split=split, columns=columns, action_type=action_type
+            )
             statistics = trajectories.statistics()
     except (ValueError, OSError, ImportError, MemoryError) as error:
         there = contents(source, config=config, revision=revision)
         return Inspection(label, {}, [*found, _without_hint(error)], there)
     facts = _facts(trajectories, statistics)
-    return Inspection(label, facts, [*found, *_remarks(facts)], [], trajectories.returns(), trajectories.lengths())
+    remark = None if return_scale is None else statistics.remark_on_scale(return_scale)
+    problems = [*found, *_remarks(facts), *([] if remark is None else [remark])]
+    return Inspection(label, facts, problems, [], trajectories.returns(), trajectories.lengths())
 
 
 def _label(source: Source) -> str:
@@ -208,6 +218,7 @@ def _facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict
         "truncated": statistics.truncated,
         "returns": spread(trajectories.returns()),
         "lengths": spread(trajectories.lengths()),
+        "return_scale": statistics.return_scale,
         "rewards": {"min": float(trajectories.rewards.min()), "max": float(trajectories.rewards.max())},
         "observations": _observation_facts(trajectories, statistics),
         "actions": _action_facts(trajectories, statistics),
@@ -302,6 +313,7 @@ def _summary(facts: Mapping[str, Any]) -> list[str]:
         "observations": seen,
         "actions": done,
         "rewards": f"{rewards['min']:.4g} to {rewards['max']:.4g} a step",
+        "return scale": f"{number(facts['return_scale'])}: what returns-to-go are divided by if no other is given",
     }
     return [f"{name:12}  {value}" for name, value in rows.items()]
 

@@ -181,7 +181,6 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
         ([episode(), episode(0)], "episode 1 is empty in column 'observations'.* remove it"),
         ([episode(), {**episode(0), "observations": []}], "episode 1 is empty in column 'observations'.* remove it"),
         ([episode(rewards=[1.0])], "episode 0: .* differs, 1 in column 'rewards' and 2 in the others"),
-        ([episode(rewards=[1.0], terminations=[True])], "2 in column 'observations', 2 in .* and 1 in column 'termin"),
         ([episode(2, observations=np.zeros((4, 3))), episode()], "episode 0: the number of steps differs, 4 .* and 2"),
         ([episode(3), episode(2, rewards=np.zeros(3))], "episode 1: .* 3 in column 'rewards' and 2 in the others"),
         (
