@@ -300,10 +300,10 @@ def test_a_folder_of_single_files_has_the_facts_beside_them(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("card", [False, True])
 def test_facts_beside_files_may_not_contradict_one_another(card: bool, tmp_path: Path) -> None:
-    one, two = files(tmp_path, a=None if card else '{"num_actions": 3}', b='{"num_actions": 4}')
+    one, two = files(tmp_path, a=None if card else '{"max_episode_steps": 3}', b='{"max_episode_steps": 4}')
     if card:
-        (tmp_path / "README.md").write_text("---\nenvironment: {num_actions: 3}\n---\n")
-    said = r"(a\.json|README\.md) says num_actions=3, and .*b\.json says 4, but their data are read as one; correct one"
+        (tmp_path / "README.md").write_text("---\nenvironment: {max_episode_steps: 3}\n---\n")
+    said = r"(a\.json|README\.md) says max_episode_steps=3, and .*b\.json says 4, but their data are read as one; correct"
     with pytest.raises(ValueError, match=said):
         load_trajectories(tmp_path)
     assert load_trajectories([one, two]).num_episodes == 4
@@ -618,7 +618,10 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
             r"'observations': expected one row per episode with a list.*found list",
         ),
         ({"actions": [["a", "b"], ["c"]]}, "'actions': expected one row per episode with a list of numbers, or one nu"),
-        ({"rewards": [[[1.0, 0.0], [2.0, 0.0]], [[3.0, 0.0]]]}, "column 'rewards': 2 values a step; expected one"),
+        (
+            {"rewards": [[[1.0, 0.0], [2.0, 0.0]], [[3.0, 0.0]]]},
+            "column 'rewards': expected one value, found a list of 2",
+        ),
         ({"actions": [[0, 1], [-1]]}, "episode 1, step 0, column 'actions': the action is -1, but discrete actions co"),
         ({"actions": [[0, None], [1]]}, "episode 0, step 1, column 'actions': a value is missing"),
         ({"actions": [[0, 1], [1, 2]]}, "episode 1: .*, 2 in column 'actions' and 1 in the others; every"),
@@ -654,7 +657,7 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
         ({"rewards": [[1.0, 1e300], [2.0]]}, "episode 0, step 1, column 'rewards': the value is inf in float32"),
         (
             {"rewards": [[[1.0], [2.0, 3.0]], [[4.0]]]},
-            "episode 0, step 1, column 'rewards': 2 numbers, where the first",
+            "episode 0, step 1, column 'rewards': 2 numbers, where other steps have 1",
         ),
         (
             {"rewards": [[[1.0, 2.0]] * 2, [[4.0, 5.0]]]},
@@ -662,9 +665,9 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
         ),
         (
             {"rewards": [[1.0], [3.0]], "observations": [[[0.0]] * 3, [[1.0]]]},
-            "0: .* 2 in column 'obs.* 1 in column 'rew",
+            "0: .* 1 in column 'rewards' and 2 in the others",
         ),
-        ({"actions": [[[0.0]], [[3.0]]]}, "episode 0: .* 2 in column 'observations' and 1 in column 'actions'"),
+        ({"actions": [[[0.0]], [[3.0]]]}, "episode 0: .* 1 in column 'actions' and 2 in the others"),
         ({name: [[], []] for name in two_episodes()}, "episode 0 is empty"),
         ({name: [None, None] for name in two_episodes()}, "episode 0, column 'actions' is null"),
         ({name: [rows[0], []] for name, rows in two_episodes().items()}, "episode 1 is empty.* remove it"),

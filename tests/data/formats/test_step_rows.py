@@ -339,7 +339,7 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
             {"next.done": [False, True, True, False, True]},
             r"episode 0, step 1, column 'next\.done': the episode ends here",
         ),
-        ({"next.reward": [[0.0, 1.0]] * 5}, r"column 'next\.reward': 2 values a step; expected one"),
+        ({"next.reward": [[0.0, 1.0]] * 5}, r"column 'next\.reward': expected one value, found a list of 2"),
         ({"next.done": [0, 0, 7, 0, 1]}, r"episode 0, step 2, column 'next\.done': expected true or false .*found 7"),
     ],
 )

@@ -79,7 +79,8 @@ def shown_rows(label: str, dataset: datasets.Dataset) -> LoadedRows:
                 f"data set {label!r} has {what}, which changes what is seen and not what is stored: keep the change "
                 "with .map(..., batched=True) or .cast(...), or read what is stored with .with_format(None)"
             )
-    return LoadedRows(dataset if shown["output_all_columns"] else dataset.select_columns(shown["columns"]))
+    seen = [name for name in dataset.column_names if name in shown["columns"] or shown["output_all_columns"]]
+    return LoadedRows(dataset.select_columns(seen))
 
 
 @dataclass(frozen=True)
