@@ -6,6 +6,7 @@ The real client talks to a Hub on the loopback interface that fails as it is tol
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -277,6 +278,19 @@ def test_pushing_again_commits_only_what_changed(hub: LoopbackHub, checkpoint: P
     assert sum(method == "PUT" for method, path, status in hub.requests) == 1
 
 
+def test_what_an_interrupted_evaluation_left_is_not_sent(hub: LoopbackHub, checkpoint: Path, tmp_path: Path) -> None:
+    folder, results = shutil.copytree(checkpoint, tmp_path / "pendulum"), {"evaluation.parquet", "replay.mp4"}
+    for name in (*results, "evaluation.json"):
+        (folder / name).write_text("{}")
+    push_to_hub(folder, NAME)
+    assert sent(hub) == {*FILES, *results, "evaluation.json"}
+    (folder / "evaluation.json").unlink()
+    text = push_to_hub(folder, NAME, dry_run=True)
+    assert f"as not part of {folder}: evaluation.json, evaluation.parquet, replay.mp4." in text
+    push_to_hub(folder, NAME)
+    assert sent(hub) == FILES and (folder / "replay.mp4").exists()
+
+
 def test_a_pull_request_leaves_the_branch_alone(hub: LoopbackHub, checkpoint: Path, monkeypatch, capsys) -> None:
     push_to_hub(checkpoint, NAME)
     (checkpoint / "README.md").write_text("---\nlicense: mit\n---\nMy own words\n")
@@ -320,7 +334,7 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(hub: LoopbackHub, 
     listed = {name: int(size.replace(",", "")) for name, size in re.findall(r"^  (\S+) +([\d,]+) bytes", printed, re.M)}
     assert listed == {name: (checkpoint / name).stat().st_size for name in FILES}
     assert f"{len(FILES)} files, {sum(listed.values()):,} bytes" in printed
-    assert "has no such files: evaluation.json.\n" in printed and "nothing was sent" in printed
+    assert f"as not part of {checkpoint}: evaluation.json.\n" in printed and "nothing was sent" in printed
     assert contents(checkpoint) == before
     assert {method for method, path, status in hub.requests[count:]} == {"GET"}
     main(["push", str(checkpoint), NAME])

@@ -20,6 +20,7 @@ from .analysis import randomize_hidden_attention, swap_hidden_attention, zero_hi
 from .data.inspection import table_lines
 from .evaluation import EvaluationResult, evaluate_policy, interval_text, package_versions, t_interval
 from .figures import legend_below, number, tidy
+from .files import replacing_together
 from .policy import DecisionMambaPolicy
 
 Change = Literal["swap", "randomize", "zero"]
@@ -163,8 +164,7 @@ class Ablation:
         Raises:
             ImportError: matplotlib is not installed; ablation.json is written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, missing = Path(folder), None
         report = {
             "env_id": self.env_id,
             "episodes": self.episodes,
@@ -174,8 +174,14 @@ class Ablation:
             "conditions": self.rows(),
             "versions": package_versions(),
         }
-        (folder / "ablation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        self._draw(folder / "ablation.png")
+        with replacing_together(folder, "ablation.json", ["ablation.png"]) as draft:
+            (draft / "ablation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            try:
+                self._draw(draft / "ablation.png")
+            except ImportError as error:
+                missing = error
+        if missing is not None:
+            raise missing
         return [folder / "ablation.json", folder / "ablation.png"]
 
     def _draw(self, path: Path) -> None:

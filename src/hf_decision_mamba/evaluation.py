@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .environments import check_spaces, install_hint, make_environments, normalized_score, score_reference
 from .figures import number, tidy
+from .files import replacing_together
 from .policy import DecisionMambaPolicy
 from .video import VIDEO_FILES
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 logger = logging.getLogger(__name__)
+
+#: What an evaluation leaves in a folder, the videos included. Without the first, the others mean nothing.
+EVALUATION_FILES = ("evaluation.json", "evaluation.parquet", "returns.png", *VIDEO_FILES)
 
 _ROWS = 20  # environments at once: enough to make a batch worth its while, few enough to waste little at the end
 _RESAMPLES = 10_000
@@ -120,7 +124,8 @@ class EvaluationResult:
     ) -> list[Path]:
         """Write evaluation.parquet (one row per episode), evaluation.json (the summary) and returns.png.
 
-        Videos of an earlier evaluation are deleted: they show none of these episodes.
+        They take the place of an earlier evaluation's files, its videos included, when all are written: whenever the
+        process ends, one evaluation is whole, or there is no evaluation.json.
 
         Args:
             folder: made if it does not exist.
@@ -133,9 +138,6 @@ class EvaluationResult:
         import pyarrow.parquet as pq
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in [path for pattern in VIDEO_FILES for path in folder.glob(pattern)]:
-            old.unlink()
         columns = [
             ("target_return", pa.float64()),
             ("episode", pa.int64()),
@@ -145,15 +147,17 @@ class EvaluationResult:
             ("terminated", pa.bool_()),
             ("normalized_score", pa.float64()),
         ]
-        pq.write_table(pa.Table.from_pylist(self.episodes, schema=pa.schema(columns)), folder / "evaluation.parquet")
-        (folder / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        written = [folder / "evaluation.parquet", folder / "evaluation.json"]
-        try:
-            self._plot(folder / "returns.png", dataset_return_mean, dataset_return_max)
-        except ImportError:
-            logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", install_hint(self.env_id))
-            return written
-        return [*written, folder / "returns.png"]
+        table, (last, *others) = pa.Table.from_pylist(self.episodes, schema=pa.schema(columns)), EVALUATION_FILES
+        with replacing_together(folder, last, others) as draft:
+            pq.write_table(table, draft / "evaluation.parquet")
+            (draft / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            try:
+                self._plot(draft / "returns.png", dataset_return_mean, dataset_return_max)
+            except ImportError:
+                hint = install_hint(self.env_id)
+                logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", hint)
+        written = [folder / name for name in ("evaluation.parquet", "evaluation.json", "returns.png")]
+        return [path for path in written if path.is_file()]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the single episodes, ready for JSON."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from . import __version__
+from .files import replacing
 from .memory import frame_stack, observation_shape
 from .model import DecisionMambaCache, DecisionMambaModel, DecisionMambaProcessor
 from .model.cache_decision_mamba import NO_ACTION
@@ -201,7 +202,8 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
     difference = None if run is None else _largest_difference(step, run, rows=3 if path.suffix == ".onnx" else 1)
     if difference is not None and not difference <= _TOLERANCE:
         raise RuntimeError(f"{path} was not written: it differs from torch by {difference:.1e}. Please report this.")
-    path.write_bytes(content)
+    with replacing(path) as draft:
+        draft.write_bytes(content)
     return difference
 
 

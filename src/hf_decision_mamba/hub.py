@@ -16,10 +16,12 @@ from typing import Any
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
+from .evaluation import EVALUATION_FILES
 from .figures import number
+from .files import replacing
 from .pushing import files_at_top, push_folder
 from .remote_code import CODE_FILES, write_model_code
-from .video import VIDEO_FILES, video_names
+from .video import video_names
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +38,8 @@ CHECKPOINT_FILES = (
     "preprocessor_config.json",
     "training.json",
     "train.yaml",
-    "evaluation.json",
-    "evaluation.parquet",
-    "returns.png",
     "learning_curve.png",
-    *VIDEO_FILES,
+    *EVALUATION_FILES,
     "README.md",
     *CODE_FILES,
 )
@@ -140,7 +139,8 @@ def push_to_hub(
     """Upload a checkpoint folder (weights, processor, card, evaluation) to a Hub repository, in one commit.
 
     The repository is created when it does not exist, and so is the branch `revision`. Files of a checkpoint that the
-    repository has and the folder has not are deleted there: an old evaluation never stands beside new weights.
+    repository has and the folder has not are deleted there: an old evaluation never stands beside new weights. What an
+    interrupted evaluation left, without evaluation.json, is not sent.
 
     Args:
         folder: the checkpoint folder; its README.md is rendered first (see `write_model_card`), and the model's code
@@ -182,6 +182,7 @@ def push_to_hub(
         dry_run=dry_run,
         token=token,
         commit_message=commit_message,
+        left_out=() if (folder / EVALUATION_FILES[0]).is_file() else EVALUATION_FILES,  # an interrupted evaluation's
     )
 
 
@@ -207,7 +208,8 @@ def write_card(path: Path, card: ModelCard | DatasetCard) -> Path:
         logger.warning("%s was edited by hand and is kept as it is; delete it to have it rendered again.", path)
         return path
     text = str(card).rstrip() + "\n\n"
-    path.write_text(f"{text}{_sign(text)}\n", encoding="utf-8", newline="\n")
+    with replacing(path) as draft:
+        draft.write_text(f"{text}{_sign(text)}\n", encoding="utf-8", newline="\n")
     return path
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .analysis import Decay
 from .environments import score_reference
 from .figures import number, tidy
+from .files import replacing_together
 from .inspecting import ModelInspection, mean_of_present
 
 if TYPE_CHECKING:
@@ -54,25 +55,24 @@ def write_inspection(found: ModelInspection, folder: str | os.PathLike[str]) -> 
     import matplotlib  # noqa: F401  # before anything is written
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    sections, pictures = [], []
-    for name, (heading, how_to_read, draw, table) in _SECTIONS.items():
-        path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
-        section: dict[str, Any] = {"heading": heading, "left_out": found.left_out.get(name)}
-        if section["left_out"] is None:
-            _save(draw(found), path)
-            pictures.append(path)
-            picture = base64.b64encode(path.read_bytes()).decode("ascii")
-            section.update(how_to_read=how_to_read, picture=picture, table=table(found))
-        sections.append(section)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_TEMPLATE).render(
-        checkpoint=found.protocol["checkpoint"], protocol=_protocol(found), sections=sections
-    )
-    (folder / PAGE).write_text(page, encoding="utf-8")
-    numbers = json.dumps(found.to_dict(), allow_nan=False)
-    (folder / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
+    with replacing_together(folder, NUMBERS, [PAGE, *(f"{name}.png" for name in _SECTIONS)]) as draft:
+        sections, pictures = [], []
+        for name, (heading, how_to_read, draw, table) in _SECTIONS.items():
+            section: dict[str, Any] = {"heading": heading, "left_out": found.left_out.get(name)}
+            if section["left_out"] is None:
+                path = draft / f"{name}.png"
+                _save(draw(found), path)
+                pictures.append(folder / path.name)
+                picture = base64.b64encode(path.read_bytes()).decode("ascii")
+                section.update(how_to_read=how_to_read, picture=picture, table=table(found))
+            sections.append(section)
+        environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        page = environment.from_string(_TEMPLATE).render(
+            checkpoint=found.protocol["checkpoint"], protocol=_protocol(found), sections=sections
+        )
+        (draft / PAGE).write_text(page, encoding="utf-8")
+        numbers = json.dumps(found.to_dict(), allow_nan=False)
+        (draft / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
     return [folder / PAGE, *pictures, folder / NUMBERS]
 
 

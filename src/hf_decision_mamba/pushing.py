@@ -67,6 +67,7 @@ def push_folder(
     dry_run: bool,
     token: str | None,
     commit_message: str | None,
+    left_out: tuple[str, ...] = (),
 ) -> str:
     """Upload the files of a folder whose paths match `patterns`, in one commit; the others of the repository go.
 
@@ -75,6 +76,7 @@ def push_folder(
         repo_type: what kind of repository it is.
         patterns: of files at the top of the folder, or with one folder before the name (`data/*.parquet`).
         write: writes the card, given the repository's full name.
+        left_out: names or patterns among them of files that are not true here, and go from the repository too.
 
     Returns:
         The address of the repository (of the branch, if `revision` is given), or of the pull request; of a dry run,
@@ -86,7 +88,9 @@ def push_folder(
     """
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"create_pr opens a pull request against main, so revision={revision} has no meaning.")
-    push = _Push(folder, repo_id, repo_type, patterns, write, private, revision, create_pr, token, commit_message)
+    push = _Push(
+        folder, repo_id, repo_type, patterns, write, private, revision, create_pr, token, commit_message, left_out
+    )
     return push.describe() if dry_run else push.send()
 
 
@@ -110,6 +114,7 @@ class _Push:
     create_pr: bool
     token: str | None
     commit_message: str | None
+    left_out: tuple[str, ...]
 
     @property
     def message(self) -> str:
@@ -146,7 +151,7 @@ class _Push:
             api.create_branch(repo.repo_id, repo_type=self.repo_type, branch=self.revision, exist_ok=True)
         self.write(repo.repo_id)
         head = api.repo_info(repo.repo_id, repo_type=self.repo_type, revision=self.revision)
-        files = files_at_top(self.folder, self.patterns)
+        files = self._files()
         with warnings.catch_warnings():
             # The per-episode table is data in a model repository on purpose.
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
@@ -164,6 +169,10 @@ class _Push:
             return commit.pr_url
         return f"{repo}/tree/{self.revision}" if self.revision is not None else str(repo)
 
+    def _files(self) -> list[str]:
+        unused = files_at_top(self.folder, self.left_out)
+        return [name for name in files_at_top(self.folder, self.patterns) if name not in unused]
+
     def _stale(self, head: Any, files: list[str]) -> list[str]:
         """Files of the repository that the folder would have, if they were still true."""
         there = sorted(sibling.rfilename for sibling in head.siblings or [])
@@ -172,7 +181,7 @@ class _Push:
     def describe(self) -> str:
         """What `send` would send and delete, and where. The card is written; the Hub is only asked what it has."""
         self.write(self.repo_id)
-        files = files_at_top(self.folder, self.patterns)
+        files = self._files()
         sizes = {name: (self.folder / name).stat().st_size for name in files}
         width = max(map(len, files))
         way = f'one commit, "{self.message}"'
@@ -215,7 +224,7 @@ class _Push:
         stale = self._stale(head, files)
         if not stale:
             return f"{branch}Nothing would be deleted there."
-        return f"{branch}Would be deleted there, as {self.folder} has no such files: {', '.join(stale)}."
+        return f"{branch}Would be deleted there, as not part of {self.folder}: {', '.join(stale)}."
 
     def _is_worth_repeating(self, error: BaseException) -> bool:
         """Whether the same push may succeed in a moment: the network, a busy Hub, somebody else's push."""

@@ -7,12 +7,12 @@ Source: transformers' `dynamic_module_utils`.
 
 import inspect
 import json
-import os
 import shutil
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .files import replacing
 from .model import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 
 #: The classes behind transformers' `Auto` classes, by the file of a checkpoint that names them.
@@ -56,11 +56,13 @@ def write_model_code(folder: str | Path) -> list[Path]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != DecisionMambaConfig.model_type:
         return []
-    written = [Path(shutil.copyfile(source, folder / name)) for name, source in _SOURCES.items()]
+    for name, source in _SOURCES.items():
+        with replacing(folder / name) as draft:
+            shutil.copyfile(source, draft)
     for name, classes in AUTO_CLASSES.items():
         if (folder / name).is_file():
             _set_auto_map(folder / name, {auto: _reference(cls) for auto, cls in classes.items()})
-    return written
+    return [folder / name for name in _SOURCES]
 
 
 def _reference(cls: type) -> str:
@@ -71,9 +73,8 @@ def _reference(cls: type) -> str:
 def _set_auto_map(path: Path, auto_map: dict[str, str]) -> None:
     """Note the classes in a JSON file, written as transformers writes it; never half written."""
     content = json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map}
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
-    os.replace(new, path)
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
 __all__ = ["AUTO_CLASSES", "CODE_FILES", "write_model_code"]

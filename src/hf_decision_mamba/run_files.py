@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .figures import tidy
+from .files import replacing
 from .training_arguments import Arguments
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def write_settings(path: Path, groups: Mapping[str, Mapping[str, Any]], remarks:
     lines = [f"# {line}" for remark in remarks for line in textwrap.wrap(remark, 110)]
     for name, settings in groups.items():
         lines += ["", f"# {name}", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).rstrip()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as draft:
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def portable(value: str) -> str:
@@ -110,7 +112,8 @@ def draw_learning_curve(path: Path, history: Mapping[str, Mapping[int, float]], 
         axes = next(panels)
         axes.plot(list(curves[score]), list(curves[score].values()), color="#e4572e", marker="o", markersize=4)
         _finish(axes, {"eval_normalized_score": "normalised score"}.get(score, "mean return"))
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(path) as draft:
+        figure.savefig(draft, metadata={"Software": None})
     return True
 
 

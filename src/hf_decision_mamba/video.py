@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from .environments import install_hint, make_environments
+from .files import replacing
 
 if TYPE_CHECKING:
     from .evaluation import EvaluationResult
@@ -51,11 +52,8 @@ def record_videos(
     rows = [row for row in result.episodes if row["episode"] == 0]
     paths = [folder / name for name in video_names([row["target_return"] for row in rows])]
     for path, row in zip(paths, rows, strict=True):
-        try:
-            _film(result, row, path, progress)
-        except BaseException:
-            path.unlink(missing_ok=True)  # half a video
-            raise
+        with replacing(path) as draft:
+            _film(result, row, draft, progress)
     return {path: row["return"] for path, row in zip(paths, rows, strict=True)}
 
 
@@ -100,7 +98,7 @@ def _film(result: EvaluationResult, row: dict[str, Any], path: Path, progress: b
         options = {"fps": envs.metadata.get("render_fps", 30), "macro_block_size": 2}
         with closing(imageio.get_writer(path, format="FFMPEG", **options)) as writer:  # its own `with` leaks on errors
             writer.append_data(frame)
-            for action in tqdm(result.actions[row["target_return"]], path.name, unit="frame", disable=not progress):
+            for action in tqdm(result.actions[row["target_return"]], "video", unit="frame", disable=not progress):
                 if over:
                     break
                 _, rewards, terminated, truncated, _ = envs.step(action[None])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..figures import number, tidy
+from ..files import replacing_together
 from .cache import noted_warnings
 from .contents import contents
 from .sources import Source, load_trajectories
@@ -86,14 +87,17 @@ class Inspection:
         Raises:
             ImportError: matplotlib is not installed; inspection.json is written all the same.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / "inspection.json"]
-        written[0].write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        if self.readable:
-            written.append(folder / "returns.png")
-            draw_histograms(written[1], self.source, self.returns, self.lengths)
-        return written
+        folder, missing = Path(folder), None
+        with replacing_together(folder, "inspection.json", ["returns.png"]) as draft:
+            (draft / "inspection.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            try:
+                if self.readable:
+                    draw_histograms(draft / "returns.png", self.source, self.returns, self.lengths)
+            except ImportError as error:
+                missing = error
+        if missing is not None:
+            raise missing
+        return [folder / name for name in ("inspection.json", "returns.png") if (folder / name).is_file()]
 
 
 def inspect_source(
