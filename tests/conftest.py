@@ -1,14 +1,17 @@
 """Shared by all tests: quiet libraries, one way to compare, one way to read a numeric parity file."""
 
 import os
+import resource
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 
 # What tests load is kept in a cache of their own, not in that of whoever runs them.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-of-tests-")
 os.environ.setdefault("MUJOCO_GL", "egl")  # rendering without a display
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,22 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     """Delete the cache of the tests."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture
+def no_room() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which no file gets longer than so many bytes, as none does on a disk that is nearly full."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.collecting import CollectSettings, collect
+from hf_decision_mamba.console import StoppedBySignal
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.dataset_cards import DATA_FILE
 from hf_decision_mamba.environments import make_environments
@@ -29,6 +30,7 @@ class Walk(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gymnasium.spaces.Discrete(2)
     interrupted_in: int | None = None  # the episode in which Ctrl-C is pressed
+    signal = signal.SIGINT
 
     def reset(self, *, seed=None, options=None):
         self.seed, self.steps, self.limit = seed, 0, 1 + (7 * seed) % 10
@@ -37,7 +39,7 @@ class Walk(gymnasium.Env):
     def step(self, action):
         self.steps += 1
         if self.seed == Walk.interrupted_in:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(Walk.signal)
         return self._seen(), float(action), self.steps == self.limit, False, {}
 
     def _seen(self):
@@ -185,6 +187,16 @@ def test_interrupted_work_keeps_what_had_ended(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_a_terminated_command_keeps_what_had_ended_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Walk, "interrupted_in", 6)
+    monkeypatch.setattr(Walk, "signal", signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        main(["collect", "Walk-v0", "--episodes", "40", "--num-envs", "3", "--output", str(tmp_path / "data")])
+    assert end.value.code == 143
+    assert f"the episodes that had ended were written to {tmp_path / 'data'}.\n" in capsys.readouterr().err
+    assert load_trajectories(tmp_path / "data").num_episodes == len(rows(tmp_path / "data")) >= 4
+
+
 @NEEDS_SB3
 def test_an_interrupted_training_keeps_its_replay_so_far(tmp_path, monkeypatch):
     monkeypatch.setattr(Walk, "interrupted_in", 6)
@@ -196,7 +208,7 @@ def test_an_interrupted_training_keeps_its_replay_so_far(tmp_path, monkeypatch):
 
 def test_an_interruption_before_the_first_episode_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Walk, "interrupted_in", 1)
-    with pytest.raises(InterruptedError, match="nothing was written"):
+    with pytest.raises(StoppedBySignal, match="no episode had ended yet, so nothing was written"):
         collect(CollectSettings("Walk-v0", seed=1, num_envs=1), tmp_path / "data", progress=False)
     assert not (tmp_path / "data").exists()
 

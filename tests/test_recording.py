@@ -54,6 +54,14 @@ def test_an_error_leaves_no_file(tmp_path, monkeypatch):
     assert list(Path(tmp_path).iterdir()) == []
 
 
+def test_a_full_disk_leaves_no_file_and_is_named(tmp_path, no_room):
+    place = tmp_path / "data" / "file.parquet"
+    with no_room(1000), pytest.raises(OSError, match=r"data/file\.parquet"), EpisodeWriter(place) as writer:
+        for seed in range(40):
+            writer.add(episode(100, seed))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_statistics_are_those_of_all_steps_together():
     episodes = [episode(steps, steps, offset=1e6, terminated=steps > 2) for steps in (1, 7, 2, 30)]
     statistics = EpisodeStatistics()

@@ -1,5 +1,6 @@
 """Training: settings, exact losses, resuming to the bit, scores among the metrics, and the whole command."""
 
+import contextlib
 import json
 import os
 import re
@@ -97,7 +98,8 @@ def tiny_arguments(output_dir: Path, **settings) -> DecisionMambaTrainingArgumen
         "logging_steps": 1,
         "disable_tqdm": True,
     }
-    return DecisionMambaTrainingArguments(output_dir=str(output_dir), use_cpu=True, **{**defaults, **settings})
+    alone = "WORLD_SIZE" not in os.environ
+    return DecisionMambaTrainingArguments(output_dir=str(output_dir), use_cpu=alone, **{**defaults, **settings})
 
 
 def command_line(output_dir: Path, **settings) -> list[str]:
@@ -370,7 +372,7 @@ def _tiny_decision_transformer() -> DecisionTransformerModel:
     return DecisionTransformerModel(config)
 
 
-# Run by test_two_processes_equal_one in a world of one and of two: the same windows per step.
+# Run by test_two_processes_are_one_training in a world of one and of two: the same windows per step.
 
 
 def train_ragged(folder: Path, resume_from: Path | None = None) -> None:
@@ -390,11 +392,27 @@ def train_ragged(folder: Path, resume_from: Path | None = None) -> None:
     trainer.save_model()
 
 
-def test_two_processes_equal_one(tmp_path):
-    """Two processes with 8 windows each take the steps of one with 16, also after resuming within an epoch."""
+def train_in_two(folder: Path) -> None:
+    """Train, resume, and lose the second process within the last save."""
+    train_ragged(folder / "two")
+    train_ragged(folder / "resumed", resume_from=folder / "two" / "checkpoint-7")
+    if os.environ["RANK"] == "1":
+        torch.save = lambda states, path: os._exit(1)  # its random state, the only thing that it writes
+    train_ragged(folder / "lost", resume_from=folder / "two" / "checkpoint-7")
+
+
+def test_two_processes_are_one_training(tmp_path, capsys):
+    """Two processes with 8 windows each take the steps of one with 16, also after resuming within an epoch.
+
+    Nobody says `use_cpu`, and a checkpoint is complete when both have written what they have to.
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, __file__, "train_ragged", str(tmp_path / "two"), str(tmp_path / "resumed")]
-    subprocess.run(command, env=ONE_THREAD, check=True, capture_output=True, timeout=120)
+    command, environment = (
+        [*launcher, __file__, "train_in_two", str(tmp_path)],
+        {**ONE_THREAD, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "rank      : 1" in done.stderr, done.stderr[-2000:]
     train_ragged(tmp_path / "one")
     for folder in ("two", "resumed"):
         torch.testing.assert_close(weights(tmp_path / folder), weights(tmp_path / "one"), atol=1e-6, rtol=0)
@@ -404,6 +422,30 @@ def test_two_processes_equal_one(tmp_path):
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
     assert len(losses[0]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+    lost = tmp_path / "lost" / "checkpoint-12"
+    assert {path.name for path in lost.iterdir()} >= {"rng_state_0.pth", "optimizer.pt"}
+    assert last_complete_checkpoint(tmp_path / "lost") is None
+    assert f"Skipping {lost}, which is not complete: trainer_state.json cannot be read" in capsys.readouterr().out
+    (tmp_path / "two" / "checkpoint-12" / "rng_state_1.pth").unlink()
+    assert last_complete_checkpoint(tmp_path / "two") == tmp_path / "two" / "checkpoint-7"
+    assert "rng_state_1.pth is missing or cut short" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [{"RANK": "1"}, {"LOCAL_RANK": "1", "RANK": "1"}])
+def test_a_process_that_is_one_of_nobody_knows_how_many_is_refused(tmp_path, monkeypatch, place):
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"RANK=1 .* but no WORLD_SIZE: this process would train alone, into the same"):
+        tiny_arguments(tmp_path)
+
+
+def test_processes_that_do_not_become_one_training_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # but no LOCAL_RANK, by which accelerate knows them on accelerators
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"2 processes were started, but not as one training.*torchrun or accelerate"):
+        DecisionMambaTrainingArguments(output_dir=str(tmp_path))
 
 
 def test_eval_loss_is_the_mean_over_all_action_entries(tmp_path, trajectories):
@@ -797,6 +839,86 @@ def test_half_written_checkpoints_are_skipped(run, name, message, capsys):
         main(command_line(run, resume_from_checkpoint=run / "checkpoint-4"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_to_go_on_from(tmp_path, finished_run, monkeypatch, capsys, number):
+    step = DecisionMambaTrainer.training_step
+
+    def interrupted(trainer, *args, **kwargs):
+        if trainer.state.global_step == 1:
+            signal.raise_signal(number)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(DecisionMambaTrainer, "training_step", interrupted)
+    with pytest.raises(SystemExit) as end, report_user_errors():
+        main(command_line(tmp_path / "run"))
+    assert end.value.code == 128 + number
+    line = capsys.readouterr().err.splitlines()[-1]
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    how = "the same command with --resume_from_checkpoint last goes on from there."
+    assert line == f"interrupted: {checkpoint} is complete: {how}"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    main(command_line(tmp_path / "run", resume_from_checkpoint="last"))
+    assert f"Resuming from {checkpoint}." in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+
+
+def test_a_signal_before_any_checkpoint_promises_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        DecisionMambaTrainer, "training_step", lambda *args: signal.raise_signal(signal.SIGINT) or 1 / 0
+    )
+    monkeypatch.setattr(hf_decision_mamba.training, "on_interrupt", lambda act: contextlib.nullcontext())
+    with pytest.raises(KeyboardInterrupt) as end:
+        main(command_line(tmp_path / "run"))
+    assert str(end.value) == "No checkpoint was complete yet: start again (--overwrite_output_dir true)."
+
+
+@pytest.mark.parametrize(("size", "writer"), [(4_000, "safetensors"), (20_000, "torch")])
+def test_a_full_disk_keeps_the_last_checkpoint_to_go_on_from(
+    tmp_path, finished_run, monkeypatch, no_room, size, writer
+):
+    save = DecisionMambaTrainer._save_checkpoint
+
+    def at_last(trainer, *args):
+        with no_room(size) if trainer.state.global_step == 3 else contextlib.nullcontext():
+            save(trainer, *args)
+
+    monkeypatch.setattr(DecisionMambaTrainer, "_save_checkpoint", at_last)
+    run = tmp_path / "run"
+    with pytest.raises(
+        OSError, match=r"checkpoint-3 cannot be written; is the disk full\? \(.*checkpoint-2 is complete: the"
+    ):
+        main(command_line(run, save_steps=1))
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    monkeypatch.undo()
+    main(command_line(run, save_steps=1, resume_from_checkpoint="last"))
+    assert (run / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+
+
+def test_resuming_with_another_number_of_processes_is_said(run, capsys):
+    checkpoint = run / "checkpoint-3"
+    shutil.rmtree(run / "checkpoint-4")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state["stateful_callbacks"]["processes"]["args"]["count"] = 2
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    for number in range(2):
+        shutil.copy(checkpoint / "rng_state.pth", checkpoint / f"rng_state_{number}.pth")
+    (checkpoint / "rng_state.pth").unlink()
+    main(command_line(run, save_steps=1, resume_from_checkpoint="last"))
+    printed = capsys.readouterr().out
+    assert f"{checkpoint} was saved by 2 processes, and 1 process will go on, with other random numbers" in printed
+    assert "and 8 windows a step. Only 2 processes would end in the weights of a run that was never" in printed
+
+
+def test_weights_are_replaced_when_all_are_written(run, trajectories, no_room):
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    trainer = DecisionMambaTrainer(tiny_model(seed=1), tiny_arguments(run))
+    with no_room(4_000), pytest.raises(OSError, match=f"{run} cannot be written"):
+        trainer.save_model()
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    trainer.save_model()
+    assert (run / "model.safetensors").read_bytes() != before["model.safetensors"]
+
+
 def test_an_output_folder_that_holds_a_run_is_not_overwritten(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     with pytest.raises(
@@ -1140,6 +1262,7 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ({"resume_from_checkpoint": "nowhere"}, "Cannot resume from nowhere: there is no such folder"),
         ({"resume_from_checkpoint": "last", "overwrite_output_dir": True}, "contradict each other"),
         ({"cpu_threads": 0}, "cpu_threads=0 must be at least 1"),
+        ({"report_to": "pen"}, "report_to=pen is no tracker; there are azure_ml, "),
         (
             {"data_on_device": True, "dataloader_num_workers": 1},
             "data_on_device and dataloader_num_workers exclude each other",
@@ -1186,6 +1309,15 @@ def test_bad_input_is_refused_before_any_training(tmp_path, settings, message):
     assert not list((tmp_path / "run").glob("*"))
 
 
+def test_trackers_that_are_not_installed_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_decision_mamba.training, "get_available_reporting_integrations", lambda: ["trackio"])
+    with pytest.raises(
+        ImportError, match=r"report_to=wandb: wandb is not installed. Install it.*installed here: trackio"
+    ):
+        main(command_line(tmp_path / "run", report_to="wandb"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_of_other_dimensions_than_the_checkpoint_is_refused(tmp_path):
     tiny_model_of_another_task = DecisionMambaModel(
         DecisionMambaConfig(state_dim=4, act_dim=1, hidden_size=8, n_layer=1)
@@ -1199,9 +1331,5 @@ def test_data_of_other_dimensions_than_the_checkpoint_is_refused(tmp_path):
 
 
 if __name__ == "__main__":
-    task, folder, *more = sys.argv[1], Path(sys.argv[2]), *map(Path, sys.argv[3:])
-    if task == "train_and_kill":
-        train_and_kill(folder)
-    else:
-        train_ragged(folder)
-        train_ragged(more[0], resume_from=folder / "checkpoint-7")
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    {"train_and_kill": train_and_kill, "train_in_two": train_in_two}[task](folder)

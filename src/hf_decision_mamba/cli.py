@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from .ablating import CHANGES, ablate
 from .behaviours import ALGORITHMS
 from .collecting import CollectSettings, collect
+from .console import StoppedBySignal, report_user_errors
 from .data.inspection import inspect_source
 from .dataset_cards import is_dataset_folder, push_dataset_to_hub
 from .environments import install_hint
@@ -32,7 +33,6 @@ from .inspection_page import write_inspection
 from .policy import DecisionMambaPolicy
 from .run_files import portable
 from .training import main as train
-from .training import report_user_errors
 from .video import import_imageio, record_videos
 
 
@@ -235,8 +235,7 @@ def _collect(arguments: argparse.Namespace) -> None:
     folder, complete = collect(settings, arguments.output)
     print(f"data set     {folder}")
     if not complete:
-        print("interrupted: the episodes that had ended were written, and nothing was pushed", file=sys.stderr)
-        raise SystemExit(130)
+        raise StoppedBySignal(message="the episodes that had ended were written, and nothing was pushed.")
     if arguments.push_to_hub is not None:
         print(push_dataset_to_hub(folder, arguments.push_to_hub, private=arguments.private))
 

@@ -10,10 +10,8 @@ import logging
 import re
 import shlex
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +29,13 @@ from .behaviours import (
     StableBaselinesBehaviour,
     require_stable_baselines,
 )
+from .console import StoppedBySignal, on_interrupt
 from .data.inspection import draw_histograms
 from .dataset_cards import DATA_FILE, FACTS_FILE, PICTURE, write_dataset_card
 from .environments import install_hint, make_environments, score_reference
 from .evaluation import package_versions
 from .figures import number
+from .files import replacing_together
 from .policy import Mode
 from .recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
 
@@ -166,7 +166,7 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
     (observations, actions, rewards, terminations, truncations, seed), README.md, collection.json (the facts that the
     card is rendered from) and returns.png. The same settings give the same bytes, with the same versions of packages.
 
-    On SIGINT (Ctrl-C) the episodes that have ended by then are written, and the card says so.
+    On SIGINT (Ctrl-C) or SIGTERM the episodes that have ended by then are written, and the card says so.
 
     Args:
         settings: what to collect.
@@ -179,8 +179,8 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
     Raises:
         FileExistsError: the folder holds something.
         ImportError: gymnasium, or what the environment or the policy needs, is not installed.
-        InterruptedError: SIGINT came before the first episode ended; nothing is written.
-        OSError: there is no such checkpoint.
+        OSError: there is no such checkpoint, or no room on the disk.
+        StoppedBySignal: SIGINT came before the first episode ended, and nothing is written; or SIGTERM came.
         ValueError: the environment or the policy cannot be recorded, or gives numbers that are not finite.
     """
     output = Path(output)
@@ -193,28 +193,31 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
     try:
         environment = _described_environment(settings, envs)
         record = _training(settings, envs) if settings.train is not None else _rollout(settings, envs)
+        signals: list[int] = []
         with (
-            _interruptible() as interrupted,
+            on_interrupt(signals.append),
             EpisodeWriter(output / DATA_FILE) as writer,
             tqdm(desc=settings.env_id, unit="step", disable=not progress) as bar,
         ):
-            sink = _Sink(settings, writer, interrupted, bar)
+            sink = _Sink(settings, writer, signals, bar)
             record(sink)
     finally:
         envs.close()
     if not sink.statistics.episodes:
-        raise InterruptedError("Interrupted before the first episode had ended: nothing was written.")
-    complete = not interrupted.is_set() or sink.is_enough
+        raise StoppedBySignal(signals[0], "no episode had ended yet, so nothing was written.")
+    complete = not signals or sink.is_enough
     _describe(settings, output, sink.statistics, environment, complete)
+    if signal.SIGTERM in signals:
+        raise StoppedBySignal(signal.SIGTERM, f"the episodes that had ended were written to {output}.")
     return output, complete
 
 
 class _Sink:
     """Where the episodes go: it writes and counts them, shows how far the work is, and says when to stop."""
 
-    def __init__(self, settings: CollectSettings, writer: EpisodeWriter, interrupted: threading.Event, bar: tqdm):
+    def __init__(self, settings: CollectSettings, writer: EpisodeWriter, signals: list[int], bar: tqdm):
         self.statistics = EpisodeStatistics()
-        self._settings, self._writer, self._interrupted, self._bar = settings, writer, interrupted, bar
+        self._settings, self._writer, self._signals, self._bar = settings, writer, signals, bar
         self._shown = 0.0
 
     def add(self, episode: Episode) -> None:
@@ -233,7 +236,7 @@ class _Sink:
     def count(self, steps: int) -> bool:
         """Count steps of the environment; return whether to go on."""
         self._bar.update(steps)
-        going_on = not self._interrupted.is_set() and not self.is_enough
+        going_on = not self._signals and not self.is_enough
         if self.statistics.episodes and (time.monotonic() - self._shown > 0.5 or not going_on):
             self._shown = time.monotonic()
             wanted = self._settings.wanted_episodes
@@ -246,26 +249,6 @@ class _Sink:
 
 
 _Record = Callable[[_Sink], None]
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first SIGINT into an event, so that nothing is left half written; the second one is as always."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may say what a signal does
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 # Rolling a policy out
@@ -494,11 +477,14 @@ def _describe(
         "parts": _parts(statistics.returns) if settings.train is not None else None,
         "versions": package_versions(*used),
     }
-    (output / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    try:
-        draw_histograms(output / PICTURE, settings.env_id, np.array(statistics.returns), np.array(statistics.lengths))
-    except ImportError:
-        logger.warning("%s was not drawn: matplotlib is not installed (%s).", PICTURE, install_hint(settings.env_id))
+    with replacing_together(output, FACTS_FILE) as draft:
+        (draft / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        returns, lengths = np.array(statistics.returns), np.array(statistics.lengths)
+        try:
+            draw_histograms(draft / PICTURE, settings.env_id, returns, lengths)
+        except ImportError:
+            hint = install_hint(settings.env_id)
+            logger.warning("%s was not drawn: matplotlib is not installed (%s).", PICTURE, hint)
     write_dataset_card(output)
 
 

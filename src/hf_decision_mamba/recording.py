@@ -5,6 +5,7 @@ One row is one episode, in the layout that `load_trajectories` reads; memory hol
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .data.inspection import spread
 from .data.statistics import RunningMoments
+from .files import writing
 
 #: Bytes of episodes that are held back until they are written together, as one row group.
 _ROW_GROUP_BYTES = 16 << 20
@@ -101,6 +103,9 @@ class EpisodeWriter:
     """A parquet file of episodes: written beside its place, and put there when it is complete.
 
     Leaving it by an error removes what was written.
+
+    Raises:
+        OSError: the file cannot be written; what was written is removed.
     """
 
     def __init__(self, path: Path):
@@ -109,6 +114,7 @@ class EpisodeWriter:
         self._file: pq.ParquetWriter | None = None
         self._waiting: list[Episode] = []
         self._bytes = 0
+        self._made_folder = False
 
     def __enter__(self) -> EpisodeWriter:
         return self
@@ -116,11 +122,12 @@ class EpisodeWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._write()
-        if self._file is not None:
-            self._file.close()
-            self._unfinished.replace(self.path) if kind is None else self._unfinished.unlink()
+        try:
+            if kind is None:
+                self._write()
+                self._finish()
+        finally:
+            self._discard()
 
     def add(self, episode: Episode) -> None:
         """Add an episode; every few megabytes they are written."""
@@ -129,12 +136,32 @@ class EpisodeWriter:
         if self._bytes >= _ROW_GROUP_BYTES:
             self._write()
 
+    def _finish(self) -> None:
+        if self._file is not None:
+            with writing(self.path):
+                self._file.close()
+                self._unfinished.replace(self.path)
+
+    def _discard(self) -> None:
+        """Remove what is unfinished, with the folder if it was made for it."""
+        with suppress(OSError):  # again what went wrong before
+            if self._file is not None and self._file.is_open:
+                self._file.close()
+        self._unfinished.unlink(missing_ok=True)
+        if self._made_folder:
+            with suppress(OSError):  # the file is in it
+                self.path.parent.rmdir()
+
     def _write(self) -> None:
-        if not self._waiting:
-            return
-        table = _table(self._waiting)
+        if self._waiting:
+            with writing(self.path):
+                self._write_table(_table(self._waiting))
+            self._waiting, self._bytes = [], 0
+
+    def _write_table(self, table: pa.Table) -> None:
         if self._file is None:
             floats = [field.path for field in _leaves(table.schema) if field.physical_type == "FLOAT"]
+            self._made_folder = not self.path.parent.is_dir()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = pq.ParquetWriter(
                 self._unfinished,
@@ -144,7 +171,6 @@ class EpisodeWriter:
                 use_byte_stream_split=floats,
             )
         self._file.write_table(table)
-        self._waiting, self._bytes = [], 0
 
 
 def _leaves(schema: pa.Schema) -> list[Any]:

@@ -6,13 +6,14 @@ Source: transformers' Trainer, whose hooks are overridden here.
 
 import inspect
 import math
-import os
 import re
 import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,14 +35,19 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import get_parameter_names
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from . import hub
+from .console import say
 from .data import WindowDataset, WindowSampler, WindowStream, collate
 from .evaluation import EvaluationResult, evaluate_policy
+from .files import replacing_together, writing
 from .model import DecisionMambaProcessor
 from .policy import DecisionMambaPolicy
 from .pushing import PushError, files_at_top
+
+#: The place in trainer_state.json where a checkpoint says how many processes trained: it has a random state of each.
+_PROCESSES = "processes"
 
 
 def action_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,21 +203,42 @@ class DecisionMambaTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save weights, config and processor; with `push_to_hub`, push them if it is the user who saves.
 
-        Trainer's pickle of the arguments (it holds tokens) is not kept.
+        They take the place of earlier ones when all are written.
         """
         super().save_model(output_dir, _internal_call=True)
         folder = Path(output_dir or self.output_dir)
-        if self.args.should_save:
-            (folder / "training_args.bin").unlink(missing_ok=True)
         if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
             self.push_or_say(folder, "Model save")
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As Trainer's, but for the pickle of the arguments, which holds tokens."""
+        folder = Path(output_dir or self.output_dir)
+        if not self.args.should_save:
+            super()._save(str(folder), state_dict)
+            return
+        with _writing(folder), replacing_together(folder, "config.json") as draft:
+            super()._save(str(draft), state_dict)
+            (draft / "training_args.bin").unlink()
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # trainer_state.json is written last; without it, a folder that is being overwritten does not look complete.
+        folder = self.output_dir / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            folder = self.output_dir / f"checkpoint-{self.state.global_step}"
             (folder / "trainer_state.json").unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # nobody writes a random state before
+        callbacks: Any = self.state.stateful_callbacks  # facts for callbacks of a resumed training, by name
+        callbacks[_PROCESSES] = {"args": {"count": self.args.world_size}, "attributes": {}}
+        try:
+            with _writing(folder):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)  # of no use, and there may be no room
+            raise
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # trainer_state.json is written when all processes have theirs
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Check the arguments; the first push creates the repository, so that training starts without a network."""
@@ -333,6 +360,23 @@ class _SetEpoch(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
+class StopOnInterrupt(TrainerCallback):
+    """Save a checkpoint and stop at the end of the step in which a signal was noted; `signal` is its number."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def note(self, number: int) -> None:
+        """Note the signal."""
+        self.signal = number
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Tell the Trainer; who never saves is not saved for."""
+        if self.signal is not None:
+            control.should_save |= args.save_strategy != SaveStrategy.NO
+            control.should_training_stop = True
+
+
 class TrainingProgress(ProgressCallback):
     """A progress bar with loss and learning rate in it, and one line for each evaluation."""
 
@@ -446,32 +490,36 @@ def score_metrics(result: EvaluationResult) -> dict[str, float]:
     return metrics
 
 
-def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """Return the newest checkpoint of a run that can be resumed from; those that a kill left half-written are named.
+def last_complete_checkpoint(output_dir: str | Path, *, quiet: bool = False) -> Path | None:
+    """Return the newest checkpoint of a run that can be resumed from.
 
-    Complete means: trainer_state.json (written last) can be parsed, and weights, optimizer, scheduler and random
-    states are there and not cut short.
+    Complete means: trainer_state.json (written last) can be parsed, and weights, optimizer, scheduler and the random
+    states of all processes are there and not cut short.
+
+    Args:
+        output_dir: of the run.
+        quiet: name no newer ones that a kill left half-written.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         problem = what_is_missing(folder)
         if problem is None:
             return folder
-        say(f"Skipping {folder}, which is not complete: {problem}.")
+        if not quiet:
+            say(f"Skipping {folder}, which is not complete: {problem}.")
     return None
 
 
 def what_is_missing(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from; None if it can."""
     try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        processes = processes_of(checkpoint)
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"trainer_state.json cannot be read ({type(error).__name__})"
-    if not any(checkpoint.glob("rng_state*.pth")):
-        return "it has no random states (rng_state*.pth)"
-    for path in (checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")):
-        if not zipfile.is_zipfile(path):
-            return f"{path.name} is missing or cut short"
+    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{number}.pth" for number in range(processes)]
+    for name in ("optimizer.pt", "scheduler.pt", *states):
+        if not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is missing or cut short"
     try:
         with safe_open(checkpoint / "model.safetensors", "pt"):
             return None
@@ -479,12 +527,25 @@ def what_is_missing(checkpoint: Path) -> str | None:
         return "model.safetensors is missing or cut short"
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that prints."""
-    return int(os.environ.get("RANK", "0")) == 0
+def processes_of(checkpoint: Path) -> int:
+    """Return how many processes saved a checkpoint.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: its trainer_state.json is missing or damaged.
+    """
+    callbacks: Any = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).stateful_callbacks
+    if _PROCESSES in callbacks:
+        return int(callbacks[_PROCESSES]["args"]["count"])
+    return max(len([*checkpoint.glob("rng_state_*.pth")]), 1)  # saved before it was noted
 
 
-def say(text: str) -> None:
-    """Print, on the main process only."""
-    if is_main_process():
-        print(text, flush=True)
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make OSErrors, too, of what safetensors and torch raise where there is no room."""
+    try:
+        with writing(folder):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("inline_container|iostream", str(error)):  # of torch.save
+            raise
+        raise OSError(f"{folder} cannot be written; is the disk full? ({error})") from error

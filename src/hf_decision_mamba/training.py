@@ -11,9 +11,10 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.logging import disable_progress_bar
 
 from . import hub
 from .building import architecture_of, build, embeds_time, paper_parameter_count, window_settings
+from .console import StoppedBySignal, on_interrupt, report_user_errors, say
 from .data import (
     EpisodeStream,
     ResidentWindows,
@@ -48,8 +51,9 @@ from .data.formats.hub import PARQUET_REVISION, is_repository_id, resolved_commi
 from .data.inspection import QUANTILES, spread
 from .data.resident import fits
 from .environments import check_spaces, make_environments, score_reference
-from .evaluation import evaluate_policy, package_versions
+from .evaluation import EVALUATION_FILES, evaluate_policy, package_versions
 from .figures import number
+from .files import replacing
 from .model import DecisionMambaProcessor
 from .model.selective_scan import choose_backend
 from .policy import DecisionMambaPolicy
@@ -66,11 +70,11 @@ from .run_files import (
 from .trainer import (
     DecisionMambaTrainer,
     RolloutCallback,
+    StopOnInterrupt,
     as_saved,
     check_hub_arguments,
-    is_main_process,
     last_complete_checkpoint,
-    say,
+    processes_of,
     score_metrics,
     what_is_missing,
 )
@@ -82,7 +86,6 @@ from .training_arguments import (
     given_settings,
     parse_arguments,
 )
-from .video import VIDEO_FILES
 
 #: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family. Elsewhere,
 #: Atari included, the best return of the data set is asked for.
@@ -90,8 +93,8 @@ TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 
 _ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
 _MOST_USEFUL_THREADS = 8  # matrices this small gain nothing from more
-_RESULT_FILES = ("evaluation.json", "evaluation.parquet", "returns.png", CURVE_FILE, *VIDEO_FILES)
-_RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "training.json", *_RESULT_FILES)
+_RESULT_FILES = (*EVALUATION_FILES, CURVE_FILE, "training.json")
+_RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", *_RESULT_FILES)
 
 
 def _checkpoint_to_resume(args: DecisionMambaTrainingArguments) -> Path | None:
@@ -197,8 +200,14 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
     Raises:
         ValueError, OSError: a setting, file or data set that cannot be right, before any training.
         FloatingPointError: the loss is not finite.
+        StoppedBySignal: SIGINT or SIGTERM came; the message says how to go on.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    with _saying_how_to_go_on() as begun:
+        return _run(sys.argv[1:] if argv is None else list(argv), default_config, begun)
+
+
+def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dict[str, float]:
+    """Run `main`; note in `begun` the folder from which on it can be resumed."""
     model_args, data_args, eval_args, args = arguments = parse_arguments(argv, default_config)
     given = given_settings(argv, default_config)
     _check_arguments(data_args, eval_args, args)
@@ -224,10 +233,13 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
     output_dir = trainer.output_dir
     if args.overwrite_output_dir and args.should_save:
         _delete_run(output_dir)
+    begun.append(output_dir)
     runtime = _train(trainer, checkpoint)
     trainer.remove_callback(RolloutCallback)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if args.should_save:
+        _delete_files(output_dir, (*_RESULT_FILES, SETTINGS_FILE))  # of an earlier run: not of these weights
     trainer.save_model(_internal_call=True)  # it is pushed with its scores
     metrics = {
         "global_step": trainer.state.global_step,
@@ -236,9 +248,9 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         **{name: value for name, value in metrics.items() if name == "eval_loss"},
     }
     if args.should_save:
-        _delete_files(output_dir, _RESULT_FILES)  # of an earlier run of this folder: not of these weights
         record = _record(model_args, data_args, trainer, data, argv, metrics)
-        (output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with replacing(output_dir / "training.json") as draft:
+            draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         settings = settings_to_repeat(arguments, given, _resolved(model_args, eval_args, trainer, data))
         write_settings(output_dir / SETTINGS_FILE, settings, _remarks(record, data))
         _draw_learning_curve(output_dir / CURVE_FILE, record)
@@ -253,14 +265,21 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
 
 
 @contextmanager
-def report_user_errors() -> Iterator[None]:
-    """End a script with one line and exit code 2, instead of a traceback, on what its user can put right."""
+def _saying_how_to_go_on() -> Iterator[list[Path]]:
+    """Yield a list for the folder of a run that has begun; what ends the run then says whether it can be resumed."""
+    begun: list[Path] = []
     try:
-        yield
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        yield begun
+    except (OSError, KeyboardInterrupt) as error:
+        if not begun:
+            raise
+        checkpoint = last_complete_checkpoint(begun[0], quiet=True)
+        how = f"{checkpoint} is complete: the same command with --resume_from_checkpoint last goes on from there."
+        if checkpoint is None:
+            how = "No checkpoint was complete yet: start again (--overwrite_output_dir true)."
+        if isinstance(error, OSError):
+            raise OSError(f"{error}. {how}") from error
+        raise StoppedBySignal(getattr(error, "number", signal.SIGINT), how) from None
 
 
 def _check_arguments(
@@ -292,10 +311,29 @@ def _check_arguments(
         )
     if args.push_to_hub:
         check_hub_arguments(args)
+    _check_trackers(args)
     if data_args.held_out_fraction == 0:
         if args.load_best_model_at_end or eval_args.rollout_episodes:
             raise ValueError("held_out_fraction=0 leaves nothing to evaluate during training; hold episodes out.")
         args.set_evaluate(strategy="no", loss_only=True)
+
+
+def _check_trackers(args: TrainingArguments) -> None:
+    """Refuse trackers (`--report_to`) that there are none of; `all` has become those that are installed.
+
+    Raises:
+        ImportError: one is not installed.
+        ValueError: there is no such tracker.
+    """
+    installed = get_available_reporting_integrations()
+    for name in args.report_to or []:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"report_to={name} is no tracker; there are {', '.join(INTEGRATION_TO_CALLBACK)}.")
+        if name not in (*installed, "flyte"):  # which is not among those that transformers looks for
+            raise ImportError(
+                f"report_to={name}: {name} is not installed. Install it, or leave --report_to out; installed here: "
+                f"{', '.join(installed) or 'none'}."
+            )
 
 
 def _set_cpu_threads(args: DecisionMambaTrainingArguments) -> None:
@@ -462,17 +500,49 @@ def _goes_to_the_device(data: _Data, args: DecisionMambaTrainingArguments) -> bo
 def _train(trainer: DecisionMambaTrainer, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds that it took; a run that was at its end is only loaded."""
     if checkpoint is None:
-        return trainer.train().metrics["train_runtime"]
+        return _train_until_interrupted(trainer)
     state, args = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), trainer.args
     last_step = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.steps_per_epoch)
     if state.global_step < last_step:
         say(f"Resuming from {checkpoint}.")
-        return trainer.train(resume_from_checkpoint=str(checkpoint)).metrics["train_runtime"]
+        _say_who_resumes(checkpoint, trainer)
+        return _train_until_interrupted(trainer, resume_from_checkpoint=str(checkpoint))
     say(f"{checkpoint} is the end of this training: nothing left to train.")
     trainer.state = state
     best = state.best_model_checkpoint if args.load_best_model_at_end else None
     trainer.model.load_state_dict(load_file(Path(best or checkpoint) / "model.safetensors"))
     return 0.0
+
+
+def _train_until_interrupted(trainer: DecisionMambaTrainer, **options: Any) -> float:
+    """Train and return the seconds that it took.
+
+    Raises:
+        StoppedBySignal: SIGINT or SIGTERM came. A single process saves a checkpoint first, at the end of its step;
+            several may be at different steps.
+    """
+    stop = StopOnInterrupt()
+    trainer.add_callback(stop)
+    with on_interrupt(stop.note) if trainer.args.world_size == 1 else nullcontext():
+        runtime = trainer.train(**options).metrics["train_runtime"]
+    if stop.signal is not None:
+        raise StoppedBySignal(stop.signal)
+    return runtime
+
+
+def _say_who_resumes(checkpoint: Path, trainer: DecisionMambaTrainer) -> None:
+    """Say so where another number of processes goes on than began."""
+    before, now = processes_of(checkpoint), trainer.args.world_size
+    if before != now:
+        say(
+            f"{checkpoint} was saved by {_counted(before)}, and {_counted(now)} will go on, with other random numbers "
+            f"and {trainer.windows_per_step} windows a step. Only {_counted(before)} would end in the weights of a run "
+            "that was never interrupted."
+        )
+
+
+def _counted(processes: int) -> str:
+    return f"{processes} process{'es' if processes > 1 else ''}"
 
 
 def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, data: _Data) -> dict[str, float]:
@@ -610,12 +680,12 @@ def _resolved(
 def _remarks(record: dict[str, Any], data: _Data) -> list[str]:
     """What a reader of train.yaml has to know to repeat the run."""
     processes = record["arguments"].get("world_size")
-    command = ["accelerate launch", *([f"--num_processes {processes}"] if processes else []), "train.py train.yaml"]
+    launcher = f"accelerate launch --multi_gpu --num_processes {processes}" if processes else "accelerate launch"
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     on_cpu = "CPU" in record["hardware"]
     where = f"{record['hardware']} ({torch.get_num_threads()} threads)" if on_cpu else record["hardware"]
     return [
-        f"Repeats the run that made the weights beside it: {' '.join(command)}",
+        f"Repeats the run that made the weights beside it: {launcher} train.py train.yaml",
         f"Made on {where} with {versions}.{' There it gives the same weights to the bit.' if on_cpu else ''}",
         *([] if data.revision else ["A dataset_name that is a path is relative to the folder of the command."]),
     ]

@@ -15,7 +15,9 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
+from accelerate.utils import get_cpu_distributed_information
 from transformers import (
     HfArgumentParser,
     TrainingArguments,
@@ -236,9 +238,39 @@ class DecisionMambaTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        processes = _launched_processes()
+        if processes > 1 and not _has_accelerator():
+            self.use_cpu = True  # only then is one world made of them; else each would train alone
         super().__post_init__()
+        if processes > self.world_size == 1:
+            raise ValueError(
+                f"{processes} processes were started, but not as one training: each would train alone, into "
+                "the same folder. Start them with torchrun or accelerate launch."
+            )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # pinning is for copies to an accelerator
+
+
+def _launched_processes() -> int:
+    """How many processes were started as one training, as the launcher says.
+
+    Raises:
+        ValueError: this process is said to be another one than the first, but not of how many.
+    """
+    launched = get_cpu_distributed_information()
+    if launched.world_size == 1 and (launched.rank > 0 or launched.local_rank > 0):
+        raise ValueError(
+            f"RANK={launched.rank} and LOCAL_RANK={launched.local_rank} are set, but no WORLD_SIZE: this process would "
+            "train alone, into the same folder as the others. Start all with torchrun or accelerate launch, or unset "
+            "these variables."
+        )
+    return launched.world_size
+
+
+def _has_accelerator() -> bool:
+    """Whether processes can train together on what this machine has beside its CPU; on Apple's GPU none can."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator is not None and accelerator.type != "mps"
 
 
 #: Settings that may be paths, in which ~ is the home folder: no shell reads those of a YAML file, nor `--name=~/path`.
