@@ -199,28 +199,6 @@ def test_every_settings_file_is_of_a_preset_or_the_default():
 
 
 @pytest.mark.parametrize(
-    ("argv", "kept"),
-    [
-        ([], True),
-        (["--state_size=8"], True),
-        (["--preset=dema-b3ld"], True),
-        (["--preset", "dema-atari"], False),
-        (["--architecture=bc"], False),
-        (["--model_name_or_path", "there"], False),
-    ],
-)
-def test_another_model_on_the_command_line_leaves_out_the_sizes_of_the_files_model(tmp_path, argv, kept):
-    named, open_to_all = tmp_path / "named.yaml", tmp_path / "open.yaml"
-    sizes = "n_layer: 2\nresid_pdrop: 0.3\ncontext_length: 5\n"
-    named.write_text(f"preset: dema-b3ld\n{sizes}max_steps: 7\n")
-    open_to_all.write_text(sizes)
-    model, data, _, args = parse_arguments([str(named), *argv])
-    assert (model.n_layer, model.resid_pdrop, data.context_length) == ((2, 0.3, 5) if kept else (None, None, None))
-    assert args.max_steps == 7
-    assert parse_arguments([str(open_to_all), *argv])[0].n_layer == 2  # sizes of whichever model is chosen
-
-
-@pytest.mark.parametrize(
     ("argv", "by_default", "by_name"),
     [
         ([], 1000, 1000),
@@ -248,6 +226,8 @@ def test_the_return_scale_of_the_default_file_is_for_its_data(argv, by_default, 
         (["--dataset_name", f"{TINY_DATA.parent}/hopper-tin?-v5.*"], "runs/dema-b3ld-hopper-tiny-v5"),
         (["--dataset_name", "a/b", "c/d", "e/f", "g"], "runs/dema-b3ld-b-d-2-more"),
         (["--dataset_name", "a/b", "--output_dir", "here"], "here"),
+        (["--dataset_name", "a/b", "--seed", "42"], "runs/dema-b3ld-b"),
+        (["--dataset_name", "a/b", "--seed", "1"], "runs/dema-b3ld-b-seed1"),
     ],
 )
 def test_a_run_without_a_folder_is_named_after_model_and_data(argv, folder):
@@ -1328,6 +1308,10 @@ def test_data_of_other_dimensions_than_the_checkpoint_is_refused(tmp_path):
         main(command_line(tmp_path / "run", **settings))
     with pytest.raises(ValueError, match="state_size cannot be changed when fine-tuning"):
         main(command_line(tmp_path / "run", **{**settings, "state_size": 4}))
+    with pytest.raises(
+        ValueError, match=r"--preset dmm builds a new model, and --model_name_or_path .*other fine-tunes"
+    ):
+        main(command_line(tmp_path / "run", **settings, preset="dmm"))
 
 
 if __name__ == "__main__":

@@ -18,19 +18,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .baselines import DecisionBCConfig, DecisionBCModel
+from .baselines import DecisionBCConfig
 from .data import Trajectories
 from .data.statistics import CONSTANT_STD, TrajectoryStatistics
-from .model import PRESETS, DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from .model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
 from .policy import load_model
-from .training_arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, DataArguments, ModelArguments
-
-#: What `--architecture` may be, and the classes behind it.
-ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
-    "decision_mamba": (DecisionMambaConfig, DecisionMambaModel),
-    "decision_transformer": (DecisionTransformerConfig, DecisionTransformerModel),
-    "bc": (DecisionBCConfig, DecisionBCModel),
-}
+from .training_arguments import (
+    ARCHITECTURES,
+    DEFAULT_CONTEXT_LENGTH,
+    DEFAULT_FRAME_STACK,
+    DataArguments,
+    ModelArguments,
+)
 
 _WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
 _DECISION_TRANSFORMER_EP_LEN = 1000  # Chen et al. 2021, released code; more where the data have longer episodes
@@ -230,6 +229,11 @@ def _load(
     if overrides:
         raise ValueError(
             f"{next(iter(overrides))} cannot be changed when fine-tuning {source}: its architecture is kept."
+        )
+    if model_args.preset != ModelArguments.preset:
+        raise ValueError(
+            f"--preset {model_args.preset} builds a new model, and --model_name_or_path {source} fine-tunes that one; "
+            "leave one of them out."
         )
     model = load_model(source)
     config, architecture = model.config, architecture_of(model.config)

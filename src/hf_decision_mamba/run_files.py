@@ -30,18 +30,15 @@ _RECIPE = (
 _CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score")
 
 
-def settings_to_repeat(
-    arguments: Arguments, given: Mapping[str, Any], resolved: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def settings_to_repeat(arguments: Arguments, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every setting that makes a run what it is, by group, and nothing about this machine's folders.
 
     Args:
         arguments: the four groups of the run.
-        given: the settings that differ from their defaults (see `given_settings`).
         resolved: what followed from data or model where nothing was given; None where it does not apply.
     """
     recipe = {name: getattr(arguments[-1], name) for name in _RECIPE}
-    chosen = {**recipe, **given, **{name: value for name, value in resolved.items() if value is not None}}
+    chosen = {**recipe, **arguments.given, **{name: value for name, value in resolved.items() if value is not None}}
     groups = {}
     for group in arguments:
         names = [entry.name for entry in fields(group) if entry.name in chosen and not _PLACES.search(entry.name)]

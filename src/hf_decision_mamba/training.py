@@ -83,7 +83,6 @@ from .training_arguments import (
     DecisionMambaTrainingArguments,
     EvaluationArguments,
     ModelArguments,
-    given_settings,
     parse_arguments,
 )
 
@@ -209,7 +208,8 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
 def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dict[str, float]:
     """Run `main`; note in `begun` the folder from which on it can be resumed."""
     model_args, data_args, eval_args, args = arguments = parse_arguments(argv, default_config)
-    given = given_settings(argv, default_config)
+    for remark in arguments.remarks:
+        say(remark)
     _check_arguments(data_args, eval_args, args)
     checkpoint = _checkpoint_to_resume(args)
     _set_cpu_threads(args)
@@ -251,7 +251,7 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
         record = _record(model_args, data_args, trainer, data, argv, metrics)
         with replacing(output_dir / "training.json") as draft:
             draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        settings = settings_to_repeat(arguments, given, _resolved(model_args, eval_args, trainer, data))
+        settings = settings_to_repeat(arguments, _resolved(model_args, eval_args, trainer, data))
         write_settings(output_dir / SETTINGS_FILE, settings, _remarks(record, data))
         _draw_learning_curve(output_dir / CURVE_FILE, record)
         hub.write_model_card(output_dir)
@@ -296,7 +296,6 @@ def _check_arguments(
     for name, value in (
         ("eval_max_episode_steps", eval_args.eval_max_episode_steps),
         ("frame_stack", data_args.frame_stack),
-        ("cpu_threads", args.cpu_threads),
         ("streaming_buffer", data_args.streaming_buffer),
     ):
         if value is not None and value < 1:

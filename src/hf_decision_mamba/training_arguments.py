@@ -7,9 +7,10 @@ Source: transformers' HfArgumentParser; the defaults are DeMa's (arXiv 2405.1209
 import copy
 import difflib
 import json
+import math
 import os
-from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Sequence
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentError, Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from glob import glob
 from pathlib import Path
@@ -19,9 +20,25 @@ import torch
 import yaml
 from accelerate.utils import get_cpu_distributed_information
 from transformers import (
+    DecisionTransformerConfig,
+    DecisionTransformerModel,
     HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
     TrainingArguments,
 )
+from transformers.hf_argparser import string_to_bool
+
+from .baselines import DecisionBCConfig, DecisionBCModel
+from .model import DecisionMambaConfig, DecisionMambaModel
+from .model.loading_decision_mamba import check_sizes
+
+#: What `--architecture` may be, and the classes behind it.
+ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "decision_mamba": (DecisionMambaConfig, DecisionMambaModel),
+    "decision_transformer": (DecisionTransformerConfig, DecisionTransformerModel),
+    "bc": (DecisionBCConfig, DecisionBCModel),
+}
 
 #: Context length by the type of the states. Source: Decision Transformer's settings for MuJoCo and for Atari (Chen et
 #: al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
@@ -68,6 +85,13 @@ class ModelArguments:
     embd_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the tokens."})
     resid_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the output of each mixer."})
     scan_backend: str | None = field(default=None, metadata={"help": "reference, numba, triton or mamba_ssm."})
+
+    def __post_init__(self) -> None:
+        check_sizes(self)  # those of every architecture
+        for name in ("embd_pdrop", "resid_pdrop"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise ValueError(f"{name}={share} must be at least 0 and below 1.")
 
     def overrides(self) -> dict[str, Any]:
         """The config fields that were given."""
@@ -149,13 +173,7 @@ class DataArguments:
         Raises:
             ValueError: `dataset_columns` is not a JSON object of strings.
         """
-        try:
-            columns = json.loads(self.dataset_columns or "{}")
-        except ValueError:
-            columns = None
-        if not isinstance(columns, dict) or not all(isinstance(theirs, str) for theirs in columns.values()):
-            raise ValueError(f'dataset_columns={self.dataset_columns} must be JSON such as {{"observations": "obs"}}.')
-        return columns
+        return _json_object("dataset_columns", self.dataset_columns or "{}", '{"observations": "obs"}', (str,))
 
 
 @dataclass
@@ -194,7 +212,11 @@ class DecisionMambaTrainingArguments(TrainingArguments):
     _argument_group_name = "training (transformers.TrainingArguments)"
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Where checkpoints and results are written; if unset runs/<model>-<data set>."}
+        default=None,
+        metadata={
+            "help": "Where checkpoints and results are written; if unset runs/<model>-<data set>, with -seed<seed> if "
+            "that is not the default."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the run that output_dir already holds, and start again."}
@@ -217,7 +239,10 @@ class DecisionMambaTrainingArguments(TrainingArguments):
     )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "last: go on from the newest complete checkpoint in output_dir; or a checkpoint folder."},
+        metadata={
+            "help": "last: go on from the newest complete checkpoint in output_dir; or a checkpoint folder. Optimizer, "
+            "schedule and number of steps may change, and are used from there on."
+        },
     )
     hub_strategy: str = field(
         default="end",
@@ -238,6 +263,10 @@ class DecisionMambaTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
+        if isinstance(self.lr_scheduler_kwargs, str):
+            example, kinds = '{"min_lr_rate": 0.1}', (int, float, str)
+            self.lr_scheduler_kwargs = _json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs, example, kinds)
         processes = _launched_processes()
         if processes > 1 and not _has_accelerator():
             self.use_cpu = True  # only then is one world made of them; else each would train alone
@@ -276,7 +305,52 @@ def _has_accelerator() -> bool:
 #: Settings that may be paths, in which ~ is the home folder: no shell reads those of a YAML file, nor `--name=~/path`.
 _PATHS = ("dataset_name", "model_name_or_path", "output_dir", "resume_from_checkpoint", "deepspeed")
 
-Arguments = tuple[ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments]
+
+def _json_object(name: str, text: str, example: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """The object that a setting spells in JSON, with values of these kinds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, kinds) for value in found.values()):
+        raise ValueError(f"{name}={text} must be JSON such as {example}.")
+    return found
+
+
+#: The smallest value of each setting that is a number, where there is one.
+_AT_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    "cpu_threads": 1,
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "num_train_epochs"), 0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "dataloader_num_workers"), 0),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), 0),
+}
+#: What some of them must stay below. (numpy's generator takes no larger seed.)
+_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
+
+
+def _check_ranges(args: TrainingArguments) -> None:
+    """Refuse numbers that no training can be done with, by their names."""
+    for name, lowest in _AT_LEAST.items():
+        value = getattr(args, name)
+        limit = _BELOW.get(name, 2**31 if isinstance(value, int) else math.inf)
+        if value is not None and not lowest <= value < limit:
+            below = "finite" if limit == math.inf else f"below {limit}"
+            raise ValueError(f"{name}={value} must be {below if value >= limit else f'at least {lowest}'}.")
+    if not 1 <= args.max_steps < 2**31 and (args.max_steps != -1 or args.num_train_epochs == 0):
+        raise ValueError(f"max_steps={args.max_steps} must be at least 1, or -1 to train num_train_epochs (above 0).")
+
+
+class Arguments(tuple[ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments]):
+    """The four groups of settings of a run, and where they came from.
+
+    Attributes:
+        given: the settings that differ from their defaults, by name, as they were given.
+        remarks: what becomes of a file's settings that were made for another model than the command line chooses.
+    """
+
+    given: dict[str, Any]
+    remarks: list[str]
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter):
@@ -295,6 +369,12 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message} (--help lists all settings)")
 
 
+_ANOTHER_MODEL = (
+    "Where the command line chooses another model than the file (preset, architecture, checkpoint), a file that was "
+    "named keeps its sizes and context length, as far as that model has them; those of the default file are left out."
+)
+
+
 def build_parser() -> HfArgumentParser:
     """The command line: the four groups of settings, nothing abbreviated."""
     groups: Any = (ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments)
@@ -302,7 +382,7 @@ def build_parser() -> HfArgumentParser:
         groups,
         usage="accelerate launch train.py [settings.yaml] [--setting value ...]",
         description="Train a decision model on trajectories, score it in its environment, and write its card. Settings "
-        "come from the YAML file, and from the command line, which wins.",
+        "come from the YAML file, and from the command line, which wins. " + _ANOTHER_MODEL,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -312,12 +392,16 @@ def build_parser() -> HfArgumentParser:
     return parser
 
 
+#: What stands where the command line says nothing; no value of a setting.
+_UNSET = object()
+
+
 def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> Arguments:
     """Read settings from a YAML file (the first argument, if it is no option) and the command line, which wins.
 
-    A command line that chooses another model than the file (preset, architecture, checkpoint) leaves out the file's
-    settings of its model: they are sizes and the context length of another one. A checkpoint has a return scale of its
-    own, and so have other data than those of a default file, which nobody has chosen for them.
+    Where the command line chooses another model than the file (preset, architecture, checkpoint), a file that was named
+    keeps its sizes and context length, as far as that model has them; those of the default file are left out. A
+    checkpoint has a return scale of its own, and so have other data than those of the default file.
 
     In the YAML file, a value that starts with `./` or `../` is a path relative to the file's folder; all other paths
     are relative to the working directory, as they are on the command line.
@@ -328,101 +412,165 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
 
     Raises:
         FileNotFoundError: there is no such YAML file.
-        ValueError: an unknown setting (with the closest known one), or a value of the wrong type.
+        ValueError: an unknown setting (with the closest known one), or a value of the wrong type or out of range.
     """
-    parser = build_parser()
-    words, known = _all_words(parser, argv, default_config)
-    *arguments, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
+    parser, argv = build_parser(), list(argv)
+    options: dict[str, Action] = {}
+    for action in parser._actions:
+        if action.dest != "help":
+            options.setdefault(action.dest, action)  # not its --no_ form, which comes second
+    named = bool(argv) and not argv[0].startswith("-")
+    config = Path(argv.pop(0)).expanduser() if named else default_config
+    from_file = {} if config is None else _read_yaml(config, parser, options)
+    typed, unknown = parser.parse_known_args(argv, Namespace(**dict.fromkeys(options, _UNSET)))
     if unknown:
-        raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], known, '--')}")
-    return tuple(arguments)  # type: ignore[return-value]
-
-
-def given_settings(argv: Sequence[str], default_config: Path | None = None) -> dict[str, Any]:
-    """The settings that differ from their defaults, by name, as they were given.
-
-    Args, raises: as `parse_arguments`.
-    """
-    parser = build_parser()
-    words, _ = _all_words(parser, argv, default_config)
-    chosen = vars(parser.parse_known_args(words)[0])
-    return {name: value for name, value in chosen.items() if value != parser.get_default(name)}
-
-
-def _all_words(
-    parser: HfArgumentParser, argv: Sequence[str], default_config: Path | None
-) -> tuple[list[str], list[str]]:
-    """The YAML file's settings and the command line's as one command line, and the names of all settings."""
-    argv = list(argv)
-    known = sorted({action.dest for action in parser._actions} - {"help"})
-    named_file = bool(argv) and not argv[0].startswith("-")
-    config = Path(argv.pop(0)).expanduser() if named_file else default_config
-    from_file = {} if config is None else _read_yaml(config, known)
-    chosen, chosen_in_file = (
-        parser.parse_known_args(words)[0] for words in (_joined(from_file, argv), _joined(from_file))
-    )
-    named = [name for name in _MODEL_CHOICE if name in from_file]
-    if named and any(getattr(chosen, name) != getattr(chosen_in_file, name) for name in _MODEL_CHOICE):
-        of_the_model = {*(entry.name for entry in fields(ModelArguments)), "context_length"}
-        from_file = {name: words for name, words in from_file.items() if name not in of_the_model}
-    if chosen.model_name_or_path != chosen_in_file.model_name_or_path or (
-        not named_file and not _same_data(chosen.dataset_name, chosen_in_file.dataset_name)
-    ):
-        from_file.pop("return_scale", None)
-    words = _joined(from_file, argv)
-    if chosen.output_dir is None:
-        words = [f"--output_dir={_run_folder(*parser.parse_known_args(words)[:1])}", *words]
-    return words, known
-
-
-def _same_data(one: str | None, other: str | None) -> bool:
-    return one == other or (one is not None and other is not None and Path(one).resolve() == Path(other).resolve())
-
-
-def _joined(from_file: dict[str, list[str]], argv: Sequence[str] = ()) -> list[str]:
-    return [*(word for words in from_file.values() for word in words), *argv]
-
-
-def _run_folder(settings: Any) -> str:
-    """Where a run is written that nobody gave a folder: named after its model and its data."""
-    model = settings.preset if settings.architecture == ModelArguments.architecture else settings.architecture
-    sources = [name for given in settings.dataset_name or ["data"] for name in sorted(glob(given)) or [given]]
-    names = []
-    for source in (settings.model_name_or_path or model, *sources[:_SOURCES_NAMED]):
-        path = Path(source)
-        names.append(path.stem if path.is_file() else path.resolve().name)
-    more = len(sources) - _SOURCES_NAMED
-    return f"runs/{'-'.join([*names, *([f'{more}-more'] if more > 0 else [])])}"
-
-
-def _read_yaml(path: Path, known: Sequence[str]) -> dict[str, list[str]]:
-    """The settings of a YAML file, each as command-line arguments, so that one parser checks both."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no settings file {path}; the first argument is a YAML file or an option.")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold lines of the form `setting: value`, not a {type(settings).__name__}.")
-    arguments = {}
-    for name, value in settings.items():
-        if name not in known:
-            raise ValueError(f"{path}: unknown setting {name!r}{_closest(str(name), known)}")
-        values = [_as_text(item, path.parent) for item in (value if isinstance(value, list) else [value])]
-        if value is not None and len(values) > 0:
-            arguments[name] = [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+        raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], [*options], '--')}")
+    from_argv = {name: value for name, value in vars(typed).items() if value is not _UNSET}
+    left_out, remarks = _of_another_model(from_file, from_argv, named)
+    if _scale_is_of_others(from_file, from_argv, named):
+        left_out, remarks = [*left_out, "return_scale"], [*remarks, "return_scale left out (it is of other returns)"]
+    defaults = {name: parser.get_default(name) for name in options}
+    kept = {name: value for name, value in from_file.items() if name not in left_out}
+    settings = {**defaults, **kept, **from_argv}
+    given = {name: value for name, value in settings.items() if value != defaults[name]}
+    settings["output_dir"] = settings["output_dir"] or _run_folder(settings)
+    arguments = Arguments(parser.parse_dict(settings))
+    arguments.given, arguments.remarks = given, [f"settings     {config}: {remark}" for remark in remarks]
     return arguments
 
 
-def _as_text(value: Any, folder: Path) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        return os.path.relpath(folder / value)
-    return str(value)
+def _of_another_model(
+    from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool
+) -> tuple[list[str], list[str]]:
+    """The file's settings to leave out where the command line chooses another model, and a remark on them if it does.
+
+    Args:
+        named: whether the file was named on the command line.
+    """
+    of_file = {name: from_file.get(name, getattr(ModelArguments, name)) for name in _MODEL_CHOICE}
+    chosen = [name for name, value in of_file.items() if from_argv.get(name, value) != value]
+    of_a_model = {*(entry.name for entry in fields(ModelArguments)), "context_length"}
+    theirs = [name for name in from_file if name in of_a_model and name not in from_argv]
+    if not chosen or not theirs:
+        return [], []
+    kept = [name for name in theirs if named and _applies(name, from_file[name], from_argv)]
+    left_out = [name for name in theirs if name not in kept]
+    choice = " ".join(f"--{name} {from_argv[name]}" for name in chosen)
+    remarks = [f"{', '.join(kept)} kept with {choice}"] if kept else []
+    if left_out:
+        why = f"not of {choice}" if named else f"it is of another model than {choice}; name the file to keep them"
+        remarks.append(f"{', '.join(left_out)} left out ({why})")
+    return left_out, ["; ".join(remarks)]
+
+
+def _applies(name: str, value: Any, from_argv: Mapping[str, Any]) -> bool:
+    """Whether a setting of a file means something to the model that the command line chooses."""
+    architecture = from_argv.get("architecture", ModelArguments.architecture)
+    if name == "context_length":
+        return True
+    if "model_name_or_path" in from_argv:
+        return name == "scan_backend"  # all others are the checkpoint's
+    if name in _MODEL_CHOICE:
+        return {"architecture": value, "preset": architecture}.get(name) == ModelArguments.architecture
+    return name in {entry.name for entry in fields(ARCHITECTURES[architecture][0])}
+
+
+def _scale_is_of_others(from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool) -> bool:
+    """Whether the file has a return scale, and it is for other returns than those of the run.
+
+    A checkpoint has a scale of its own, and so have data that a default file was not made for.
+    """
+    if "return_scale" not in from_file or "return_scale" in from_argv:
+        return False
+    if from_argv.get("model_name_or_path") not in (None, from_file.get("model_name_or_path")):
+        return True
+    of_file, chosen = (
+        [Path(name).resolve() for name in settings.get("dataset_name") or []]
+        for settings in (from_file, {**from_file, **from_argv})
+    )
+    return not named and of_file != chosen
+
+
+def _run_folder(settings: Mapping[str, Any]) -> str:
+    """Where a run is written that nobody gave a folder: named after its model, its data, and a seed of its own."""
+    baseline = settings["architecture"] != ModelArguments.architecture
+    model = settings["model_name_or_path"] or settings["architecture" if baseline else "preset"]
+    sources = [name for given in settings["dataset_name"] or ["data"] for name in sorted(glob(given)) or [given]]
+    names = []
+    for source in (model, *sources[:_SOURCES_NAMED]):
+        path = Path(source)
+        names.append(path.stem if path.is_file() else path.resolve().name)
+    if len(sources) > _SOURCES_NAMED:
+        names.append(f"{len(sources) - _SOURCES_NAMED}-more")
+    if settings["seed"] != DecisionMambaTrainingArguments.seed:
+        names.append(f"seed{settings['seed']}")
+    return f"runs/{'-'.join(names)}"
+
+
+def _read_yaml(path: Path, parser: HfArgumentParser, options: Mapping[str, Action]) -> dict[str, Any]:
+    """The settings of a YAML file, checked and converted as those of the command line; an empty one is the default."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no settings file {path}; the first argument is a YAML file or an option.")
+    content = path.read_bytes()
+    try:
+        loader = yaml.SafeLoader(content)
+        node = loader.get_single_node()
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        settings = None if node is None else loader.construct_document(node)
+    except Exception as error:  # PyYAML lets through what its constructors raise, and RecursionError
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold lines of the form `setting: value`, not a {type(settings).__name__}.")
+    nodes = {key.value: value for key, value in node.value}
+    converted = {}
+    for name, value in settings.items():
+        if name not in options:
+            raise ValueError(f"{path}: unknown setting {name!r}{_closest(str(name), [*options])}")
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: {name} is set {names.count(name)} times.")
+        try:
+            if value is not None and value != []:
+                converted[name] = _converted(parser, options[name], value, nodes[name], path.parent)
+        except (ArgumentError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    return converted
+
+
+def _converted(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
+    """A value of a YAML file as the command line would give it."""
+    if option.nargs == "+":
+        values = value if isinstance(value, list) else [value]
+        nodes = node.value if isinstance(value, list) else [node]
+        return [_item(parser, option, *item, folder) for item in zip(values, nodes, strict=True)]
+    if isinstance(value, list) and len(value) == 1:
+        value, node = value[0], node.value[0]
+    return _item(parser, option, value, node, folder)
+
+
+def _item(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
+    if isinstance(value, dict) and _is_flat(value):
+        text = json.dumps(value, default=str)
+    elif not isinstance(node, yaml.ScalarNode):
+        raise ValueError(f"{option.dest} takes one value, not a {type(value).__name__}.")
+    elif option.type in (int, float, string_to_bool):
+        text = str(value)
+    else:
+        text = node.value  # as it is written: YAML would make a bool of `no`, and a number of a commit
+        if text.startswith(("./", "../")):
+            text = os.path.relpath(folder / text)
+    if "\0" in text:
+        raise ValueError(f"{option.dest} holds a NUL byte.")
+    converted = parser._get_value(option, text)
+    parser._check_value(option, converted)
+    return converted
+
+
+def _is_flat(value: Any, depth: int = 2) -> bool:
+    """Whether a value of a YAML file nests no deeper; one of a few lines can unfold to more than a memory holds."""
+    if isinstance(value, (dict, list)):
+        items = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_flat(item, depth - 1) for item in items)
+    return True
 
 
 def _closest(name: str, known: Sequence[str], prefix: str = "") -> str:
