@@ -1016,6 +1016,16 @@ def test_two_data_sets_are_learned_from_together(tmp_path):
     assert "\ndataset_name:\n- medium.parquet\n- expert.parquet\n" in (tmp_path / "run" / "train.yaml").read_text()
 
 
+def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("an environment was made")
+
+    monkeypatch.setattr(hf_decision_mamba.training, "make_environments", refuse)
+    settings = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+    main(command_line(tmp_path / "run", **settings, env_id="Nowhere-v0", eval_episodes=0))
+    assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").env_id == "Nowhere-v0"
+
+
 def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):
     """The task is read from the data: a processor without normalisation, 30 steps a window, returns of size one."""
     folder = tmp_path / "run"

@@ -384,7 +384,7 @@ def _data_seed(args: TrainingArguments) -> int:
 def _prepare_environment(
     eval_args: EvaluationArguments, model: PreTrainedModel, processor: DecisionMambaProcessor, data: _Data
 ) -> bool:
-    """Make the environment once, before the training: whether it can be evaluated in, and its action bounds.
+    """Make the environment once, if there are episodes to play: whether it can be evaluated in, and its action bounds.
 
     Raises:
         ValueError: the environment is unknown, or not the one that the data set is of; or the model cannot act in it.
@@ -395,6 +395,8 @@ def _prepare_environment(
             say("No evaluation in an environment: the data set's card names none, and --env_id is not given.")
         return False
     policy = DecisionMambaPolicy(model, processor, mode=eval_args.eval_mode)
+    if not wanted:
+        return False
     try:
         envs = make_environments(data.env_id, 1, max_episode_steps=eval_args.eval_max_episode_steps)
         try:
@@ -411,14 +413,11 @@ def _prepare_environment(
         finally:
             envs.close()
     except ImportError as error:
-        if wanted:
-            say(f"No evaluation in an environment: {error}")
+        say(f"No evaluation in an environment: {error}")
         return False
     except ValueError as error:
-        if wanted:
-            raise ValueError(f"{error} (--env_id names another one, --eval_episodes 0 trains without.)") from error
-        return False
-    return wanted
+        raise ValueError(f"{error} (--env_id names another one, --eval_episodes 0 trains without.)") from error
+    return True
 
 
 def _target_returns(eval_args: EvaluationArguments, data: _Data) -> list[float]:
