@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from hub_server import Blob, Fault, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
+import hf_decision_mamba.console
 import hf_decision_mamba.trainer
 import hf_decision_mamba.training
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
@@ -929,6 +932,31 @@ def test_a_run_of_another_model_is_not_resumed(run):
         ValueError, match=r"Cannot resume from .*checkpoint-4: it has state_size=4, and the settings say 5"
     ):
         main(command_line(run, state_size=5, resume_from_checkpoint="last"))
+
+
+# ---------------------------------------------------------------------------------------- what is said before training
+
+
+def test_what_takes_a_moment_is_said(monkeypatch):
+    said, told = [], threading.Event()
+    monkeypatch.setattr(hf_decision_mamba.trainer, "say", lambda text: (said.append(text), told.set()))
+    with hf_decision_mamba.console.waiting("a moment", seconds=60.0):
+        pass
+    assert said == []
+    with hf_decision_mamba.console.waiting("data", seconds=0.0):
+        assert told.wait(10)
+    assert said == ["data"]
+
+
+@pytest.mark.parametrize(("pause", "times"), [(0.0, 2), (3600.0, 0)])
+def test_that_kernels_are_compiled_is_said_after_a_pause(monkeypatch, capsys, pause, times):
+    hf_decision_mamba.console.say_when_kernels_compile()
+    numba.njit(lambda number: number)(1)
+    capsys.readouterr()
+    monkeypatch.setattr(hf_decision_mamba.trainer, "_PAUSE_SECONDS", pause)
+    for kernel in (lambda number: number + 1, lambda number: np.zeros(number)[0]):  # this one compiles others too
+        numba.njit(kernel)(1)
+    assert capsys.readouterr().out.count("kernels      compiling") == times
 
 
 # ----------------------------------------------------------------------------------------------- the whole command

@@ -1,5 +1,6 @@
 """How a command talks and ends: what the main process prints, errors of one line, Ctrl-C and SIGTERM."""
 
+import math
 import os
 import signal
 import subprocess
@@ -8,11 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from threading import Timer
+from typing import Any
 
 #: What tells a process to stop: Ctrl-C; a scheduler, a container's end or `kill`.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds in which the launcher ends the other processes, if the main one has the same error and says it.
 _GRACE = 10.0
+_PAUSE = 5.0  # seconds; kernels that are compiled one after the other are said once
 #: A program that says a line when its launcher has ended.
 _REPEAT = """
 import sys, time, psutil
@@ -126,3 +131,37 @@ def say(text: str) -> None:
     """Print, on the main process only."""
     if is_main_process():
         print(text, flush=True)
+
+
+@contextmanager
+def waiting(for_what: str, seconds: float = 1.0) -> Iterator[None]:
+    """Say what is waited for, if it takes longer than that."""
+    patience = Timer(seconds, say, [for_what])
+    patience.start()
+    try:
+        yield
+    finally:
+        patience.cancel()
+
+
+@cache
+def say_when_kernels_compile() -> None:
+    """Say it from now on whenever numba begins to compile kernels, which its cache has the next time."""
+    try:
+        from numba.core import event
+    except ImportError:
+        return
+
+    class Listener(event.Listener):
+        running, last = 0, -math.inf
+
+        def on_start(self, event: Any) -> None:
+            if self.running == 0 and time.monotonic() - self.last > _PAUSE:
+                say("kernels      compiling them for this machine; the next run finds them")
+            self.running += 1
+
+        def on_end(self, event: Any) -> None:
+            self.running -= 1
+            self.last = time.monotonic()
+
+    event.register("numba:compile", Listener())

@@ -36,7 +36,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from . import hub
 from .building import architecture_of, build, embeds_time, paper_parameter_count, window_settings
-from .console import StoppedBySignal, on_interrupt, report_user_errors, say
+from .console import (
+    StoppedBySignal,
+    on_interrupt,
+    report_user_errors,
+    say,
+    say_when_kernels_compile,
+    waiting,
+)
 from .data import (
     EpisodeStream,
     ResidentWindows,
@@ -215,7 +222,10 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
     _set_cpu_threads(args)
     disable_progress_bar()  # transformers' own: one for each file of each checkpoint
 
-    with args.main_process_first(desc="loading the data set"):
+    reading = (
+        f"data         reading {'a sample of ' if data_args.streaming else ''}{' '.join(data_args.dataset_name or [])}"
+    )
+    with args.main_process_first(desc="loading the data set"), waiting(reading):
         data = _load_data(data_args, eval_args, args)
     set_seed(args.seed)
     model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
@@ -229,6 +239,8 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
     remark = data.train.statistics().remark_on_scale(processor.return_scale)
     if remark is not None:
         say(f"Warning: {remark}.")
+    if args.device.type == "cpu" and model.config.model_type == "decision_mamba":
+        say_when_kernels_compile()
 
     output_dir = trainer.output_dir
     if args.overwrite_output_dir and args.should_save:

@@ -303,9 +303,7 @@ def test_facts_beside_files_may_not_contradict_one_another(card: bool, tmp_path:
     one, two = files(tmp_path, a=None if card else '{"max_episode_steps": 3}', b='{"max_episode_steps": 4}')
     if card:
         (tmp_path / "README.md").write_text("---\nenvironment: {max_episode_steps: 3}\n---\n")
-    said = (
-        r"(a\.json|README\.md) says max_episode_steps=3, and .*b\.json says 4, but their data are read as one"
-    )
+    said = r"(a\.json|README\.md) says max_episode_steps=3, and .*b\.json says 4, but their data are read as one"
     with pytest.raises(ValueError, match=said):
         load_trajectories(tmp_path)
     assert load_trajectories([one, two]).num_episodes == 4
