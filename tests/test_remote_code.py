@@ -38,6 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning"
 
 TOKEN = "hf_alice"
 STEPS = 25  # more than the context
+PARTS = [{"path": ["arm", 0], "shape": [2], "size": 2}, {"path": ["arm", 1], "shape": [], "size": 1}]
 
 
 def make_checkpoint(folder: Path, preset: str = "dema-b3ld", seed: int = 0, **options: Any) -> Path:
@@ -52,6 +53,7 @@ def make_checkpoint(folder: Path, preset: str = "dema-b3ld", seed: int = 0, **op
         state_std=None if image else [1.0, 2.0, 4.0],
         target_return=-150.0,
         context_length=20,
+        observation_parts=None if image else PARTS,
     ).save_pretrained(folder)
     return folder
 
@@ -356,6 +358,8 @@ report({{
     "refused": refused,
     "again": actions({str(folder / "again")!r}, {{"trust_remote_code": True}}),
     "card": [card["act"](observation, -1.0 if step else 0.0).tolist() for step, observation in enumerate(seen)],
+    "parts": processor.flatten_observations({{"arm": ([1, 2], 3)}}).tolist(),
+    "wrong": refusal(processor.flatten_observations, {{"leg": ([1, 2], 3)}}),
     "module": type(model).__module__,
 }})
 """,
@@ -428,6 +432,8 @@ def test_without_package_and_numba_the_actions_are_the_same(without_package: Any
 
 def test_card_says_how_to_act_without_the_package(machine: Machine, without_package: Any) -> None:
     np.testing.assert_allclose(without_package["card"], policy_actions(machine.folders["repository"]), atol=1e-6)
+    assert without_package["parts"] == [1, 2, 3]
+    assert "observation has no 'arm' and an additional 'leg'" in without_package["wrong"]
 
 
 def test_what_was_loaded_as_remote_code_saves_and_loads_again(without_package: Any) -> None:

@@ -22,6 +22,7 @@ from .baselines import DecisionBCConfig
 from .data import Trajectories
 from .data.statistics import CONSTANT_STD, TrajectoryStatistics
 from .model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
+from .model.observations_decision_mamba import describe_parts
 from .policy import load_model
 from .training_arguments import (
     ARCHITECTURES,
@@ -67,12 +68,16 @@ def build(
         "frame_stack": data_args.frame_stack or DEFAULT_FRAME_STACK,
         "return_scale": statistics.return_scale,
         "context_length": context_length,
+        "action_start": trajectories.action_start,
+        "observation_parts": trajectories.observation_parts,
     }
     source = model_args.model_name_or_path
     if source is not None:
         model = _load(source, model_args, data_args, trajectories, longest)
         kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
+        _check_parts(source, kept, trajectories)
         settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
+        settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
         if architecture_of(model.config) == "bc":
             settings["context_length"] = context_length
     for name in ("return_scale", "context_length"):
@@ -256,6 +261,21 @@ def _load(
     if hasattr(config, "max_ep_len") and not embeds_time(config):
         config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it
     return model
+
+
+def _check_parts(source: str, processor: DecisionMambaProcessor, trajectories: Trajectories) -> None:
+    """Refuse to fine-tune on observations of other parts, or on actions of other numbers."""
+    known, found = processor.observation_parts, trajectories.observation_parts
+    if known and found and known != found:
+        raise ValueError(
+            f"Data set {trajectories.name!r} observes {describe_parts(found)}, but {source} was trained on "
+            f"{describe_parts(known)}."
+        )
+    if processor.action_start != trajectories.action_start:
+        raise ValueError(
+            f"Data set {trajectories.name!r} has action_start={trajectories.action_start}, but {source} was trained "
+            f"with {processor.action_start}."
+        )
 
 
 def _check_lengths(name: str, longest: int, context_length: int, max_ep_len: int | None) -> None:

@@ -68,7 +68,7 @@ class DecisionStep(nn.Module):
         self.config = self.model.config
         self.config.scan_backend = "reference"  # plain torch, which exporters can read
         self.discrete = self.config.action_type == "discrete"
-        self.return_scale = processor.return_scale
+        self.return_scale, self.action_start = processor.return_scale, processor.action_start
         for name in ("state_mean", "state_std", "action_mid", "action_scale", "action_low", "action_high"):
             values = getattr(processor, name)
             self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
@@ -151,7 +151,7 @@ class DecisionStep(nn.Module):
     def _known(self, action: Tensor, started: Tensor) -> Tensor:
         """The previous action as the model sees it; none where the episode has not started."""
         if self.discrete:
-            return torch.where(started, action, NO_ACTION)
+            return torch.where(started, action - self.action_start, NO_ACTION)
         if self.action_mid is not None and self.action_scale is not None:
             action = (action - self.action_mid) / self.action_scale
         return torch.where(started[:, None], action, 0.0)
@@ -159,7 +159,7 @@ class DecisionStep(nn.Module):
     def _action(self, predicted: Tensor) -> Tensor:
         """The action that predictions (b, act_dim) stand for."""
         if self.discrete:
-            return predicted.argmax(dim=-1)
+            return predicted.argmax(dim=-1) + self.action_start
         if self.action_mid is not None and self.action_scale is not None:
             predicted = predicted * self.action_scale + self.action_mid
         return predicted if self.action_low is None else predicted.clamp(self.action_low, self.action_high)
@@ -173,7 +173,7 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
         path: where to write; the ending says what. `.onnx`: for onnxruntime, any number of rows. `.pte`: for ExecuTorch
             with its XNNPACK backend, one row. Inputs, outputs and states are `DecisionStep`'s. The settings that a
             runner needs are strings in the metadata of ONNX, and methods of the ExecuTorch program: `env_id`,
-            `target_return`, `states` (JSON: name, shape of one row, dtype), ...
+            `target_return`, `observation_parts`, `states` (JSON: name, shape of one row, dtype), ...
 
     Returns:
         The largest difference from torch over a few random decisions, relative to numbers greater than 1; None where
@@ -213,6 +213,9 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
         "format_version": FORMAT_VERSION,
         "hf_decision_mamba_version": __version__,
         "env_id": processor.env_id,
+        "env_kwargs": processor.env_kwargs and json.dumps(processor.env_kwargs),
+        "observation_parts": processor.observation_parts and json.dumps(processor.observation_parts),
+        "action_start": processor.action_start or None,
         "target_return": processor.target_return,
         "return_scale": processor.return_scale,
         "context_length": processor.context_length,

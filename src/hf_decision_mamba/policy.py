@@ -230,15 +230,17 @@ class DecisionMambaPolicy:
         The first call without a `reset` before it starts episodes at the processor's target return.
 
         Args:
-            observation: (state_dim,) of one environment, or (n, state_dim); of an image model the newest frame alone,
-                (height, width) or (n, height, width) uint8, grey from 0 to 255.
+            observation: (state_dim,) of one environment, or (n, state_dim); where the processor has
+                `observation_parts`, also what the environment gives, of one or of n as gymnasium batches them: a
+                dictionary, a tuple, a matrix, a whole number. Of an image model the newest frame alone, (height, width)
+                or (n, height, width) uint8, grey from 0 to 255.
             reward: what the previous action earned, one number or (n,); it is taken off the return-to-go. Ignored in
                 rows that have just been reset. Without it the return-to-go stays as it is (robots may have no rewards).
                 Give it in the units of the target return: in Atari the game's own points, not clipped ones.
 
         Returns:
-            (act_dim,) or (n, act_dim), float32, within the processor's action bounds; discrete actions, counted from 0,
-            are one np.int64 or (n,) int64.
+            (act_dim,) or (n, act_dim), float32, within the processor's action bounds; discrete actions, counted from
+            the processor's `action_start` (0, if the environment does), are one np.int64 or (n,) int64.
 
         Raises:
             ValueError: an observation or reward of the wrong shape or type or not finite (nothing has changed then),
@@ -266,7 +268,8 @@ class DecisionMambaPolicy:
             actions = self._choose(memory.predict(observations, returns_to_go, self._steps))
             memory.remember(self._as_seen(actions))
         self._steps += 1
-        return actions[0].copy() if single else actions.copy()  # the caller may write into what it gets
+        actions = actions + self.processor.action_start if self.action_type == "discrete" else actions.copy()
+        return actions[0] if single else actions  # a copy: the caller may write into what it gets
 
     def took(self, actions: ArrayLike) -> None:
         """Say which actions were really taken, where they are not the ones that the last `act` returned.
@@ -283,6 +286,8 @@ class DecisionMambaPolicy:
         expected = (count, self.act_dim) if self.action_type == "continuous" else (count,)
         if taken.shape != expected:
             raise ValueError(f"actions have shape {taken.shape}; give {expected}, one per row.")
+        if self.action_type == "discrete":
+            taken = taken - self.processor.action_start
         with torch.inference_mode():  # in which the memory was made
             cast(Memory, self._memory).remember(self._as_seen(taken))
 
@@ -337,6 +342,7 @@ class DecisionMambaPolicy:
     def _checked_observations(self, observation: ArrayLike) -> tuple[NDArray[Any], bool]:
         """Observations (n, ...), and whether the caller gave a single one without rows; frames are a copy."""
         shape, image = self.observation_shape, self.state_type == "image"
+        observation = observation if image else self.processor.flatten_observations(observation)
         with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is reported below
             observations = np.array(observation) if image else np.asarray(observation, dtype=np.float32)
         single = observations.ndim == len(shape)
@@ -430,6 +436,8 @@ def _check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor)
             f"The processor normalises {len(processor.state_mean)} state dimensions, but the model reads "
             f"state_dim={config.state_dim}; {other}"
         )
+    if processor.action_start and action_type == "continuous":
+        raise ValueError(f"The processor numbers actions, but the model's are continuous; {other}")
     for does, values in (("bounds", processor.action_low), ("scales", processor.action_scale)):
         if values is not None and action_type == "discrete":
             raise ValueError(f"The processor {does} actions, but the model chooses discrete ones; {other}")

@@ -225,9 +225,10 @@ def assemble(name: str, columns: Mapping[str, Column], facts: SourceFacts) -> Tr
     flags = {ours: _flags_at_ends(columns[ours].one_a_step()) for ours in FLAGS if ours in columns}
     terminations, truncations = _endings(flags, offsets)
     images = columns["observations"].values.dtype == np.uint8 and columns["observations"].values.ndim == 3
+    start = facts.first_action() if discrete else 0
     return Trajectories(
         observations=columns["observations"].as_type(np.uint8 if images else np.float32),
-        actions=actions.values if discrete else _within_space(actions, facts),
+        actions=actions.values - start if discrete else _within_space(actions, facts),
         rewards=columns["rewards"].one_a_step().as_type(np.float32),
         terminations=terminations,
         truncations=truncations,
@@ -235,6 +236,9 @@ def assemble(name: str, columns: Mapping[str, Column], facts: SourceFacts) -> Tr
         name=name,
         env_id=facts.env_id,
         num_actions=_num_actions(columns["actions"], facts) if discrete else None,
+        action_start=start,
+        observation_parts=None if images else facts.parts(columns["observations"].values.shape[1]),
+        env_kwargs=facts.arguments(),
     )
 
 

@@ -2,6 +2,7 @@
 
 A data set says it in the front matter of its card, `environment: {id, obs_shape, num_actions, ...}`; a single file in
 the JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions", ...}`. All of it is optional.
+Environments and Minari say it with gymnasium's spaces, which are put into the same words here.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from huggingface_hub import DatasetCard
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from gymnasium import Space
+    from gymnasium.envs.registration import EnvSpec
 
 #: Endings of compressed files.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -23,7 +28,14 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 #: A larger JSON file beside the data holds data itself.
 _LARGEST_JSON = 1 << 20
 #: The facts beside the environment's id.
-SAID = ("obs_shape", "action_type", "num_actions", "action_low", "action_high", "max_episode_steps")
+SAID = (
+    *("obs_shape", "observation_parts", "action_type", "num_actions", "action_start", "action_low", "action_high"),
+    *("max_episode_steps", "env_kwargs"),
+)
+#: Keyword arguments of gymnasium's `make` and `make_vec` that do not change what an environment does.
+_OF_THE_MAKER = ("render_mode", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
+#: Pictures have at least so many pixels on each side; smaller arrays of three dimensions are numbers like others.
+_SMALLEST_PICTURE = 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,9 @@ class SourceFacts:
     action_low: Any = None
     action_high: Any = None
     max_episode_steps: Any = None
+    observation_parts: Any = None
+    action_start: Any = None
+    env_kwargs: Any = None
 
     def over(self, others: SourceFacts) -> SourceFacts:
         """Return these facts, and the others where these say nothing."""
@@ -83,6 +98,45 @@ class SourceFacts:
             ValueError: `num_actions` is something else.
         """
         return self._count("num_actions", self.num_actions)
+
+    def first_action(self) -> int:
+        """Return the number of the first discrete action, 0 when nothing is said.
+
+        Raises:
+            ValueError: `action_start` is no whole number.
+        """
+        start = 0 if self.action_start is None else self.action_start
+        if isinstance(start, int) and not isinstance(start, bool):
+            return start
+        raise ValueError(f"{self.where}: action_start must be a whole number, found {start!r}; correct it")
+
+    def parts(self, state_dim: int) -> list[dict[str, Any]] | None:
+        """Return what vectors of so many numbers were concatenated from, when it is said.
+
+        Raises:
+            ValueError: `observation_parts` is no list of parts, or describes other vectors.
+        """
+        parts = self.observation_parts
+        if parts is None:
+            return None
+        known = parts if isinstance(parts, list) and all(isinstance(part, Mapping) for part in parts) else []
+        sizes: list[Any] = [part.get("size") for part in known]
+        if all(map(_is_count, sizes)) and sum(sizes) == state_dim:
+            return [dict(part) for part in known]
+        raise ValueError(
+            f'{self.where}: observation_parts must be a list of {{"path": [...], "shape": [...], "size": n}} whose '
+            f"sizes add up to the {state_dim} numbers of an observation, found {parts!r}; correct it"
+        )
+
+    def arguments(self) -> dict[str, Any] | None:
+        """Return the keyword arguments that `gymnasium.make` made the environment with, when they are said.
+
+        Raises:
+            ValueError: `env_kwargs` are no names with values.
+        """
+        if self.env_kwargs is None or isinstance(self.env_kwargs, dict):
+            return self.env_kwargs or None
+        raise ValueError(f"{self.where}: env_kwargs must be names with values, found {self.env_kwargs!r}; correct it")
 
     def step_limit(self) -> int | None:
         """Return the number of steps after which the environment cuts an episode off, when it is said.
@@ -202,6 +256,123 @@ def facts_beside(file: Path) -> SourceFacts:
     except ValueError as error:
         raise ValueError(f"{path}, which describes {file.name}, is not JSON ({error}); correct or remove it") from error
     return facts_of(path, facts)
+
+
+def describe_observations(what: str, space: Space) -> list[dict[str, Any]] | None:
+    """Return the parts of which a space's observations are concatenated, in the order of FlattenObservation.
+
+    Args:
+        what: whose observations these are, for errors.
+        space: gymnasium's.
+
+    Returns:
+        For each part the path of keys and indices that leads to it, its shape, its size in the vector, and of whole
+        numbers that become one of n the counts and the smallest of each. None for vectors and grey frames of uint8,
+        which stay as they are.
+
+    Raises:
+        ValueError: the space has a part that is not read.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_frame(space) or _is_stack(space)):
+        return None
+    parts: list[dict[str, Any]] = []
+    _add_parts(what, space, [], parts)
+    return parts
+
+
+def _add_parts(what: str, space: Space, path: list[str | int], parts: list[dict[str, Any]]) -> None:
+    from gymnasium import spaces
+
+    nested: list[tuple[Any, Any]] | None = None
+    if isinstance(space, spaces.Dict):
+        nested = list(space.spaces.items())  # sorted by gymnasium, unless they were given in an order
+    elif isinstance(space, spaces.Tuple):
+        nested = list(enumerate(space.spaces))
+    if nested and (isinstance(space, spaces.Tuple) or all(isinstance(key, str) for key, _ in nested)):
+        for key, inner in nested:
+            _add_parts(what, inner, [*path, key], parts)
+        return
+    shape = [int(length) for length in space.shape or ()]
+    part = {"path": path, "shape": shape, "size": int(np.prod(shape))}
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        counts = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec).tolist()
+        parts.append({**part, "size": sum(counts), "counts": counts, "starts": np.ravel(space.start).tolist()})
+        return
+    picture = len(shape) == 3 and sorted(shape)[1] >= _SMALLEST_PICTURE
+    if not isinstance(space, (spaces.Box, spaces.MultiBinary)) or picture or not part["size"]:
+        name = ".".join(map(str, ["observations", *path]))
+        raise ValueError(
+            f"{what}, {name!r}: observations from {space} are not read, only numbers, grey frames (height, width) of "
+            "uint8, and Dict and Tuple spaces of numbers; put what makes such of them around the environment, as "
+            "gymnasium.wrappers.TransformObservation does"
+        )
+    parts.append(part)
+
+
+def is_frame(space: Space) -> bool:
+    """Whether a space's observations are grey frames (height, width)."""
+    return space.dtype == np.uint8 and len(space.shape or ()) == 2
+
+
+def _is_stack(space: Space) -> bool:
+    """Whether a space's observations are bytes of frames with an axis of channels."""
+    shape = space.shape or ()
+    picture = len(shape) == 3 and (1 in shape or sorted(shape)[1] >= _SMALLEST_PICTURE)
+    return space.dtype == np.uint8 and picture
+
+
+def describe_actions(what: str, space: Space) -> dict[str, Any]:
+    """Return a space of actions in the words of `SourceFacts`.
+
+    Args:
+        what: whose actions these are, for errors.
+        space: gymnasium's.
+
+    Returns:
+        `num_actions` and `action_start`, or `action_low` and `action_high`, one number a dimension.
+
+    Raises:
+        ValueError: no model here gives such actions; says what to do.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return {"num_actions": int(space.n), "action_start": int(space.start)}
+    floats = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    if isinstance(space, spaces.Box) and floats and len(space.shape) == 1 and space.shape[0]:
+        return {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
+    if floats:
+        advice = "make vectors of them with gymnasium.wrappers.TransformAction"
+    elif isinstance(space, (spaces.Dict, spaces.Tuple)):
+        advice = "concatenate them into one Box with gymnasium.wrappers.TransformAction"
+    else:
+        advice = "number their combinations as one Discrete space with gymnasium.wrappers.TransformAction"
+    raise ValueError(
+        f"{what}: actions from {space} are not read or given, only those of a Box of floats with one dimension and of "
+        f"a Discrete space; {advice}"
+    )
+
+
+def describe_arguments(spec: EnvSpec) -> dict[str, Any] | None:
+    """Return the keyword arguments beside those registered that an environment was made with, as JSON holds them.
+
+    Args:
+        spec: gymnasium's.
+
+    Returns:
+        None where there are none, or JSON cannot hold them.
+    """
+    import gymnasium
+
+    registered = gymnasium.registry.get(spec.id)
+    usual = {} if registered is None else registered.kwargs
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in spec.kwargs.items() if k not in _OF_THE_MAKER}))
+        return {name: value for name, value in plain.items() if name not in usual or usual[name] != value} or None
+    except (TypeError, ValueError):
+        return None
 
 
 def facts_of(where: Path | str, facts: object, env_id: str = "env_id") -> SourceFacts:

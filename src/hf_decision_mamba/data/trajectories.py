@@ -20,6 +20,8 @@ from .statistics import CONSTANT_STD, RunningMoments, TrajectoryStatistics
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
 _LARGEST = float(np.finfo(np.float32).max)
+#: What is kept beside the columns.
+_KEPT = ("name", "env_id", "num_actions", "action_start", "observation_parts", "env_kwargs")
 #: The types that a column may have, and the axes that it has then.
 FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
     "observations": {np.float32: ("steps", "dimensions"), np.uint8: ("steps", "height", "width")},
@@ -52,6 +54,10 @@ class Trajectories:
         env_id: the gymnasium id of the environment it was recorded in, when the source says so.
         num_actions: discrete actions that there are, when the source says so; default the largest one taken + 1.
         episodes: (E,) int64, which episodes of the columns are meant, in this order; default all of them.
+        action_start: number of the environment's first discrete action, which is 0 in `actions`.
+        observation_parts: of which parts the environment's observations are concatenated, when the source says so (see
+            `facts.describe_observations`).
+        env_kwargs: keyword arguments that the environment was made with, when the source says so.
 
     Raises:
         ValueError: a column has the wrong type or shape, the offsets do not describe the rows, or a discrete action is
@@ -68,6 +74,9 @@ class Trajectories:
     env_id: str | None = None
     num_actions: int | None = None
     episodes: NDArray[np.int64] | None = None
+    action_start: int = 0
+    observation_parts: list[dict[str, Any]] | None = None
+    env_kwargs: dict[str, Any] | None = None
     #: Where the columns are, when they are memory-mapped ones that `save` wrote.
     folder: Path | None = field(default=None, init=False)
 
@@ -303,7 +312,7 @@ class Trajectories:
             OSError: something cannot be written.
         """
         columns = {name: getattr(self, name) for name in (*FORMS, "episode_offsets", "returns_to_go")}
-        kept = {name: getattr(self, name) for name in ("name", "env_id", "num_actions")}
+        kept = {name: getattr(self, name) for name in _KEPT}
         storage.save_columns(folder, columns, {**kept, **facts})
 
     @classmethod
@@ -315,7 +324,7 @@ class Trajectories:
         """
         columns, facts = storage.open_columns(folder)
         returns_to_go = columns.pop("returns_to_go")
-        kept = {name: facts.pop(name) for name in ("name", "env_id", "num_actions")}
+        kept = {name: facts.pop(name) for name in _KEPT}
         return cls(**columns, **kept)._attach(returns_to_go, folder), facts
 
     def mapped(self) -> dict[str, np.ndarray]:
@@ -362,10 +371,13 @@ class Trajectories:
             return count
         row = int(np.flatnonzero((self.actions < 0) | (self.actions >= count))[0])
         episode, step = locate(self.episode_offsets, row)
-        known = "discrete actions count from 0" if self.num_actions is None else f"there are num_actions={count}"
+        start = self.action_start
+        known = f"discrete actions count from {start}"
+        if self.num_actions is not None:
+            known = f"there are num_actions={count}" + (f" from {start} on" if start else "")
         raise ValueError(
             f"data set {self.name!r}, episode {episode}, step {step}, column 'actions': the action is "
-            f"{self.actions[row]}, but {known}; correct it, or num_actions where the data set says it"
+            f"{self.actions[row] + start}, but {known}; correct it, or num_actions where the data set says it"
         )
 
 

@@ -5,7 +5,8 @@ Saved beside the weights (preprocessor_config.json), so that a checkpoint holds 
 """
 
 import inspect
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import FeatureExtractionMixin
 from transformers.feature_extraction_utils import BatchFeature
 
 from .loading_decision_mamba import SignedJSON, verified
+from .observations_decision_mamba import check_parts, flatten_observations
 
 _LONGEST_CONTEXT = 2**20
 _MOST_FRAMES = 2**10
@@ -33,6 +35,10 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
         action_low, action_high: (act_dim,) bounds of the environment's action space; None for discrete actions.
         action_mid, action_scale: (act_dim,) the model's actions are (action - mid) / scale; None where they are the
             environment's, as those of spaces within [-1, 1] are.
+        action_start: number of the environment's first discrete action; the model counts them from 0.
+        observation_parts: what the environment's observations are made of, in the order of the vectors that they become
+            (see observations_decision_mamba.py); None where they are vectors or frames.
+        env_kwargs: keyword arguments for `gymnasium.make`; None for none.
 
     Raises:
         ValueError: a value of another kind, statistics that are not finite in float32, of different lengths, or not
@@ -54,6 +60,9 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
         frame_stack: int = 4,
         action_mid: Sequence[float] | None = None,
         action_scale: Sequence[float] | None = None,
+        action_start: int = 0,
+        observation_parts: Sequence[Mapping[str, Any]] | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -82,6 +91,14 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
             self.action_high = _checked_vector("action_high", action_high, length=len(self.action_low))
             if any(low > high for low, high in zip(self.action_low, self.action_high, strict=True)):
                 raise ValueError(f"action_low={self.action_low} exceeds action_high={self.action_high} somewhere.")
+        if isinstance(action_start, bool) or not isinstance(action_start, (int, np.integer)):
+            raise ValueError(f"action_start={action_start!r} must be a whole number.")
+        self.action_start = int(action_start)
+        if observation_parts is not None and self.state_mean is None:
+            raise ValueError("observation_parts has no meaning for images; leave it out.")
+        size = len(self.state_mean or ())
+        self.observation_parts = None if observation_parts is None else check_parts(observation_parts, size)
+        self.env_kwargs = None if env_kwargs is None else _checked_arguments(env_kwargs)
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -120,6 +137,29 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
         if returns_to_go is not None:
             features["returns_to_go"] = self.scale_returns(returns_to_go)
         return BatchFeature({**features, **inputs}, tensor_type=return_tensors)
+
+    def flatten_observations(self, observation: Any) -> Any:
+        """Make the vectors that the model reads of observations as the environment gives them.
+
+        Args:
+            observation: of one environment, or of n as gymnasium's vector environments give them: a dictionary, a
+                tuple, an array or a number. Arrays of vectors are returned as they are.
+
+        Returns:
+            (state_dim,) or (n, state_dim).
+
+        Raises:
+            ValueError: a part is missing, additional or of another shape; or the processor has no `observation_parts`,
+                and the observation is a dictionary.
+        """
+        if self.observation_parts:
+            return flatten_observations(observation, self.observation_parts)
+        if isinstance(observation, Mapping):
+            raise ValueError(
+                f"observation is a dictionary of {', '.join(map(str, observation))}, but this checkpoint has no "
+                "observation_parts that say their order; concatenate them as its training data does."
+            )
+        return observation
 
     def normalize_states(self, states: Any) -> np.ndarray:
         """(states - mean) / std in float32, for states of shape (..., state_dim); images as they are.
@@ -215,6 +255,16 @@ def _checked_count(name: str, value: Any, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= highest:
         raise ValueError(f"{name}={value!r} must be a whole number from 1 to {highest}.")
     return int(value)
+
+
+def _checked_arguments(arguments: Any) -> dict[str, Any]:
+    try:
+        if all(isinstance(name, str) for name in arguments):
+            plain: dict[str, Any] = json.loads(json.dumps(dict(arguments)))
+            return plain
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"env_kwargs={arguments!r} must be names, with values that JSON can hold.")
 
 
 __all__ = ["DecisionMambaProcessor"]

@@ -1,5 +1,6 @@
 """Minari data sets by their ids: the last observation goes, nested ones become a vector, spaces become facts."""
 
+import copy
 import json
 import logging
 import sys
@@ -48,6 +49,7 @@ def make(
     observation_space: Any = BOX,
     action_space: Any = ACTIONS,
     env_id: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Write a data set of two episodes as Minari lays it out; return what is in the second one."""
@@ -59,7 +61,7 @@ def make(
             discrete = isinstance(action_space, spaces.Discrete)
             episode = {
                 "observations": observations(observation_space, steps, random),
-                "actions": np.arange(steps) if discrete else random.uniform(-1, 1, (steps, 1)),
+                "actions": action_space.start + np.arange(steps) if discrete else random.uniform(-1, 1, (steps, 1)),
                 "rewards": random.normal(size=steps),
                 "terminations": np.arange(steps) == (steps - 1 if number == 0 else -1),
                 "truncations": np.arange(steps) == (steps - 1 if number == 1 else -1),
@@ -77,7 +79,9 @@ def make(
         "action_space": serialize_space(action_space),
     }
     if env_id is not None:
-        metadata["env_spec"] = gymnasium.spec(env_id).to_json()
+        spec = copy.deepcopy(gymnasium.spec(env_id))
+        spec.kwargs.update(env_kwargs or {})
+        metadata["env_spec"] = spec.to_json()
     (data / "metadata.json").write_text(json.dumps(metadata))
     return episode
 
@@ -136,6 +140,27 @@ def test_nested_observations_become_what_flatten_observation_makes_of_them(tmp_p
         }
         expected = spaces.flatten(NESTED, whole).astype(np.float32)
         np.testing.assert_array_equal(load_trajectories("minari:nested-v0").observations[2 + step], expected)
+
+
+def test_spaces_and_arguments_are_known_of_what_is_read_and_of_what_is_cached(tmp_path: Path) -> None:
+    arguments = {"reset_noise_scale": 0.5, "healthy_z_range": [0.7, 9.0]}
+    make(tmp_path, "facts-v0", NESTED, spaces.Discrete(4, start=-1), "Hopper-v5", {"render_mode": "human", **arguments})
+    for _ in ("read", "cached"):
+        trajectories = load_trajectories("minari:facts-v0")
+        assert trajectories.actions.tolist() == [0, 1, 0, 1, 2]
+        assert (trajectories.num_actions, trajectories.action_start) == (4, -1)
+        assert (trajectories.env_id, trajectories.env_kwargs) == ("Hopper-v5", arguments)
+        assert [part["path"] for part in trajectories.observation_parts] == [
+            ["achieved_goal"],
+            ["body", "grip", 0],
+            ["body", "grip", 1],
+            ["body", "joints"],
+            ["observation"],
+        ]
+        assert trajectories.observation_parts[2] == {
+            **{"path": ["body", "grip", 1], "shape": [], "size": 3},
+            **{"counts": [3], "starts": [0]},
+        }
 
 
 def test_discrete_actions_and_grey_frames(tmp_path: Path) -> None:
@@ -198,10 +223,32 @@ def test_actions_are_clipped_to_the_space(tmp_path: Path, caplog: pytest.LogCapt
     ("arguments", "message"),
     [
         ({"action_space": spaces.MultiBinary(2)}, "column 'actions': actions from MultiBinary.* are not read"),
-        ({"action_space": spaces.Discrete(3, start=1)}, "column 'actions': actions from Discrete.* are not read"),
+        (
+            {"action_space": spaces.MultiDiscrete([2, 3])},
+            "'actions': actions from MultiDiscrete.*; number their comb",
+        ),
+        (
+            {"action_space": spaces.Box(-1, 1, (2, 2))},
+            r"'actions': actions from Box.*\(2, 2\).*; make vectors of them",
+        ),
+        (
+            {"action_space": spaces.Box(-1, 1, ())},
+            "column 'actions': actions from Box.* are not read.*; make vectors",
+        ),
+        (
+            {"action_space": spaces.Box(0, 9, (1,), np.int64)},
+            "column 'actions': actions from Box.*int64.* are not",
+        ),
         (
             {"observation_space": spaces.Dict({"eye": spaces.Box(0, 255, (64, 64, 3), np.float32)})},
             "'observations.eye': ob",
+        ),
+        (
+            {
+                "observation_space": spaces.Dict({"mode": spaces.Discrete(3, start=1)}),
+                "observations": {"mode": np.array([1, 4, 2])},
+            },
+            "episode 0, column 'observations.mode', step 1: the value is 4, but the space has 1 to 3; correct or re",
         ),
         ({"rewards": np.zeros(1)}, "episode 0: the number of steps differs, 1 in column 'rewards' and 2 in the others"),
     ],

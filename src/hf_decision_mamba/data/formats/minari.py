@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..facts import SourceFacts
+from ..facts import SourceFacts, describe_actions, describe_arguments, describe_observations
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
 
 PREFIX = "minari:"
-
-_SMALLEST_FRAME = 32  # pixels each way; a smaller grid with channels is a vector
 
 
 def read_minari(text: str, facts: SourceFacts) -> Trajectories:
@@ -75,18 +73,14 @@ def find_minari(text: str) -> Path:
 
 
 def _facts(text: str, data: Any) -> SourceFacts:
-    """Return what the data set says about its environment, when its actions are of a kind that is read."""
-    from gymnasium import spaces
-
-    space = data.action_space
-    said: dict[str, Any] = {"where": text, "env_id": None if data.env_spec is None else data.env_spec.id}
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return SourceFacts(num_actions=int(space.n), **said)
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return SourceFacts(action_low=space.low.tolist(), action_high=space.high.tolist(), **said)
-    raise ValueError(
-        f"data set {text!r}, column 'actions': actions from {space} are not read, only those of a Box with one "
-        "dimension and of a Discrete space that counts from 0"
+    """Return what the data set says about its environment, when its spaces are of a kind that is read."""
+    spec = data.env_spec
+    return SourceFacts(
+        where=text,
+        env_id=None if spec is None else spec.id,
+        env_kwargs=None if spec is None else describe_arguments(spec),
+        observation_parts=describe_observations(f"data set {text!r}", data.observation_space),
+        **describe_actions(f"data set {text!r}, column 'actions'", data.action_space),
     )
 
 
@@ -104,44 +98,38 @@ def _columns(text: str, space: Any, episode: Any) -> dict[str, np.ndarray]:
 
 def _observations(where: str, space: Any, values: Any) -> np.ndarray:
     """Return vectors (T + 1, S) or frames, (T + 1, H, W) or stacks of them."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and _are_frames(space.shape):
+    parts = describe_observations(where, space)
+    if parts is None:
         return np.asarray(values)
-    parts = _parts(where, "observations", space, values)
-    for path, part in parts:
-        if len(part) != len(parts[0][1]):
+    columns: list[tuple[str, np.ndarray]] = []
+    for part in parts:
+        found, name = values, ".".join(map(str, ["observations", *part["path"]]))
+        for key in part["path"]:
+            found = found[key]
+        columns.append((name, _part(f"{where}, column {name!r}", part, np.asarray(found))))
+    for name, column in columns:
+        if len(column) != len(columns[0][1]):
             raise ValueError(
-                f"{where}: the number of steps differs, {len(parts[0][1])} in {parts[0][0]!r} and {len(part)} in "
-                f"{path!r}; every step needs a value in each part"
+                f"{where}: the number of steps differs, {len(columns[0][1])} in {columns[0][0]!r} and {len(column)} in "
+                f"{name!r}; every step needs a value in each part"
             )
-    return np.concatenate([part for _, part in parts], axis=1)
+    return np.concatenate([column for _, column in columns], axis=1)
 
 
-def _are_frames(shape: tuple[int, ...]) -> bool:
-    """Whether bytes of this shape are a frame: two axes, or large ones and an axis of channels."""
-    return len(shape) == 2 or (len(shape) == 3 and (1 in shape or sorted(shape)[1] >= _SMALLEST_FRAME))
-
-
-def _parts(where: str, path: str, space: Any, values: Any) -> list[tuple[str, np.ndarray]]:
-    """Return the parts of nested observations, (T + 1, D) each, with the path of each: keys sorted, tuples in order."""
-    from gymnasium import spaces
-
-    nested: list[tuple[Any, Any]] | None = None
-    if isinstance(space, spaces.Dict):
-        nested = sorted(space.spaces.items())
-    elif isinstance(space, spaces.Tuple):
-        nested = list(enumerate(space.spaces))
-    if nested is not None:
-        return [part for key, inner in nested for part in _parts(where, f"{path}.{key}", inner, values[key])]
-    array = np.asarray(values)
-    if isinstance(space, spaces.Discrete):  # as FlattenObservation: one of n
-        return [(path, (array.reshape(-1, 1) == space.start + np.arange(space.n)).astype(np.float32))]
-    pictures = len(space.shape or ()) == 3 and min(space.shape[:2]) >= 32
-    if not isinstance(space, (spaces.Box, spaces.MultiBinary)) or pictures:
+def _part(where: str, part: dict[str, Any], values: np.ndarray) -> np.ndarray:
+    """Return the numbers (T + 1, D) of one part of all observations of an episode."""
+    values = values.reshape(len(values), -1)
+    if "counts" not in part:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is reported with its place
+            return values.astype(np.float32)
+    places = values.astype(np.int64) - part["starts"]
+    wrong = np.argwhere((places < 0) | (places >= part["counts"]))
+    if len(wrong):
+        step, place = wrong[0]
+        first = part["starts"][place]
         raise ValueError(
-            f"{where}, column {path!r}: observations from {space} are not read, only numbers, grey frames (height, "
-            "width) of uint8, and Dict and Tuple spaces of numbers"
+            f"{where}, step {step}: the value is {values[step, place]}, but the space has {first} to "
+            f"{first + part['counts'][place] - 1}; correct or remove this episode"
         )
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is reported with its place
-        return [(path, array.reshape(len(array), -1).astype(np.float32))]
+    one_of = [places[:, place, None] == np.arange(count) for place, count in enumerate(part["counts"])]
+    return np.concatenate(one_of, axis=1).astype(np.float32)
