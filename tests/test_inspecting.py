@@ -122,6 +122,13 @@ def test_episodes_of_a_data_set_are_read_with_their_own_returns_to_go():
     assert played.trajectories.num_episodes == 2
 
 
+def test_actions_of_a_data_set_are_what_the_checkpoint_was_trained_on(tmp_path):
+    episode = {"observations": [[0.0] * 4] * 3, "actions": [[0, 1], [1, 0], [0, 1]], "rewards": [1.0] * 3}
+    (tmp_path / "one-hot.json").write_text(json.dumps([episode]))
+    played = chosen_episodes(cartpole_policy(), str(tmp_path / "one-hot.json"), 1, seed=0)
+    assert played.trajectories.actions.tolist() == [1, 0, 1]
+
+
 # ---------------------------------------------------------------------------------------------------- measurements
 
 

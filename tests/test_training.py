@@ -1137,7 +1137,7 @@ def test_baselines_train_resume_act_and_get_a_card(tmp_path, architecture):
     assert (record["architecture"], record["preset"]) == (architecture, None)
     assert "preset" not in record["arguments"]
     assert record["arguments"]["context_length"] == 4
-    assert f"{metrics['eval_return_mean']:.1f} ± " in (folder / "README.md").read_text()
+    assert f"{metrics['eval_return_mean']:.3g} ± " in (folder / "README.md").read_text()
     policy = DecisionMambaPolicy.from_pretrained(folder)
     assert policy.context_length == (1 if architecture == "bc" else 4)
     assert policy.act(np.zeros(11)).shape == (3,)

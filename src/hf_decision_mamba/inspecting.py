@@ -275,10 +275,11 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
         as `load_trajectories`, and ValueError: the data are of another kind than the model reads.
     """
     trajectories = load_trajectories(source)
-    if trajectories.action_type != policy.action_type:
-        with suppress(ValueError):  # they are of another kind then, as is said below
-            trajectories = load_trajectories(source, action_type=policy.action_type)
     reads = (policy.state_type, policy.observation_shape, policy.action_type, policy.act_dim)
+    seen = (trajectories.state_type, trajectories.observations.shape[1:])
+    if seen == reads[:2] and trajectories.action_type != policy.action_type:  # which may have been said in training
+        with suppress(ValueError):
+            trajectories = load_trajectories(source, action_type=policy.action_type)
     actions = trajectories.act_dim
     if trajectories.action_type == "discrete":  # of which a data set may hold some alone
         actions = max(policy.act_dim, actions)
