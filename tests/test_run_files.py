@@ -1,10 +1,20 @@
-"""What a run leaves for others: paths that mean something elsewhere, and curves of what was logged."""
+"""What a run leaves for others, paths that mean something elsewhere and curves, and what it knows of itself."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from hf_decision_mamba.run_files import draw_learning_curve, learning_history, portable
+from hf_decision_mamba.run_files import (
+    draw_learning_curve,
+    go_on,
+    learning_history,
+    other_settings,
+    portable,
+    read_run,
+    varying_settings,
+    write_run,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +58,79 @@ def test_a_curve_needs_two_points(tmp_path: Path):
     for history in (learning_history(LOG), {"eval_return_mean": {1: -10.0, 2: -5.0}}):
         assert draw_learning_curve(tmp_path / "curve.png", history, "mean squared error")
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+RUN = {"seed": 42, "preset": "dmm", "per_device_train_batch_size": 64, "dataset_revision": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "others"),
+    [
+        ({}, {}, {}),
+        ({}, {"seed": 1}, {"seed": (42, 1)}),
+        ({}, {"data_seed": 42}, {}),  # the run's seed is that of its data
+        ({}, {"data_seed": 1}, {"data_seed": (42, 1)}),
+        ({}, {"preset": None, "context_length": 8}, {"preset": ("dmm", None), "context_length": (None, 8)}),
+        ({}, {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "world_size": 2}, {}),
+        ({}, {"dataset_revision": None}, {}),  # no connection
+        ({}, {"dataset_revision": "def"}, {"dataset_revision": ("abc", "def")}),
+        ({"model_name_or_path": "runs/a"}, {"model_name_or_path": "/home/me/runs/a"}, {}),
+        ({"model_name_or_path": "me/a"}, {"model_name_or_path": None}, {"model_name_or_path": ("a", None)}),
+        ({"streaming": True}, {"streaming": True}, {}),
+        (
+            {"streaming": True},
+            {"streaming": True, "per_device_train_batch_size": 32, "world_size": 2},
+            {"per_device_train_batch_size": (64, 32), "world_size": (1, 2)},
+        ),
+        ({"streaming": True}, {"streaming": True, "dataloader_num_workers": 2}, {"dataloader_num_workers": (0, 2)}),
+    ],
+)
+def test_another_run_is_told_by_what_runs_keep(held, asked, others):
+    assert other_settings({**RUN, **held}, {**RUN, **asked}) == others
+
+
+def test_a_batch_of_another_size_is_another_run():
+    (name, sizes), *more = other_settings(RUN, {**RUN, "gradient_accumulation_steps": 2}).items()
+    assert name == "per_device_train_batch_size × gradient_accumulation_steps × processes"
+    assert (sizes, more) == ((64, 128), [])
+
+
+def part(**settings) -> dict:
+    return {
+        "settings": {"learning_rate": 1e-3, **settings},
+        "hardware": "2 cores",
+        "versions": {"torch": "2", "mujoco": "4"},
+    }
+
+
+def test_a_stretch_lasts_as_long_as_its_settings():
+    begun = go_on([], 0, part())
+    assert begun == [{"from_step": 0, "to_step": 0, **part()}]
+    begun[-1] |= {"to_step": 20, "highest_learning_rate": 1e-3}
+    for same in (part(), part(save_steps=7), {**part(), "versions": {"torch": "2", "mujoco": "5"}}):
+        assert go_on(begun, 20, same) == [{**begun[0], **same}]  # saving and playing change no weights
+    for new in (part(learning_rate=0.1), {**part(), "hardware": "4 cores"}, {**part(), "versions": {"torch": "3"}}):
+        stretches = go_on(begun, 20, new)
+        assert stretches == [*begun, {"from_step": 20, "to_step": 20, **new}]
+        assert len(varying_settings(stretches)) == 1
+    unknown = {"from_step": 0, "to_step": 20, "settings": None}
+    assert go_on([unknown], 20, part()) == [unknown, {"from_step": 20, "to_step": 20, **part()}]
+
+
+def test_a_checkpoint_keeps_its_run(tmp_path):
+    assert read_run(tmp_path) is None
+    run = {"episodes": 1, "transitions": 9, "stretches": go_on([], 0, part())}
+    write_run(tmp_path, run)
+    assert read_run(tmp_path) == run
+    broken = [
+        "{",
+        "[]",
+        "{}",
+        {**run, "stretches": []},
+        {**run, "stretches": [{"settings": {}}]},
+        {**run, "episodes": None},
+    ]
+    for content in broken:
+        (tmp_path / "run.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+            read_run(tmp_path)

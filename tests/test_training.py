@@ -811,6 +811,7 @@ def run(finished_run, tmp_path) -> Path:
         ("optimizer.pt", "optimizer.pt is missing or cut short"),
         ("scheduler.pt", "scheduler.pt is missing or cut short"),
         ("rng_state.pth", "rng_state.pth is missing or cut short"),
+        ("run.json", "run.json cannot be read"),
     ],
 )
 def test_half_written_checkpoints_are_skipped(run, name, message, capsys):
@@ -920,21 +921,306 @@ def test_a_run_is_overwritten_when_asked(run, finished_run):
 
 
 def test_resuming_a_finished_run_changes_nothing(run, finished_run, capsys):
-    metrics = main(command_line(run, save_steps=1, resume_from_checkpoint="last"))
-    assert "nothing left to train" in capsys.readouterr().out
+    (run / "evaluation.json").write_text(EVALUATION)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "README.md"}
+    settings = {"save_steps": 1, "logging_steps": 7, "eval_episodes": 2, "env_id": "Hopper-v5"}
+    metrics = main(command_line(run, **settings, resume_from_checkpoint="last"))
+    output = capsys.readouterr().out
+    assert "nothing left to train" in output and "evaluate scores it again" in output
     assert metrics["global_step"] == 4
-    assert (run / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
     assert "train_runtime" not in metrics  # the time of this part would be a lie about the whole
+    assert {path: path.read_bytes() for path in before} == before
+    # Killed between training and record: that is made up for.
+    (run / "training.json").unlink()
+    (run / "model.safetensors").write_bytes(b"half")
+    main(command_line(run, save_steps=1, resume_from_checkpoint="last"))
+    assert (run / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+    again, record = (json.loads((folder / "training.json").read_text()) for folder in (run, finished_run))
+    assert again["stretches"] == record["stretches"] and again["history"] == record["history"]
+    assert "to the bit" in " ".join((run / "train.yaml").read_text().split())
+    assert not (run / "evaluation.json").exists()  # of which weights, nobody knows
 
 
-def test_a_run_of_another_model_is_not_resumed(run):
-    with pytest.raises(
-        ValueError, match=r"Cannot resume from .*checkpoint-4: it has state_size=4, and the settings say 5"
+# --------------------------------------------------------------------------------------- resuming with other settings
+
+
+EVALUATION = json.dumps({"results": [], "checkpoint": "last"})
+OTHERS = {"learning_rate": 1e-5, "weight_decay": 0.5, "adam_beta2": 0.9, "lr_scheduler_type": "constant"}
+
+
+def stretches_of(folder: Path) -> list[dict]:
+    """The stretches in a folder's training.json, each as its steps and the settings of OTHERS."""
+    found = json.loads((folder / "training.json").read_text())["stretches"]
+    return [
+        (part["from_step"], part["to_step"], part["settings"] and {name: part["settings"][name] for name in OTHERS})
+        for part in found
+    ]
+
+
+def rates_of(checkpoint: Path) -> dict[int, float]:
+    """The learning rate that was logged at each step."""
+    log = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return {row["step"]: row["learning_rate"] for row in log if "learning_rate" in row}
+
+
+FIRST = {"learning_rate": 1e-3, "weight_decay": 1e-4, "adam_beta2": 0.999, "lr_scheduler_type": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def longer_run(finished_run, tmp_path_factory) -> Path:
+    """The finished run, resumed twice: from step 4 with OTHERS, and from step 8 with a higher learning rate."""
+    folder = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("longer") / "run"))
+    common = {"save_steps": 2, "logging_steps": 1, "save_total_limit": 10, "resume_from_checkpoint": "last"}
+    main(command_line(folder, **common, **OTHERS, max_steps=8))
+    main(command_line(folder, **common, **{**OTHERS, "learning_rate": 0.01}, max_steps=10))
+    return folder
+
+
+def test_what_is_new_is_used_from_the_step_of_resuming_on(longer_run):
+    rates = rates_of(longer_run / "checkpoint-10")
+    assert {step: rate for step, rate in rates.items() if step > 4} == {
+        **dict.fromkeys((5, 6, 7, 8), 1e-5),
+        **dict.fromkeys((9, 10), 0.01),
+    }
+    groups = torch.load(longer_run / "checkpoint-8" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [(group["lr"], group["weight_decay"], group["betas"]) for group in groups] == [
+        (1e-5, 0.5, (0.9, 0.9)),
+        (1e-5, 0.0, (0.9, 0.9)),
+    ]
+
+
+def test_the_files_tell_the_history_of_a_run(longer_run):
+    last = {**OTHERS, "learning_rate": 0.01}
+    assert stretches_of(longer_run) == [(0, 4, FIRST), (4, 8, OTHERS), (8, 10, last)]
+    record = json.loads((longer_run / "training.json").read_text())
+    assert [part["highest_learning_rate"] for part in record["stretches"]] == [1e-3, 1e-5, 0.01]
+    assert record["arguments"]["learning_rate"] == record["highest_learning_rate"] == 0.01
+    card = (longer_run / "README.md").read_text()
+    head, _, *rows = re.search(r"\n\| steps .*?\n\n", card, re.DOTALL)[0].strip().split("\n")
+    columns = [name.strip(" `") for name in head.strip("|").split("|")]
+    table = [dict(zip(columns, [cell.strip() for cell in row.strip("|").split("|")], strict=True)) for row in rows]
+    assert [row["steps"] for row in table] == ["0 to 4", "4 to 8", "8 to 10"]
+    assert [row["learning_rate"] for row in table] == ["0.001", "1e-05", "0.01"]
+    assert [row["weight_decay"] for row in table] == ["0.0001", "0.5", "0.5"]
+    assert "seed" not in columns
+    assert "batches of 8 windows of 4 steps, gradient norm at most 0.25, seed 42." in card  # and none of what varied
+    for text in (card, (longer_run / "train.yaml").read_text()):
+        assert "to the bit" not in text and "does not repeat" in " ".join(text.replace("#", " ").split())
+    assert "\nlearning_rate: 0.01\n" in (longer_run / "train.yaml").read_text()
+
+
+def test_a_kill_in_a_later_stretch_changes_nothing(longer_run, tmp_path):
+    killed = Path(shutil.copytree(longer_run, tmp_path / "killed"))
+    shutil.rmtree(killed / "checkpoint-10")
+    shutil.rmtree(killed / "checkpoint-8")
+    for name in ("model.safetensors", "training.json"):
+        (killed / name).unlink()
+    common = {"save_steps": 2, "logging_steps": 1, "save_total_limit": 10, "resume_from_checkpoint": "last"}
+    main(command_line(killed, **common, **OTHERS, max_steps=8))
+    assert stretches_of(killed) == [(0, 4, FIRST), (4, 8, OTHERS)]
+    main(command_line(killed, **common, **{**OTHERS, "learning_rate": 0.01}, max_steps=10))
+    assert (killed / "model.safetensors").read_bytes() == (longer_run / "model.safetensors").read_bytes()
+    assert stretches_of(killed) == stretches_of(longer_run)
+
+
+def test_an_older_checkpoint_knows_its_own_history(longer_run, tmp_path):
+    """Of another folder too, and a resume with the settings that it had begins no new stretch."""
+    older = longer_run / "checkpoint-6"
+    main(command_line(tmp_path / "branch", **OTHERS, save_steps=2, max_steps=8, resume_from_checkpoint=older))
+    assert stretches_of(tmp_path / "branch") == [(0, 4, FIRST), (4, 8, OTHERS)]
+    assert weights(tmp_path / "branch")["embed_state.weight"].equal(
+        weights(longer_run / "checkpoint-8")["embed_state.weight"]
+    )
+
+
+def test_a_finished_run_is_made_longer_on_the_schedule_of_its_new_length(run, tmp_path, capsys):
+    main(command_line(run, max_steps=8, logging_steps=1, save_steps=3, resume_from_checkpoint="last"))
+    assert "From step 4 on: max_steps=8 (was 4)." in capsys.readouterr().out
+    rates = rates_of(run / "checkpoint-8")
+    fresh = [0.5 * 1e-3 * (1 + np.cos(np.pi * (step - 1) / 7)) for step in (4, 5, 6, 7)]  # after one step of warm-up
+    assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx(fresh)
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == [
+        "checkpoint-6",
+        "checkpoint-8",
+    ]  # the new interval
+    assert [(begin, end) for begin, end, _ in stretches_of(run)] == [(0, 4), (4, 8)]
+    assert "to the bit" not in (run / "train.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"seed": 1},
+            "it has seed=42, and the settings say 1. .*--model_name_or_path .*checkpoint-4 begins with these",
+        ),
+        ({"data_seed": 1}, "it has data_seed=42, and the settings say 1"),
+        ({"dataset_name": SAMPLES / "dt.pkl"}, "it has dataset_name=hopper-tiny-v5, and the settings say dt"),
+        ({"dataset_split": "train[:90%]"}, r"it has dataset_split=train, and the settings say train\[:90%\]"),
+        ({"held_out_fraction": 0.2}, "it has held_out_fraction=0.1, and the settings say 0.2"),
+        ({"context_length": 5}, "it has context_length=4, and the settings say 5"),
+        ({"return_scale": 10}, "it has return_scale=1000.0, and the settings say 10.0"),
+        ({"per_device_train_batch_size": 4}, "it has per_device_train_batch_size × .*=8, and the settings say 4"),
+        (
+            {"gradient_accumulation_steps": 2},
+            "it has .* × gradient_accumulation_steps × processes=8, and the settings say 16",
+        ),
+        ({"optim": "sgd"}, "it has optim=unset, and the settings say sgd"),
+        ({"preset": "dmm"}, "it has preset=dema-b3ld, and the settings say dmm"),
+        ({"state_size": 5}, "it has state_size=4, and the settings say 5. Resume with the settings that the run was "),
+        ({"resid_pdrop": 0.5}, "it has resid_pdrop=0.0, and the settings say 0.5"),
+        (
+            {"learning_rate": 1e-5},
+            "it is at step 4, and training ends at step 4, so that learning_rate=1e-05 .it has 0",
+        ),
+        ({"max_steps": 3}, "it is at step 4, and training ends at step 3; raise --max_steps"),
+    ],
+)
+def test_what_a_run_keeps_to_its_end_is_refused_by_name(finished_run, settings, message):
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
+    with pytest.raises(ValueError, match=f"^Cannot resume from .*checkpoint-4: {message}") as refused:
+        main(command_line(finished_run, **settings, resume_from_checkpoint="last"))
+    assert "\n" not in str(refused.value)
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
+
+
+def test_a_batch_may_be_split_another_way(run):
+    more = {"max_steps": 6, "eval_strategy": "no", "resume_from_checkpoint": "last"}
+    split = Path(shutil.copytree(run, run.parent / "split"))
+    main(command_line(run, **more))
+    main(command_line(split, **more, per_device_train_batch_size=2, gradient_accumulation_steps=4))
+    torch.testing.assert_close(weights(split), weights(run), atol=1e-6, rtol=0)
+    settings = [part["settings"] for part in json.loads((split / "training.json").read_text())["stretches"]]
+    assert [kept["per_device_train_batch_size"] for kept in settings] == [8, 2]
+
+
+def test_other_data_of_the_same_name_are_not_resumed_on(run, trajectories, tmp_path):
+    table = pq.read_table(TINY_DATA)
+    (tmp_path / "other").mkdir()
+    for rows in (table.slice(0, 19), pa.concat_tables([table.slice(0, 10), table.slice(0, 10)])):
+        other = tmp_path / "other" / TINY_DATA.name
+        pq.write_table(rows, other)
+        with pytest.raises(
+            ValueError, match=r"Cannot resume .*(it has episodes=20, and the settings say 19|it has transitions=2874)"
+        ):
+            main(command_line(run, dataset_name=other, resume_from_checkpoint="last"))
+
+
+def test_checkpoints_of_an_earlier_version_are_resumed_as_well_as_they_can_be(run, finished_run, capsys):
+    """They lack run.json; what training.json, trainer_state.json and the processor know of the run is compared."""
+    for folder in run.glob("checkpoint-*"):
+        (folder / "run.json").unlink()
+    with pytest.raises(ValueError, match="it has seed=42, and the settings say 1"):
+        main(command_line(run, seed=1, resume_from_checkpoint="last"))
+    shutil.rmtree(run / "checkpoint-4")
+    (run / "training.json").unlink()  # killed before its end
+    for settings, message in (
+        ({"per_device_train_batch_size": 4}, r"it has steps_per_epoch=\d+, and the settings say \d+"),
+        ({"return_scale": 10}, "it has return_scale=1000.0, and the settings say 10.0"),
+        ({"seed": 5}, "the states that it learned from have another mean or deviation"),
     ):
-        main(command_line(run, state_size=5, resume_from_checkpoint="last"))
+        with pytest.raises(ValueError, match=f"Cannot resume from .*checkpoint-3: {message}"):
+            main(command_line(run, **settings, resume_from_checkpoint="last"))
+    capsys.readouterr()
+    main(command_line(run, save_steps=1, resume_from_checkpoint="last"))
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "earlier version" in line]
+    assert "checkpoint-3" in told and "is not known" in told
+    assert (run / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+    assert stretches_of(run) == [(0, 3, None), (3, 4, FIRST)]
+    assert "| 0 to 3 | not recorded |" in (run / "README.md").read_text()
+    assert "to the bit" not in (run / "train.yaml").read_text()
+
+
+def test_a_schedule_that_follows_the_losses_goes_on_or_begins_anew(tmp_path, ragged):
+    """The same settings go on to the bit; another rate, or another kind of schedule, is used."""
+    few = WindowDataset(ragged.trajectories, 4, starts=ragged.starts[:8])
+    first = {"learning_rate": 0.01, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    common = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    halving = {"patience": 0, "factor": 0.5, "threshold": 0.99}  # at every evaluation but the first
+
+    def trained(
+        name: str, resume_from: Path | None = None, step: int = 0, max_steps: int = 6, **new
+    ) -> dict[int, float]:
+        kinds = {"lr_scheduler_kwargs": None if "lr_scheduler_type" in new else halving}
+        args = tiny_arguments(tmp_path / name, **{**common, **first, **new}, **kinds, max_steps=max_steps)
+        trainer = DecisionMambaTrainer(tiny_model(), args, train_dataset=ragged, eval_dataset=few)
+        settings = [{**first, "lr_scheduler_kwargs": halving}, {**first, **kinds, **new}]
+        parts = [{"from_step": begin, "settings": each} for begin, each in zip((0, step), settings, strict=True)]
+        trainer.run = {"episodes": 1, "transitions": 1, "stretches": parts if new else parts[:1]}
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+        return rates_of(tmp_path / name / f"checkpoint-{max_steps}")
+
+    assert trained("whole") == {1: 0.01, 2: 0.01, 3: 0.01, 4: 0.01, 5: 0.005, 6: 0.005}
+    middle = tmp_path / "whole" / "checkpoint-4"
+    assert trained("same", middle)[6] == 0.005
+    torch.testing.assert_close(
+        weights(tmp_path / "same/checkpoint-6"), weights(tmp_path / "whole/checkpoint-6"), atol=0, rtol=0
+    )
+    assert trained("lower", middle, 4, learning_rate=0.002)[5] == 0.002
+    assert trained("constant", middle, 4, lr_scheduler_type="constant")[5] == 0.01
+    assert trained("back", tmp_path / "constant" / "checkpoint-6", 6, 8, learning_rate=0.003)[7] == 0.003
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, r"holds another run, with seed=42 \(asked for: 1\)\. To keep it: --output_dir another/folder"),
+        ({"preset": "dmm"}, r"holds another run, with preset=dema-b3ld \(asked for: dmm\)"),
+        ({"architecture": "bc"}, r"holds another run, with architecture=decision_mamba \(asked for: bc\)"),
+        ({"hidden_size": 16}, r"holds another run, with hidden_size=8 \(asked for: 16\)"),
+        ({"dataset_name": "a/b"}, r"holds another run, with dataset_name=hopper-tiny-v5 \(asked for: a/b\)"),
+        ({"dataset_name": SAMPLES / "lerobot"}, r"with dataset_name=hopper-tiny-v5 \(asked for: lerobot\)"),
+        ({"context_length": 5}, r"holds another run, with context_length=4 \(asked for: 5\)"),
+        ({"learning_rate": 1e-5}, "already holds a run. Go on with it: --resume_from_checkpoint last; keep it: "),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed"])
+def test_resuming_is_not_proposed_to_whom_asks_for_another_run(finished_run, tmp_path, settings, message, finished):
+    folder = finished_run
+    if not finished:
+        shutil.copytree(finished_run / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+        folder = tmp_path / "run"
+    with pytest.raises(ValueError, match=message) as refused:
+        main(command_line(folder, **settings))
+    assert ("resume" in str(refused.value)) == ("learning_rate" in settings)
+
+
+def test_another_run_without_checkpoints_is_not_written_over_by_resuming(run):
+    for folder in run.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="holds another run, with seed=42"):
+        main(command_line(run, seed=1, resume_from_checkpoint="last"))
 
 
 # ---------------------------------------------------------------------------------------- what is said before training
+
+
+def test_a_warm_up_that_does_not_end_is_said_before_and_after(tmp_path, capsys):
+    main(command_line(tmp_path / "run", warmup_steps=500, max_steps=2, save_strategy="no", eval_strategy="no"))
+    output = capsys.readouterr().out
+    assert "warmup_steps=500 of max_steps=2: the learning rate only reaches 2.0e-06" in output
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["highest_learning_rate"] == pytest.approx(2e-6)  # step 2 of 500, the first one being 0
+    assert "learning rate at most 2e-06 (cosine, warm-up 500)" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_settings_of_a_schedule_that_are_not_used_are_said(tmp_path, capsys):
+    settings = {"lr_scheduler_type": "constant", "max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+    main(command_line(tmp_path / "run", **settings, warmup_steps=3, num_train_epochs=2))
+    output = capsys.readouterr().out
+    assert "warmup_steps=3 is not used: lr_scheduler_type=constant has none" in output
+    assert "num_train_epochs=2 is not used, but max_steps=1 (-1 counts epochs)" in output
+    assert "learning rate 0.001 (constant)," in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("an environment was made")
+
+    monkeypatch.setattr(hf_decision_mamba.training, "make_environments", refuse)
+    settings = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+    main(command_line(tmp_path / "run", **settings, env_id="Nowhere-v0", eval_episodes=0))
+    assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").env_id == "Nowhere-v0"
 
 
 def test_what_takes_a_moment_is_said(monkeypatch):
@@ -1044,16 +1330,6 @@ def test_two_data_sets_are_learned_from_together(tmp_path):
     assert "\ndataset_name:\n- medium.parquet\n- expert.parquet\n" in (tmp_path / "run" / "train.yaml").read_text()
 
 
-def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("an environment was made")
-
-    monkeypatch.setattr(hf_decision_mamba.training, "make_environments", refuse)
-    settings = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
-    main(command_line(tmp_path / "run", **settings, env_id="Nowhere-v0", eval_episodes=0))
-    assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").env_id == "Nowhere-v0"
-
-
 def test_images_and_discrete_actions_train_to_a_card_with_scores(tmp_path):
     """The task is read from the data: a processor without normalisation, 30 steps a window, returns of size one."""
     folder = tmp_path / "run"
@@ -1146,7 +1422,7 @@ def test_baselines_train_resume_act_and_get_a_card(tmp_path, architecture):
     shutil.rmtree(folder / "checkpoint-4")
     main(command_line(folder, **command, resume_from_checkpoint="last"))
     assert (folder / "model.safetensors").read_bytes() == whole
-    with pytest.raises(ValueError, match=r"it has model_type=decision_.*, and the settings say decision_mamba"):
+    with pytest.raises(ValueError, match=f"it has architecture={architecture}, and the settings say decision_mamba"):
         main(command_line(folder, resume_from_checkpoint="last"))
 
     # Fine-tuning takes the architecture from the checkpoint.
@@ -1281,6 +1557,10 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ({"resume_from_checkpoint": "last", "overwrite_output_dir": True}, "contradict each other"),
         ({"cpu_threads": 0}, "cpu_threads=0 must be at least 1"),
         ({"report_to": "pen"}, "report_to=pen is no tracker; there are azure_ml, "),
+        (
+            {"lr_scheduler_kwargs": '{"rate": 1}'},
+            "lr_scheduler_kwargs=.'rate': 1. is not for lr_scheduler_type=cosine: ",
+        ),
         (
             {"data_on_device": True, "dataloader_num_workers": 1},
             "data_on_device and dataloader_num_workers exclude each other",

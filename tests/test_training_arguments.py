@@ -59,7 +59,7 @@ BOMB = "dataset_columns:\n  a: &a [x, x]\n  b: &b [*a, *a]\n  c: &c [*b, *b]\n"
         ("output_dir: !!timestamp x", "is not valid YAML"),
         ("max_steps: " + "9" * 5000, "is not valid YAML"),
         ("? [a, b]\n: 1", "is not valid YAML"),
-        ("[" * 1200, "is not valid YAML: maximum recursion depth"),
+        ("[" * 600, "is not valid YAML: maximum recursion depth"),
         ("max_steps: " + "{b: " * 3000, "is not valid YAML"),
         ("dataset_name: \xff".encode("latin1"), "is not valid YAML: unacceptable character #x00ff"),
         ("dataset_name: {{ x }}", "is not valid YAML"),

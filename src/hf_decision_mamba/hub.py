@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .figures import number
 from .files import replacing
 from .pushing import files_at_top, push_folder
 from .remote_code import CODE_FILES, write_model_code
+from .run_files import WITHOUT_WARM_UP, all_of, is_of_one_piece, varying_settings
 from .video import video_names
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
     env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
     model_name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     is_hub_dataset = _is_hub_id(dataset.get("name"))
+    varying, stretches = _stretches(training, folder / "training.json")
     metadata = ModelCardData(
         library_name=LIBRARY_NAME,
         license=LICENSE,
@@ -99,7 +101,9 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         processor=processor,
         training=training,
         evaluation=evaluation,
-        recipe=_recipe(training.get("arguments") or {}),
+        recipe=_recipe(training, varying),
+        stretches=stretches,
+        repeats=is_of_one_piece(training),
         best=_best_evaluation(training.get("history") or {}),
         has_plot=(folder / "returns.png").is_file(),
         videos=_videos(evaluation, folder),
@@ -276,22 +280,51 @@ def _videos(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Mapping[st
     return {name: row for name, row in zip(names, rows, strict=True) if (folder / name).is_file()}
 
 
-def _recipe(arguments: Mapping[str, Any]) -> list[str]:
-    """How the weights were learned, in the words that a paper has for it; what was not recorded is left out."""
-    known = {name: value for name, value in arguments.items() if value is not None}
+def _recipe(training: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
+    """How the weights were learned, in the words that a paper has for it; what varied, or is not known, is left out."""
+    arguments = training.get("arguments") or {}
+    known = {name: value for name, value in arguments.items() if value is not None and name not in varying}
     phrases = []
-    if "per_device_train_batch_size" in known:
-        passes = known.get("gradient_accumulation_steps", 1) * known.get("world_size", 1)
+    if "per_device_train_batch_size" in arguments:  # however it is split, a run keeps its batch
+        passes = arguments.get("gradient_accumulation_steps", 1) * arguments.get("world_size", 1)
         steps = f" of {known['context_length']} steps" if "context_length" in known else ""
-        phrases.append(f"batches of {known['per_device_train_batch_size'] * passes} windows{steps}")
+        phrases.append(f"batches of {arguments['per_device_train_batch_size'] * passes} windows{steps}")
     if "learning_rate" in known:
-        schedule = [known["lr_scheduler_type"].replace("_", " ")] if "lr_scheduler_type" in known else []
-        schedule += [f"warm-up {number(known['warmup_steps'])}"] if known.get("warmup_steps") else []
+        kind = known.get("lr_scheduler_type")
+        schedule = [kind.replace("_", " ")] if kind else []
+        if known.get("warmup_steps") and kind not in WITHOUT_WARM_UP:
+            schedule.append(f"warm-up {number(known['warmup_steps'])}")
         how = f" ({', '.join(schedule)})" if schedule else ""
-        phrases.append(f"learning rate {number(known['learning_rate'])}{how}")
+        rate, reached = known["learning_rate"], training.get("highest_learning_rate")
+        below = reached is not None and reached < rate
+        phrases.append(f"learning rate {f'at most {number(reached)}' if below else number(rate)}{how}")
     for name, words in (("weight_decay", "weight decay"), ("max_grad_norm", "gradient norm at most"), ("seed", "seed")):
         phrases += [f"{words} {number(known[name])}"] if name in known else []
     return phrases
+
+
+def _stretches(training: Mapping[str, Any], path: Path) -> tuple[list[str], list[list[str]]]:
+    """What is not the same in all stretches of a run, and a table of them; empty where there is but one."""
+    stretches = training.get("stretches") or []
+    rows = []
+    try:
+        varying = varying_settings(stretches)
+        for stretch in stretches if len(stretches) > 1 else []:
+            values, rate = all_of(stretch), stretch.get("highest_learning_rate")
+            shown = ["unset" if values.get(name) is None else cell(values[name]) for name in varying]
+            rows.append(
+                [
+                    f"{stretch['from_step']:,} to {stretch['to_step']:,}",
+                    *(shown if values else ["not recorded"] * len(varying)),
+                    "not recorded" if rate is None else number(rate),
+                ]
+            )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path} has stretches that the card cannot show ({error!r}). Train again, or remove it."
+        ) from error
+    heads = ["steps", *(f"`{cell(name)}`" for name in varying), "highest learning rate"]
+    return varying, [heads, *rows] if rows else []
 
 
 def _best_evaluation(history: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,10 @@
-"""What a run leaves beside its weights so that others can repeat and judge it: train.yaml and the learning curve."""
+"""What a run leaves beside its weights so that others can repeat and judge it: train.yaml and the learning curve.
 
+And what it keeps with its checkpoints, to know it when it is resumed: the settings of each stretch of it so far.
+"""
+
+import json
+import math
 import os
 import re
 import textwrap
@@ -10,22 +15,41 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .evaluation import EVALUATION_FILES
 from .figures import tidy
 from .files import replacing
-from .training_arguments import Arguments
+from .training_arguments import Arguments, DataArguments, ModelArguments
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SETTINGS_FILE, CURVE_FILE = "train.yaml", "learning_curve.png"
+RUN_FILE = "run.json"  # in each checkpoint to resume from
+RESULT_FILES = (*EVALUATION_FILES, CURVE_FILE, "training.json")
+RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", *RESULT_FILES)
+
+#: What a run keeps to its end: what its windows are, which of them are drawn, how many a step takes, and what the
+#: optimizer's state means. All other settings may change where it is resumed: they are used from that step on.
+FIXED = (
+    *("architecture", "preset", "model_name_or_path", "seed", "data_seed"),
+    *(entry.name for entry in fields(DataArguments)),
+    *("optim", "optim_args"),
+)
+_A_STEP = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+#: How it is learned, which may change: named even where it is the default, which another version may change.
+RECIPE = (
+    *("max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
+    *("max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+#: The schedules that do not read `warmup_steps`.
+WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
+# What begins no new stretch of a run, as no step depends on it: when it is saved, which weights are taken in the end.
+_NO_STRETCH = re.compile(r"save_|load_best|metric_for|greater_is|gymnasium|mujoco|ale-py|opencv")
+_OF_DATA_AND_MODEL = {entry.name for group in (ModelArguments, DataArguments) for entry in fields(group)}
+_OF_DATA_AND_MODEL -= {"scan_backend"}
 
 # Where this run was written, logged and pushed: other people's runs have places of their own.
 _PLACES = re.compile(r"output_dir|resume|hub|token|report_to|run_name|project|trackio|log_level|tqdm|local_rank")
-# The recipe: named even where it is the default, which another version may change.
-_RECIPE = (
-    *("max_steps", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-    *("weight_decay", "max_grad_norm", "seed"),
-)
 # What the curves are of, as the Trainer logs it.
 _CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score")
 
@@ -37,8 +61,9 @@ def settings_to_repeat(arguments: Arguments, resolved: Mapping[str, Any]) -> dic
         arguments: the four groups of the run.
         resolved: what followed from data or model where nothing was given; None where it does not apply.
     """
-    recipe = {name: getattr(arguments[-1], name) for name in _RECIPE}
-    chosen = {**recipe, **arguments.given, **{name: value for name, value in resolved.items() if value is not None}}
+    recipe = {name: getattr(arguments[-1], name) for name in (*RECIPE, "per_device_train_batch_size", "seed")}
+    chosen = {name: value for name, value in {**recipe, **resolved}.items() if value is not None}
+    chosen = {**arguments.given, **chosen}
     groups = {}
     for group in arguments:
         names = [entry.name for entry in fields(group) if entry.name in chosen and not _PLACES.search(entry.name)]
@@ -53,6 +78,115 @@ def write_settings(path: Path, groups: Mapping[str, Mapping[str, Any]], remarks:
         lines += ["", f"# {name}", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).rstrip()]
     with replacing(path) as draft:
         draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def kept_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of a run those that it keeps to its end, unset ones included, for `other_settings`."""
+    return {name: settings.get(name) for name in (*FIXED, *_A_STEP, "dataloader_num_workers")}
+
+
+def other_settings(held: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What makes two runs of one, by name: the values that a run has, and those that are asked for instead.
+
+    Args:
+        held: the settings of the run, as training.json has them (`arguments`); what they do not name is unset.
+        asked: the settings to compare with them; what they do not name is not compared.
+    """
+    held, asked = _comparable(held), _comparable(asked)
+    others = {name: (held.get(name), value) for name, value in asked.items() if held.get(name) != value}
+    if None in others.get("dataset_revision", ()):
+        del others["dataset_revision"]  # which cannot be found out without a connection
+    if "seed" in others:
+        others.pop("data_seed", None)
+    return others
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in one form: a path by its name, the seed of the data even where it is the run's, a step's windows."""
+    same = {**settings, **{name: settings.get(name) or 1 for name in _A_STEP}}
+    if same.get("model_name_or_path"):
+        same["model_name_or_path"] = Path(same["model_name_or_path"]).name
+    if same.get("data_seed") is None:
+        same["data_seed"] = same.get("seed")
+    workers = same.pop("dataloader_num_workers", None) or 0
+    if same.get("streaming"):  # each process and worker reads its own part
+        return {**same, "dataloader_num_workers": workers}
+    windows = math.prod(same.pop(name) for name in _A_STEP)
+    return {**same, "per_device_train_batch_size × gradient_accumulation_steps × processes": windows}
+
+
+def all_of(stretch: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stretch, its hardware and its versions, by name; nothing where they were not kept."""
+    if stretch["settings"] is None:
+        return {}
+    return {**stretch["settings"], "hardware": stretch["hardware"], **stretch["versions"]}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two stretches of a run, by name: settings, hardware and versions, before and after."""
+    old, new = all_of(before), all_of(after)
+    names = [name for name in {**old, **new} if not _NO_STRETCH.match(name)]
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def varying_settings(stretches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is not the same in all stretches of a run, as far as it is known of them."""
+    known = [part for part in stretches if part["settings"] is not None]
+    return list({name: None for part in known[1:] for name in changes(known[0], part)})
+
+
+def go_on(stretches: Sequence[Mapping[str, Any]], step: int, now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stretches of a run that goes on at `step`: one more, unless the last one goes on as it is.
+
+    Args:
+        stretches: those so far.
+        step: which the run has reached.
+        now: `settings`, `hardware` and `versions` from there on.
+    """
+    last = stretches[-1] if stretches else None
+    if last is None or last["settings"] is None or changes(last, now):
+        return [*map(dict, stretches), {"from_step": step, "to_step": step, **now}]
+    return [*map(dict, stretches[:-1]), {**last, **now}]
+
+
+def is_of_one_piece(record: Mapping[str, Any]) -> bool:
+    """Whether the settings of a training.json are those of the whole run, to the last step that they ask for."""
+    stretches, steps = record.get("stretches"), (record.get("arguments") or {}).get("max_steps", -1)
+    known = stretches is None or (len(stretches) == 1 and stretches[0]["settings"] is not None)
+    return known and (steps < 1 or steps == record.get("global_step"))
+
+
+def with_held(settings: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run that goes on, where those of data and model are as it `held` them, however they were given."""
+    kept = {name: value for name, value in held.items() if name in _OF_DATA_AND_MODEL}
+    return {**kept, **{name: value for name, value in settings.items() if name not in _OF_DATA_AND_MODEL}}
+
+
+def read_run(checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint keeps of its run: its `stretches`, and how many `episodes` and `transitions` its data have.
+
+    Returns:
+        None if an earlier version wrote the checkpoint.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    path = checkpoint / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        known = [part for part in run["stretches"] if part["settings"] is not None]
+        if not [changes(part, part) for part in known] or None in (run["episodes"], run["transitions"]):
+            raise ValueError
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} cannot be read ({type(error).__name__})") from error
+    return run
+
+
+def write_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
+    """Keep with a checkpoint what `read_run` reads."""
+    (checkpoint / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def portable(value: str) -> str:

@@ -5,6 +5,7 @@ Source: transformers' Trainer, whose hooks are overridden here.
 """
 
 import inspect
+import logging
 import math
 import re
 import shutil
@@ -23,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
@@ -45,9 +47,12 @@ from .files import replacing_together, writing
 from .model import DecisionMambaProcessor
 from .policy import DecisionMambaPolicy
 from .pushing import PushError, files_at_top
+from .run_files import read_run, write_run
 
 #: The place in trainer_state.json where a checkpoint says how many processes trained: it has a random state of each.
 _PROCESSES = "processes"
+# What an optimizer's groups have from the arguments; some optimizers keep state in them too.
+_OF_ARGUMENTS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
 
 
 def action_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,6 +86,9 @@ class DecisionMambaTrainer(Trainer):
     is a mean over all action entries of a step's batch, over gradient accumulation and over processes; so is
     `eval_loss` over the whole data.
 
+    Training that is resumed uses the arguments of now: learning rate and schedule, the optimizer's other settings, and
+    the intervals. `run`, where it is set, is kept with every checkpoint (see `run_files.read_run`).
+
     With `push_to_hub`, checkpoints are pushed as `hub_strategy` says, each in one commit and as `hub.push_to_hub` does
     it: card, weights and processor, never a pickle. `"every_save"` pushes in the background; a save is skipped while
     the one before it is under way, unless `hub_always_push`. A push that fails is reported, and training goes on.
@@ -90,6 +98,7 @@ class DecisionMambaTrainer(Trainer):
     train_dataset: Any
     processing_class: Any
     hub_model_id: Any
+    run: Any = None
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs: Any):
         args.remove_unused_columns = False  # batches are finished; `compute_loss` drops what the forward does not take
@@ -105,11 +114,18 @@ class DecisionMambaTrainer(Trainer):
         self._eval_errors, self._eval_count = 0.0, 0
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TrainingProgress())
+        self.add_callback(_OfNow(self))
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps that draw as many windows as there are, rounded up to whole batches."""
         return math.ceil(len(self.train_dataset) / self.windows_per_step)
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps of the whole training."""
+        args = self.args
+        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
 
     @property
     def windows_per_step(self) -> int:
@@ -240,6 +256,57 @@ class DecisionMambaTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # trainer_state.json is written when all processes have theirs
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, without its warning that arguments and checkpoint differ: here, the arguments are used."""
+        logs = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+        for log in logs:
+            log.addFilter(_is_of_something_else)
+        try:
+            return super()._init_training_state(*args, **kwargs)
+        finally:
+            for log in logs:
+                log.removeFilter(_is_of_something_else)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.run is not None and self.args.should_save:
+            self.run["stretches"][-1]["to_step"] = self.state.global_step
+            write_run(Path(output_dir), self.run)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's, but of the checkpoint are only what was learned and the place in the schedule, not settings."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        asked = [{name: group[name] for name in _OF_ARGUMENTS if name in group} for group in optimizer.param_groups]
+        loaded: Any = _SchedulerState()
+        self.lr_scheduler = loaded
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.lr_scheduler = scheduler
+        if isinstance(scheduler, LambdaLR):
+            place = loaded.state.get("last_epoch") if "lr_lambdas" in loaded.state else self.state.global_step
+            scheduler.last_epoch = place
+            rates = [base * share(place) for base, share in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        elif "lr_lambdas" in loaded.state or self._has_new_schedule():  # one that follows the losses begins anew
+            rates = [settings["lr"] for settings in asked]
+        else:
+            scheduler.load_state_dict(loaded.state)
+            rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler._last_lr = rates
+        for group, settings, rate in zip(optimizer.param_groups, asked, rates, strict=True):
+            group.update({**settings, "lr": rate})
+
+    def _has_new_schedule(self) -> bool:
+        """Whether the stretch that begins here has another schedule than the one before."""
+        stretches = [] if self.run is None else self.run["stretches"]
+        if len(stretches) < 2 or stretches[-1]["from_step"] != self.state.global_step:
+            return False
+        before, after = (stretch["settings"] or {} for stretch in stretches[-2:])
+        names = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs")
+        return any(before.get(name) != after.get(name) for name in names)
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Check the arguments; the first push creates the repository, so that training starts without a network."""
         check_hub_arguments(self.args)
@@ -348,6 +415,40 @@ def check_hub_arguments(args: TrainingArguments) -> None:
             "pushed. Take every_save: each save is a commit without them, which revision=COMMIT loads. To resume "
             "elsewhere, copy the output_dir."
         )
+
+
+def _is_of_something_else(record: logging.LogRecord) -> bool:
+    return "The following arguments do not match" not in record.getMessage()
+
+
+class _SchedulerState:
+    """Takes the state of a schedule out of a checkpoint, of whichever kind it is."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+class _OfNow(TrainerCallback):
+    """In training that is resumed, use the intervals of now; note the highest learning rate of each stretch."""
+
+    def __init__(self, trainer: DecisionMambaTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Replace the intervals that the checkpoint had."""
+        state.compute_steps(args, state.max_steps)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Note the learning rate that is about to be used, if none was higher."""
+        if self.trainer.run is not None:
+            stretch = self.trainer.run["stretches"][-1]
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            stretch["highest_learning_rate"] = max(*rates, stretch.get("highest_learning_rate", 0.0))
 
 
 class _SetEpoch(TrainerCallback):
@@ -516,6 +617,10 @@ def what_is_missing(checkpoint: Path) -> str | None:
         processes = processes_of(checkpoint)
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"trainer_state.json cannot be read ({type(error).__name__})"
+    try:
+        read_run(checkpoint)
+    except (OSError, ValueError) as error:
+        return str(error)
     states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{number}.pth" for number in range(processes)]
     for name in ("optimizer.pt", "scheduler.pt", *states):
         if not zipfile.is_zipfile(checkpoint / name):

@@ -4,8 +4,8 @@ Here the rooms meet: trajectories become windows, windows train a model, the mod
 Source: the recipe of Decision Transformer (Chen et al. 2021, algorithm 1) with the settings of DeMa (arXiv 2405.12094).
 """
 
+import filecmp
 import json
-import math
 import os
 import platform
 import re
@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     TrainerCallback,
     TrainerState,
     TrainingArguments,
+    get_scheduler,
     set_seed,
 )
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_utils import SchedulerType
 from transformers.utils.logging import disable_progress_bar
 
 from . import hub
@@ -58,17 +58,24 @@ from .data.formats.hub import PARQUET_REVISION, is_repository_id, resolved_commi
 from .data.inspection import QUANTILES, spread
 from .data.resident import fits
 from .environments import check_spaces, make_environments, score_reference
-from .evaluation import EVALUATION_FILES, evaluate_policy, package_versions
+from .evaluation import evaluate_policy, package_versions
 from .figures import number
 from .files import replacing
 from .model import DecisionMambaProcessor
 from .model.selective_scan import choose_backend
 from .policy import DecisionMambaPolicy
 from .pushing import files_at_top
+from .resuming import checkpoint_to_resume, resume
 from .run_files import (
     CURVE_FILE,
+    RECIPE,
+    RESULT_FILES,
+    RUN_FILES,
     SETTINGS_FILE,
+    WITHOUT_WARM_UP,
     draw_learning_curve,
+    go_on,
+    is_of_one_piece,
     learning_history,
     portable,
     settings_to_repeat,
@@ -83,7 +90,6 @@ from .trainer import (
     last_complete_checkpoint,
     processes_of,
     score_metrics,
-    what_is_missing,
 )
 from .training_arguments import (
     DataArguments,
@@ -99,60 +105,18 @@ TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 
 _ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
 _MOST_USEFUL_THREADS = 8  # matrices this small gain nothing from more
-_RESULT_FILES = (*EVALUATION_FILES, CURVE_FILE, "training.json")
-_RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", *_RESULT_FILES)
-
-
-def _checkpoint_to_resume(args: DecisionMambaTrainingArguments) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means; refuse to write over another run without being told."""
-    output_dir, wanted = Path(str(args.output_dir)), args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() in ("false", "no"):
-        held = [name for name in _RUN_FILES if (output_dir / name).exists()] + list(output_dir.glob("checkpoint-*"))
-        if held and not args.overwrite_output_dir:
-            raise ValueError(
-                f"output_dir {output_dir} already holds a run. Go on with it: --resume_from_checkpoint last; keep it: "
-                "--output_dir another/folder; or delete it and start again: --overwrite_output_dir true"
-            )
-        return None
-    if args.overwrite_output_dir:
-        raise ValueError("resume_from_checkpoint and overwrite_output_dir contradict each other; give one of them.")
-    if str(wanted).lower() in ("last", "true", "yes"):
-        checkpoint = last_complete_checkpoint(output_dir)
-        if checkpoint is None:
-            say(f"No complete checkpoint in {output_dir} yet: training starts at the beginning.")
-        return checkpoint
-    checkpoint = Path(wanted)
-    problem = what_is_missing(checkpoint) if checkpoint.is_dir() else "there is no such folder"
-    if problem is not None:
-        raise ValueError(f"Cannot resume from {checkpoint}: {problem}. `last` takes the newest complete checkpoint.")
-    return checkpoint
 
 
 def _delete_run(output_dir: Path) -> None:
     """Delete what an earlier run left; the card stays, and is rendered again unless somebody edited it."""
     for folder in output_dir.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    _delete_files(output_dir, _RUN_FILES)
+    _delete_files(output_dir, RUN_FILES)
 
 
 def _delete_files(output_dir: Path, patterns: tuple[str, ...]) -> None:
     for name in files_at_top(output_dir, patterns):
         (output_dir / name).unlink()
-
-
-def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
-    """Refuse to resume a run of another architecture."""
-    saved, ours = AutoConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
-    ignored = {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "scan_backend"}
-    ignored |= set() if embeds_time(config) else {"max_ep_len"}
-    differing = sorted(name for name in {*saved, *ours} - ignored if saved.get(name) != ours.get(name))
-    differing = ["model_type"] if "model_type" in differing else differing
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"Cannot resume from {checkpoint}: it has {name}={saved.get(name)}, and the settings say {ours.get(name)}. "
-            "Resume with the settings that the run was started with, or use another --output_dir."
-        )
 
 
 # -------------------------------------------------------------------------------------------------------- the run
@@ -176,6 +140,10 @@ class _Data:
     @property
     def name(self) -> str:
         return self.train.name
+
+    def sizes(self) -> dict[str, int]:
+        """What tells it from others in short."""
+        return {"episodes": self.statistics.episodes, "transitions": self.statistics.transitions}
 
     def facts(self) -> dict[str, Any]:
         """What training.json and the card say about it."""
@@ -218,7 +186,7 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
     for remark in arguments.remarks:
         say(remark)
     _check_arguments(data_args, eval_args, args)
-    checkpoint = _checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(model_args, data_args, args)
     _set_cpu_threads(args)
     disable_progress_bar()  # transformers' own: one for each file of each checkpoint
 
@@ -233,12 +201,15 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
     evaluates = _prepare_environment(eval_args, model, processor, data)
     processor.target_return = _target_returns(eval_args, data)[0]
     trainer = _build_trainer(model, processor, window_length, data, eval_args if evaluates else None, args)
-    if checkpoint is not None:
-        _check_same_model(checkpoint, model.config)
-    say(_summary(model_args, data, trainer))
-    remark = data.train.statistics().remark_on_scale(processor.return_scale)
-    if remark is not None:
-        say(f"Warning: {remark}.")
+    remarks = _remarks_on_schedule(args, trainer.last_step, arguments.given)
+    now, sizes = _now(model_args, data_args, trainer, data), data.sizes()
+    if checkpoint is None:
+        trainer.run = {**sizes, "stretches": go_on([], 0, now)}
+    else:
+        resume(checkpoint, trainer, now, sizes)
+    invisible = data.train.statistics().remark_on_scale(processor.return_scale)
+    for line in (_summary(model_args, data, trainer), *remarks, *([f"Warning: {invisible}."] if invisible else [])):
+        say(line)
     if args.device.type == "cpu" and model.config.model_type == "decision_mamba":
         say_when_kernels_compile()
 
@@ -250,24 +221,31 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
     trainer.remove_callback(RolloutCallback)
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if args.should_save:
-        _delete_files(output_dir, (*_RESULT_FILES, SETTINGS_FILE))  # of an earlier run: not of these weights
-    trainer.save_model(_internal_call=True)  # it is pushed with its scores
     metrics = {
         "global_step": trainer.state.global_step,
         **({"train_runtime": runtime} if checkpoint is None else {}),
         **({"loss": losses[-1]} if losses else {}),
         **{name: value for name, value in metrics.items() if name == "eval_loss"},
     }
+    written = checkpoint is not None and _is_written(checkpoint, trainer)
+    if args.should_save and not written:
+        _delete_files(output_dir, (*RESULT_FILES, SETTINGS_FILE))  # of an earlier run: not of these weights
+    if not written:
+        trainer.save_model(_internal_call=True)  # it is pushed with its scores
     if args.should_save:
-        record = _record(model_args, data_args, trainer, data, argv, metrics)
-        with replacing(output_dir / "training.json") as draft:
-            draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        settings = settings_to_repeat(arguments, _resolved(model_args, eval_args, trainer, data))
-        write_settings(output_dir / SETTINGS_FILE, settings, _remarks(record, data))
-        _draw_learning_curve(output_dir / CURVE_FILE, record)
+        if not written:
+            record = _record(model_args, trainer, data, argv, metrics, now)
+            with replacing(output_dir / "training.json") as draft:
+                draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            resolved = _resolved(model_args, eval_args, trainer, data)
+            resolved["max_steps"] = record["arguments"]["max_steps"]  # where it came too late to be used
+            settings = settings_to_repeat(arguments, resolved)
+            write_settings(output_dir / SETTINGS_FILE, settings, _remarks(record, data))
+            _draw_learning_curve(output_dir / CURVE_FILE, record)
         hub.write_model_card(output_dir)
-        if evaluates:
+        if evaluates and written and (output_dir / "evaluation.json").exists():
+            say(f"scored       {output_dir / 'evaluation.json'}; hf-decision-mamba evaluate scores it again")
+        elif evaluates:
             metrics |= _evaluate(trainer, eval_args, data)
         say(_closing(output_dir))
         if args.push_to_hub:
@@ -511,16 +489,14 @@ def _train(trainer: DecisionMambaTrainer, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds that it took; a run that was at its end is only loaded."""
     if checkpoint is None:
         return _train_until_interrupted(trainer)
-    state, args = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), trainer.args
-    last_step = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.steps_per_epoch)
-    if state.global_step < last_step:
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < trainer.last_step:
         say(f"Resuming from {checkpoint}.")
         _say_who_resumes(checkpoint, trainer)
         return _train_until_interrupted(trainer, resume_from_checkpoint=str(checkpoint))
     say(f"{checkpoint} is the end of this training: nothing left to train.")
     trainer.state = state
-    best = state.best_model_checkpoint if args.load_best_model_at_end else None
-    trainer.model.load_state_dict(load_file(Path(best or checkpoint) / "model.safetensors"))
+    trainer.model.load_state_dict(load_file(_final_weights(checkpoint, trainer)))
     return 0.0
 
 
@@ -553,6 +529,20 @@ def _say_who_resumes(checkpoint: Path, trainer: DecisionMambaTrainer) -> None:
 
 def _counted(processes: int) -> str:
     return f"{processes} process{'es' if processes > 1 else ''}"
+
+
+def _final_weights(checkpoint: Path, trainer: DecisionMambaTrainer) -> Path:
+    """The weights of a run that ended at a checkpoint."""
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    return Path(best or checkpoint) / "model.safetensors"
+
+
+def _is_written(checkpoint: Path, trainer: DecisionMambaTrainer) -> bool:
+    """Whether the checkpoint is the end of a run whose weights and record are in their places, as they should be."""
+    ours, record = trainer.output_dir / "model.safetensors", hub.read_json(trainer.output_dir / "training.json")
+    step = trainer.state.global_step
+    at_the_end = checkpoint.name == f"checkpoint-{step}" and record.get("global_step") == step
+    return at_the_end and ours.is_file() and filecmp.cmp(ours, _final_weights(checkpoint, trainer), shallow=False)
 
 
 def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, data: _Data) -> dict[str, float]:
@@ -613,6 +603,36 @@ def _summary(model_args: ModelArguments, data: _Data, trainer: DecisionMambaTrai
     )
 
 
+def _remarks_on_schedule(args: DecisionMambaTrainingArguments, last_step: int, given: Mapping[str, Any]) -> list[str]:
+    """What is to be said of settings that do not do what they seem to: a warm-up that does not end, or never begins.
+
+    Args:
+        last_step: of the training.
+        given: the settings that somebody asked for.
+
+    Raises:
+        ValueError: the schedule does not take its settings.
+    """
+    kind, warm_up = SchedulerType(args.lr_scheduler_type).value, args.get_warmup_steps(last_step)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    settings: Any = args.lr_scheduler_kwargs
+    try:
+        schedule: Any = get_scheduler(kind, optimizer, warm_up, last_step, settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lr_scheduler_kwargs={settings} is not for lr_scheduler_type={kind}: {error}") from error
+    remarks = []
+    steps = f"max_steps={last_step}" if args.max_steps > 0 else f"{last_step} steps"
+    if args.max_steps > 0 and "num_train_epochs" in given:
+        remarks.append(f"num_train_epochs={args.num_train_epochs:g} is not used, but {steps} (-1 counts epochs)")
+    if kind in WITHOUT_WARM_UP:
+        unused = warm_up > 0 and "warmup_steps" in given
+        remarks += [f"warmup_steps={warm_up} is not used: lr_scheduler_type={kind} has none"] if unused else []
+    elif warm_up >= last_step:
+        highest = args.learning_rate * schedule.lr_lambdas[0](last_step - 1)
+        remarks.append(f"warmup_steps={warm_up} of {steps}: the learning rate only reaches {highest:.1e}")
+    return [f"schedule     {remark}" for remark in remarks]
+
+
 def _preset(model_args: ModelArguments) -> str | None:
     """The preset that a model was built from; None for baselines and fine-tuned checkpoints."""
     built = model_args.model_name_or_path is None and model_args.architecture == "decision_mamba"
@@ -626,46 +646,63 @@ def _closing(output_dir: Path) -> str:
     )
 
 
-def _record(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    trainer: DecisionMambaTrainer,
-    data: _Data,
-    argv: Sequence[str],
-    metrics: dict[str, float],
+def _now(
+    model_args: ModelArguments, data_args: DataArguments, trainer: DecisionMambaTrainer, data: _Data
 ) -> dict[str, Any]:
-    """training.json: what a reader needs to judge the run and to repeat it, and nothing about the machine's folders."""
+    """What a stretch of the run is trained with: settings, hardware and versions, but no folders of the machine."""
     processor = trainer.processing_class
-    config: Any = trainer.model.config
-    preset, count = _preset(model_args), trainer.model.num_parameters()
-    given = {**vars(model_args), **vars(data_args), "preset": preset, "dataset_name": data.name}
+    given = {**vars(model_args), **vars(data_args), "preset": _preset(model_args), "dataset_name": data.name}
     given |= {} if data_args.streaming else {"streaming": None, "streaming_buffer": None}
-    given["architecture"] = architecture_of(config)
+    given["architecture"] = architecture_of(trainer.model.config)
+    given["dataset_revision"] = data.revision
     given["frame_stack"] = processor.frame_stack if data.train.state_type == "image" else None
     given["model_name_or_path"] = portable(model_args.model_name_or_path or "") or None
     return {
-        "preset": preset,
-        "architecture": architecture_of(config),
-        "num_parameters": count,
-        "num_parameters_as_published": paper_parameter_count(trainer.model, preset),
-        "dataset": data.facts(),
-        "arguments": {
+        "settings": {
             **{name: value for name, value in given.items() if value is not None},
             "context_length": trainer.train_dataset.context_length,
             "return_scale": processor.return_scale,
             **_settings(trainer.args),
         },
-        "command": _command(argv),
-        "train_runtime_seconds": metrics.get("train_runtime"),
         "hardware": _hardware(trainer.args),
         "versions": {
             "python": platform.python_version(),
             **package_versions("accelerate", "datasets", "numpy", "numba"),
         },
+    }
+
+
+def _record(
+    model_args: ModelArguments,
+    trainer: DecisionMambaTrainer,
+    data: _Data,
+    argv: Sequence[str],
+    metrics: dict[str, float],
+    now: dict[str, Any],
+) -> dict[str, Any]:
+    """training.json: what a reader needs to judge the run and to repeat it, and nothing about the machine's folders."""
+    preset, count = _preset(model_args), trainer.model.num_parameters()
+    stretches = trainer.run["stretches"]
+    stretches[-1]["to_step"] = metrics["global_step"]
+    settings = stretches[-1]["settings"] or now["settings"]
+    rates = [stretch.get("highest_learning_rate") for stretch in stretches]
+    return {
+        "preset": preset,
+        "architecture": architecture_of(trainer.model.config),
+        "num_parameters": count,
+        "num_parameters_as_published": paper_parameter_count(trainer.model, preset),
+        "dataset": data.facts(),
+        "arguments": settings,
+        "command": _command(argv),
+        "train_runtime_seconds": metrics.get("train_runtime"),
+        "hardware": now["hardware"],
+        "versions": now["versions"],
         "loss_function": "mean squared error" if data.train.action_type == "continuous" else "cross-entropy",
         "loss": metrics.get("loss"),
         "eval_loss": metrics.get("eval_loss"),
         "global_step": metrics["global_step"],
+        "highest_learning_rate": None if None in rates else max(rates, default=None),
+        "stretches": stretches,
         "history": learning_history(trainer.state.log_history),
     }
 
@@ -689,15 +726,27 @@ def _resolved(
 
 def _remarks(record: dict[str, Any], data: _Data) -> list[str]:
     """What a reader of train.yaml has to know to repeat the run."""
-    processes = record["arguments"].get("world_size")
-    launcher = f"accelerate launch --multi_gpu --num_processes {processes}" if processes else "accelerate launch"
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    made = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     on_cpu = "CPU" in record["hardware"]
     where = f"{record['hardware']} ({torch.get_num_threads()} threads)" if on_cpu else record["hardware"]
+    path = [] if data.revision else ["A dataset_name that is a path is relative to the folder of the command."]
+    if not is_of_one_piece(record):
+        return [
+            "The settings at the end of the run that made the weights beside it. This file alone does not repeat them: "
+            "the run had others before, see stretches in training.json.",
+            f"Made on {where} with {made}.",
+            *path,
+        ]
+    processes = record["arguments"].get("world_size")
+    command = [
+        "accelerate launch",
+        *([f"--multi_gpu --num_processes {processes}"] if processes else []),
+        "train.py train.yaml",
+    ]
     return [
-        f"Repeats the run that made the weights beside it: {launcher} train.py train.yaml",
-        f"Made on {where} with {versions}.{' There it gives the same weights to the bit.' if on_cpu else ''}",
-        *([] if data.revision else ["A dataset_name that is a path is relative to the folder of the command."]),
+        f"Repeats the run that made the weights beside it: {' '.join(command)}",
+        f"Made on {where} with {made}.{' There it gives the same weights to the bit.' if on_cpu else ''}",
+        *path,
     ]
 
 
@@ -710,8 +759,8 @@ def _draw_learning_curve(path: Path, record: dict[str, Any]) -> None:
 
 def _settings(args: TrainingArguments) -> dict[str, Any]:
     """The training arguments that differ from transformers' own defaults, and those that always matter."""
-    always = {"learning_rate", "lr_scheduler_type", "max_steps", "per_device_train_batch_size", "seed", "warmup_steps"}
-    always |= {"weight_decay", "max_grad_norm"}
+    always = {*RECIPE, "per_device_train_batch_size", "gradient_accumulation_steps", "seed"}
+    always |= {"num_train_epochs"} if args.max_steps < 0 else set()
     never = re.compile(
         r"dir|path|hub|token|do_eval|resume|report|log|project|run_name|tqdm|label|column|pin|local_rank"
     )
@@ -722,7 +771,8 @@ def _settings(args: TrainingArguments) -> dict[str, Any]:
         value = getattr(value, "value", value)  # enumerations by their names
         default = getattr(default, "value", default)
         differs = value != default and bool(value or default) and not never.search(name)  # False for None is no change
-        if isinstance(value, (bool, int, float, str)) and (name in always or differs):
+        kinds = (bool, int, float, str, dict) if name in RECIPE else (bool, int, float, str)
+        if isinstance(value, kinds) and (name in always or differs):
             settings[name] = value
     return settings
 
