@@ -1059,7 +1059,7 @@ def test_a_finished_run_is_made_longer_on_the_schedule_of_its_new_length(run, tm
         ({"dataset_split": "train[:90%]"}, r"it has dataset_split=train, and the settings say train\[:90%\]"),
         ({"held_out_fraction": 0.2}, "it has held_out_fraction=0.1, and the settings say 0.2"),
         ({"context_length": 5}, "it has context_length=4, and the settings say 5"),
-        ({"return_scale": 10}, "it has return_scale=1000.0, and the settings say 10.0"),
+        ({"return_scale": 10}, "it has return_scale=960.0, and the settings say 10.0"),
         ({"per_device_train_batch_size": 4}, "it has per_device_train_batch_size × .*=8, and the settings say 4"),
         (
             {"gradient_accumulation_steps": 2},
@@ -1101,7 +1101,8 @@ def test_other_data_of_the_same_name_are_not_resumed_on(run, trajectories, tmp_p
         other = tmp_path / "other" / TINY_DATA.name
         pq.write_table(rows, other)
         with pytest.raises(
-            ValueError, match=r"Cannot resume .*(it has episodes=20, and the settings say 19|it has transitions=2874)"
+            ValueError,
+            match=r"Cannot resume .*(it has episodes=20, and the settings say 19|it has transitions=2874|it has return_scale=960.0)",
         ):
             main(command_line(run, dataset_name=other, resume_from_checkpoint="last"))
 
@@ -1116,7 +1117,7 @@ def test_checkpoints_of_an_earlier_version_are_resumed_as_well_as_they_can_be(ru
     (run / "training.json").unlink()  # killed before its end
     for settings, message in (
         ({"per_device_train_batch_size": 4}, r"it has steps_per_epoch=\d+, and the settings say \d+"),
-        ({"return_scale": 10}, "it has return_scale=1000.0, and the settings say 10.0"),
+        ({"return_scale": 10}, "it has return_scale=960.0, and the settings say 10.0"),
         ({"seed": 5}, "the states that it learned from have another mean or deviation"),
     ):
         with pytest.raises(ValueError, match=f"Cannot resume from .*checkpoint-3: {message}"):
@@ -1225,7 +1226,7 @@ def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
 
 def test_what_takes_a_moment_is_said(monkeypatch):
     said, told = [], threading.Event()
-    monkeypatch.setattr(hf_decision_mamba.trainer, "say", lambda text: (said.append(text), told.set()))
+    monkeypatch.setattr(hf_decision_mamba.console, "say", lambda text: (said.append(text), told.set()))
     with hf_decision_mamba.console.waiting("a moment", seconds=60.0):
         pass
     assert said == []
@@ -1239,7 +1240,7 @@ def test_that_kernels_are_compiled_is_said_after_a_pause(monkeypatch, capsys, pa
     hf_decision_mamba.console.say_when_kernels_compile()
     numba.njit(lambda number: number)(1)
     capsys.readouterr()
-    monkeypatch.setattr(hf_decision_mamba.trainer, "_PAUSE_SECONDS", pause)
+    monkeypatch.setattr(hf_decision_mamba.console, "_PAUSE", pause)
     for kernel in (lambda number: number + 1, lambda number: np.zeros(number)[0]):  # this one compiles others too
         numba.njit(kernel)(1)
     assert capsys.readouterr().out.count("kernels      compiling") == times

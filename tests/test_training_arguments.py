@@ -31,10 +31,10 @@ def parsed(folder: Path, content: str | bytes, *argv: str):
         ("lr_scheduler_kwargs: {min_lr_rate: 0.1}", "lr_scheduler_kwargs", {"min_lr_rate": 0.1}),
         # Words are words, whatever YAML makes of them.
         ("eval_strategy: no", "eval_strategy", "no"),
-        ("dataset_name: 2001-01-01", "dataset_name", "2001-01-01"),
-        ("dataset_name: 'null'", "dataset_name", "null"),
+        ("dataset_name: 2001-01-01", "dataset_name", ["2001-01-01"]),
+        ("dataset_name: 'null'", "dataset_name", ["null"]),
         ("dataset_revision: 0123456", "dataset_revision", "0123456"),
-        ("dataset_name: on", "dataset_name", "on"),
+        ("dataset_name: on", "dataset_name", ["on"]),
     ],
 )
 def test_a_value_of_a_yaml_file_is_what_the_command_line_would_give(tmp_path, content, name, value):
@@ -71,7 +71,7 @@ BOMB = "dataset_columns:\n  a: &a [x, x]\n  b: &b [*a, *a]\n  c: &c [*b, *b]\n"
         ("max_steps: 1\nseed: 2\nmax_steps: 3", "max_steps is set 2 times"),
         ("target_return: &a [*a]", "target_return takes one value, not a list"),
         ("dataset_name: &a [*a]", "dataset_name takes one value, not a list"),
-        ("dataset_name: [1, {a: 2}]", "dataset_name takes one value, not a list"),
+        ("dataset_name: [1, {a: 2}]", "dataset_name takes one value, not a dict"),
         ("max_steps: {a: 2}", "argument --max_steps/--max-steps: invalid int value"),
         (BOMB, "dataset_columns takes one value, not a dict"),
         ("dataset_columns: &a {a: *a}", "dataset_columns takes one value, not a dict"),

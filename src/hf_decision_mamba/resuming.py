@@ -17,6 +17,7 @@ from .building import embeds_time
 from .console import say
 from .data import WindowStream
 from .data.formats.dqn_replay import find_logs
+from .data.sources import joined_names
 from .model import DecisionMambaProcessor
 from .pushing import files_at_top
 from .run_files import (
@@ -137,7 +138,8 @@ def _known_settings(
     names = [*("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")]
     names += ["dataloader_num_workers"]
     known = {**vars(data_args), **{name: getattr(args, name) for name in names}}
-    known["dataset_name"] = _name_of_data(str(data_args.dataset_name))
+    sources = [_name_of_data(name) for name in data_args.dataset_name or []]
+    known["dataset_name"] = None if None in sources else joined_names([name for name in sources if name])
     known["streaming"] = data_args.streaming or None
     known["streaming_buffer"] = data_args.streaming_buffer if data_args.streaming else None
     known["model_name_or_path"] = portable(model_args.model_name_or_path or "") or None
@@ -146,7 +148,7 @@ def _known_settings(
         known |= {**built, "preset": model_args.preset} if model_args.architecture == "decision_mamba" else built
     for name in ("dataset_revision", "scan_backend", "max_ep_len"):
         known.pop(name, None)
-    follow = ("dataset_name", "context_length", "return_scale", "frame_stack")
+    follow = ("dataset_name", "action_type", "context_length", "return_scale", "frame_stack")
     return {name: value for name, value in known.items() if value is not None or name not in follow}
 
 

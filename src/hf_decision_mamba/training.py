@@ -662,6 +662,7 @@ def _now(
             **{name: value for name, value in given.items() if value is not None},
             "context_length": trainer.train_dataset.context_length,
             "return_scale": processor.return_scale,
+            "action_type": data.train.action_type,
             **_settings(trainer.args),
         },
         "hardware": _hardware(trainer.args),

@@ -548,7 +548,7 @@ def _converted(parser: HfArgumentParser, option: Action, value: Any, node: yaml.
 
 
 def _item(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
-    if isinstance(value, dict) and _is_flat(value):
+    if isinstance(value, dict) and _is_flat(value) and option.nargs != "+":
         text = json.dumps(value, default=str)
     elif not isinstance(node, yaml.ScalarNode):
         raise ValueError(f"{option.dest} takes one value, not a {type(value).__name__}.")
