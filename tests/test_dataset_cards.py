@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hub_server import LoopbackHub
 from huggingface_hub import DatasetCard
+from test_hub import HOSTILE, assert_inert, with_texts
 
 from hf_decision_mamba.collecting import CollectSettings, collect
 from hf_decision_mamba.dataset_cards import (
@@ -89,13 +90,28 @@ def test_a_card_that_was_edited_is_kept(folder: Path) -> None:
     assert "alice/swings" in path.read_text()
 
 
+def test_nothing_that_the_facts_say_is_more_than_text(folder: Path) -> None:
+    facts, cards = json.loads((folder / "collection.json").read_text()), []
+    for text in ("harmless", *HOSTILE):
+        changed = with_texts(facts, text)
+        changed["environment"]["id"], changed["settings"]["train"] = "Pendulum-v1", None
+        (folder / "collection.json").write_text(json.dumps(changed))
+        cards.append(render_dataset_card(folder))
+        assert_inert(cards[-1], cards[0])
+    for text in HOSTILE:
+        changed["environment"]["id"] = text
+        (folder / "collection.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"collection\.json names the environment .*, which is no gymnasium id"):
+            render_dataset_card(folder)
+
+
 def test_what_is_no_collected_data_set_is_refused_before_anything_is_sent(folder: Path, tmp_path: Path) -> None:
     assert is_dataset_folder(folder) and not is_dataset_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"it has no collection\.json"):
         push_dataset_to_hub(tmp_path, "alice/swings")
     (folder / "collection.json").write_text("{}")
     with pytest.raises(
-        ValueError, match=r"collection\.json lacks a value that the card needs \(KeyError\('environment'\)\)"
+        ValueError, match=r"collection\.json lacks a value that the card needs, .* \(KeyError\('environment'\)\)"
     ):
         push_dataset_to_hub(folder, "alice/swings")
 

@@ -8,11 +8,23 @@ import pytest
 
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.data.formats.minari import _observations
-from hf_decision_mamba.environments import make_environments, normalized_score, score_reference
+from hf_decision_mamba.environments import is_env_id, make_environments, normalized_score, score_reference
 
 gymnasium = pytest.importorskip("gymnasium")
 
 BREAKOUT = Path(__file__).parent / "data" / "breakout-tiny.parquet"
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "ALE/Pong-v5", "pusht", "my_envs.tall:me/Hopper-v5", "a.b:Walk"])
+def test_ids_have_gymnasiums_form(name):
+    assert is_env_id(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Hopper v5", 'Hopper-v5")', "a/b/c", "../Hopper-v5", "Hopper-v5\n", "Hop\u202eper", "a" * 500, None, 5]
+)
+def test_what_cannot_be_an_id_is_known(name):
+    assert not is_env_id(name)
 
 
 class TestScores:

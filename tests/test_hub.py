@@ -7,6 +7,7 @@ Source: huggingface_hub's card metadata, and the requests in hub_server.py.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,97 @@ def assert_well_formed(card: ModelCard) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
         assert f"\n\n{table.rstrip()}\n" in card.text + "\n", f"no empty line before the table:\n{table}"
     assert card.text.count("```") % 2 == 0
+
+
+#: Texts that would be something else than text if they stood in a card as they are.
+HOSTILE = [
+    "name]\n\n# Heading",
+    "a\n---\nlicense: evil\n---\n",
+    "```\n# big\n```",
+    "```",
+    "<script>alert(1)</script>",
+    "[a](javascript:alert(1))",
+    "![x](http://evil/x.png) <img src=x onerror=1>",
+    "`a` | b | **c** _d_ ~~e~~",
+    "{{ 7 * 7 }}",
+    '"); import os; os.system("true")  #',
+    "$(touch PWNED); `touch PWNED` 'x",
+    "\u202egnp.exe\x00\x07\u2028 \ud800",
+    "# c",
+    "a" * 5000,
+]
+
+
+def with_texts(value: Any, text: str) -> Any:
+    """A JSON value in which every text is another one; names of environments stay."""
+    if isinstance(value, dict):
+        return {key: entry if key == "env_id" else with_texts(entry, text) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [with_texts(entry, text) for entry in value]
+    return text if isinstance(value, str) else value
+
+
+def assert_inert(card: Any, harmless: Any) -> None:
+    """A card is built as one whose texts are harmless, and none of its texts is more than text."""
+    assert card.data.to_dict().keys() == harmless.data.to_dict().keys()
+    for part in (r"^#+ ", r"^```", r"^\|", r"^[*-] "):  # headings, fences, rows of tables, lists
+        assert [len(re.findall(part, c.text, re.MULTILINE)) for c in (card, harmless)] == [
+            len(re.findall(part, harmless.text, re.MULTILINE))
+        ] * 2, part
+    assert card.text.isprintable() or set(c for c in card.text if not c.isprintable()) == {"\n"}
+    assert max(map(len, card.text.splitlines())) < 6000
+    outside = re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", card.text, flags=re.MULTILINE | re.DOTALL))
+    for markup in ("<script", "<img", "](javascript", "![x]", "](http://evil", "**c**", "~~e"):
+        assert markup not in outside, f"{markup} in {outside}"
+    for language, program in re.findall(r"^```(python|bash)\n(.*?)^```", card.text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            compile(program, "<card>", "exec")
+            assert "import os" not in program
+        else:
+            assert all(shlex.join(shlex.split(line)) == line for line in program.splitlines())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_a_file_says_is_more_than_text(checkpoint: Path, text: str) -> None:
+    cards = []
+    for value in ("harmless", text):
+        for name, facts in (("training.json", TRAINING), ("evaluation.json", EVALUATION)):
+            facts = (
+                {**with_texts(facts, value), "mode": "window"}
+                if name == "evaluation.json"
+                else with_texts(facts, value)
+            )
+            (checkpoint / name).write_text(json.dumps(facts))
+        (checkpoint / "train.yaml").unlink(missing_ok=True)  # the command is shown in its place
+        cards.append(render_model_card(checkpoint))
+    assert_inert(cards[1], cards[0])
+
+
+@pytest.mark.parametrize("name", ["training.json", "evaluation.json", "preprocessor_config.json"])
+def test_what_is_no_environment_is_refused(checkpoint: Path, name: str) -> None:
+    facts = json.loads((checkpoint / name).read_text())
+    (facts["dataset"] if name == "training.json" else facts)["env_id"] = 'Pendulum-v1"); import os  #'
+    (checkpoint / name).write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=rf"{name} names the environment 'Pendulum-v1\"\); import os  #', which is no"):
+        push_to_hub(checkpoint, "alice/pendulum")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"act_dim": "1); import os"}),
+        ("preprocessor_config.json", {"context_length": "20"}),
+        ("training.json", {"num_parameters": "many"}),
+        ("training.json", {"dataset": "a data set"}),
+        ("training.json", {"arguments": {"learning_rate": "fast"}}),
+        ("evaluation.json", {"results": [{**EVALUATION["results"][0], "target_return": "much"}]}),
+    ],
+)
+def test_values_of_another_type_are_refused(checkpoint: Path, name: str, changes: dict[str, Any]) -> None:
+    facts = json.loads((checkpoint / name).read_text())
+    (checkpoint / name).write_text(json.dumps({**facts, **changes}))
+    with pytest.raises(ValueError, match=f"{checkpoint}.* lacks a value that the card needs"):
+        render_model_card(checkpoint)
 
 
 def test_metadata_carries_the_measured_results(checkpoint: Path) -> None:

@@ -262,6 +262,7 @@ def test_parameters_are_counted_as_the_papers_do(trajectories, argv, ours, publi
         ("learning_rat: 1", [], r"run.yaml: unknown setting 'learning_rat'; did you mean learning_rate\?"),
         ("- 1", [], r"run.yaml must hold lines of the form `setting: value`, not a list"),
         ("a: [", [], r"run.yaml is not valid YAML: "),
+        ("[" * 500, [], r"run.yaml is not valid YAML: maximum recursion depth"),
         ("max_steps: many", [], r"argument --max_steps/--max-steps: invalid int value: 'many'"),
         ("eval_mode: fast", [], r"argument --eval_mode/--eval-mode: invalid choice"),
         ("max_steps: 1", ["--learningrate=1"], r"Unknown argument '--learningrate=1'; did you mean --learning_rate\?"),
@@ -1100,10 +1101,7 @@ def test_other_data_of_the_same_name_are_not_resumed_on(run, trajectories, tmp_p
     for rows in (table.slice(0, 19), pa.concat_tables([table.slice(0, 10), table.slice(0, 10)])):
         other = tmp_path / "other" / TINY_DATA.name
         pq.write_table(rows, other)
-        with pytest.raises(
-            ValueError,
-            match=r"Cannot resume .*(it has episodes=20, and the settings say 19|it has transitions=2874|it has return_scale=960.0)",
-        ):
+        with pytest.raises(ValueError, match=r"Cannot resume .*it has (episodes=20|transitions=2874|return_scale=960)"):
             main(command_line(run, dataset_name=other, resume_from_checkpoint="last"))
 
 
@@ -1545,6 +1543,7 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
             "No environment 'Hoper-v5': check the spelling.*--eval_episodes 0",
         ),
         ({"eval_episodes": 2, "env_id": "HalfCheetah-v5"}, "HalfCheetah-v5 observes 17 dimensions"),
+        ({"env_id": "Hopper v5"}, "env_id='Hopper v5' is no gymnasium id"),
         ({"eval_episodes": -1}, "eval_episodes=-1 must be 0 or more"),
         ({"target_return": "nan"}, r"target_return=\[nan\] must be finite"),
         ({"return_scale": 0}, "return_scale=0.0 must be a positive number"),
@@ -1615,6 +1614,16 @@ def test_trackers_that_are_not_installed_are_refused(tmp_path, monkeypatch):
     ):
         main(command_line(tmp_path / "run", report_to="wandb"))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_data_set_names_as_its_environment_and_is_none_is_left_out(tmp_path, capsys):
+    shutil.copy(TINY_DATA, tmp_path / "data.parquet")
+    said = 'Hopper-v5")\nimport os  #'
+    (tmp_path / "data.json").write_text(json.dumps({"env_id": said}))
+    main(command_line(tmp_path / "run", dataset_name=tmp_path / "data.parquet", max_steps=1, save_strategy="no"))
+    assert f"data names the environment {said!r}, which is no gymnasium id: left out" in capsys.readouterr().out
+    assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").env_id is None
+    assert "import os" not in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_data_of_other_dimensions_than_the_checkpoint_is_refused(tmp_path):

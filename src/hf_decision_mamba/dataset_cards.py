@@ -6,15 +6,21 @@ A card is rendered from collection.json, which `collect` writes beside the data;
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 from huggingface_hub.utils import validate_repo_id
 
-from .figures import number
-from .hub import cell, read_json, template_path, write_card
+from .hub import (
+    check_env_id,
+    explaining_facts,
+    literal,
+    read_json,
+    render_card,
+    visible,
+    write_card,
+)
 from .pushing import push_folder
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
@@ -40,7 +46,8 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
 
     Raises:
         FileNotFoundError: the folder is no such data set.
-        ValueError: collection.json cannot be read, or lacks a value that the card needs.
+        ValueError: collection.json cannot be read, lacks a value that the card needs, or names an environment by what
+            is no gymnasium id.
     """
     folder = Path(folder)
     if not is_dataset_folder(folder):
@@ -48,7 +55,9 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
             f"{folder} is not a collected data set: it has no {FACTS_FILE}. Give the folder that `collect` wrote."
         )
     facts = read_json(folder / FACTS_FILE)
-    try:
+    with explaining_facts(folder / FACTS_FILE):
+        check_env_id(facts["environment"]["id"], folder / FACTS_FILE)
+        facts = visible(facts)
         environment, settings = facts["environment"], facts["settings"]
         family = re.sub(r"-v\d+$", "", environment["id"].rsplit("/")[-1].rsplit(":")[-1])
         agent = f"the training of {settings['train'].upper()}" if settings["train"] else _short(settings["policy"])
@@ -68,22 +77,17 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
             ],
             environment=environment,
         )
-        return DatasetCard.from_template(
+        text = render_card(
+            "dataset_template.md",
             metadata,
-            template_path=str(template_path("dataset_template.md")),
             title=title,
-            source=json.dumps(repo_id or folder.as_posix()),
+            source=literal(repo_id or folder.as_posix()),
             facts=facts,
             settings=settings,
             environment=environment,
             has_plot=(folder / PICTURE).is_file(),
-            number=number,
-            cell=cell,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / FACTS_FILE} lacks a value that the card needs ({error!r}). Collect the data again."
-        ) from error
+        return DatasetCard(text)
 
 
 def write_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Path:

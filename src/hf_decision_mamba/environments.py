@@ -53,6 +53,10 @@ SCORE_REFERENCES: dict[str, ScoreReference] = {
     **{family: ScoreReference(*returns, "D4RL") for family, returns in _D4RL.items()},
     **{game: ScoreReference(*returns, "random/human") for game, returns in _ATARI.items()},
 }
+#: gymnasium's grammar of ids: [module:][namespace/]name[-vN].
+_ENV_ID = re.compile(r"([^\W\d][\w.]*:)?([\w:-]+/)?[\w:.-]+")
+_LONGEST_ENV_ID = 200
+
 #: gymnasium's names where they are not the family's.
 _FAMILIES = {"adroithandpen": "pen", "adroithanddoor": "door", "frankakitchen": "kitchen"}
 
@@ -80,6 +84,11 @@ def normalized_score(env_id: str | None, returns: float | NDArray[np.float64]) -
     if reference is None:
         return None
     return 100.0 * (returns - reference.minimum) / (reference.maximum - reference.minimum)
+
+
+def is_env_id(name: object) -> bool:
+    """Whether something has the form of a gymnasium id, known or not: it may stand in code that others copy."""
+    return isinstance(name, str) and len(name) <= _LONGEST_ENV_ID and _ENV_ID.fullmatch(name) is not None
 
 
 def install_hint(env_id: str) -> str:

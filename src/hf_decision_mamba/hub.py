@@ -8,14 +8,20 @@ import hashlib
 import json
 import logging
 import re
+import reprlib
 import shlex
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
+import jinja2
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+from markupsafe import Markup
 
+from .environments import is_env_id
 from .evaluation import EVALUATION_FILES
 from .figures import number
 from .files import replacing
@@ -48,6 +54,10 @@ CHECKPOINT_FILES = (
 # Ends every rendered README.md. While the checksum fits the text above it, nobody has edited the card.
 _SIGNATURE = "<!-- rendered by hf_decision_mamba, sha256 {} -->"
 
+# What a card prints comes from files that others may have written.
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, direction, surrogates, line separators
+_LONGEST_TEXT = 300  # characters of one value
+
 
 def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     """Render the model card of a checkpoint folder from the files in it.
@@ -61,60 +71,62 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
 
     Raises:
         FileNotFoundError: the folder holds no config.json.
-        ValueError: one of the files cannot be read, or lacks a value that the card needs.
+        ValueError: one of the files cannot be read, lacks a value that the card needs, or names an environment by what
+            is no gymnasium id.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} is not a checkpoint folder: it has no config.json. Give the folder that `save_pretrained` wrote."
         )
-    config = read_json(folder / "config.json")
-    processor = read_json(folder / "preprocessor_config.json")
-    training = read_json(folder / "training.json")
-    evaluation = read_json(folder / "evaluation.json")
-    dataset = training.get("dataset") or {}
-    env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
-    model_name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
-    is_hub_dataset = _is_hub_id(dataset.get("name"))
-    varying, stretches = _stretches(training, folder / "training.json")
-    metadata = ModelCardData(
-        library_name=LIBRARY_NAME,
-        license=LICENSE,
-        pipeline_tag="reinforcement-learning",
-        tags=[tag for tag in (*TAGS, str(config.get("model_type")).replace("_", "-"), env_id) if tag],
-        datasets=[name for name in str(dataset.get("name")).split(" + ") if _is_hub_id(name)] or None,
-        model_name=model_name,
-        eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
-    )
-    if not metadata.eval_results:
-        metadata.pop("model_name")  # part of model-index; on its own it would become a stray metadata field
-    return ModelCard.from_template(
-        metadata,
-        template_path=str(template_path()),
-        model_name=model_name,
-        repo_id=repo_id,
-        model_id=json.dumps(repo_id or folder.as_posix()),
-        settings_path=shlex.quote("train.yaml" if repo_id else (folder / "train.yaml").as_posix()),
-        env_id=env_id,
-        is_hub_dataset=is_hub_dataset,
-        config=config,
-        processor=processor,
-        training=training,
-        evaluation=evaluation,
-        recipe=_recipe(training, varying),
-        stretches=stretches,
-        repeats=is_of_one_piece(training),
-        best=_best_evaluation(training.get("history") or {}),
-        has_plot=(folder / "returns.png").is_file(),
-        videos=_videos(evaluation, folder),
-        has_curve=(folder / "learning_curve.png").is_file(),
-        has_settings=(folder / "train.yaml").is_file(),
-        versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
-        number=number,
-        duration=_duration,
-        bounds=_bounds,
-        cell=cell,
-    )
+    names = ("config.json", "preprocessor_config.json", "evaluation.json", "training.json")
+    files = [read_json(folder / name) for name in names]
+    with explaining_facts(folder):
+        for name, facts in zip(names, [*files[:3], files[3].get("dataset") or {}], strict=True):
+            check_env_id(facts.get("env_id"), folder / name)
+        config, processor, evaluation, training = map(visible, files)
+        dataset = training.get("dataset") or {}
+        env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
+        model_name = visible(repo_id.split("/")[-1] if repo_id else folder.resolve().name)
+        is_hub_dataset = _is_hub_id(dataset.get("name"))
+        varying, stretches = _stretches(training, folder / "training.json")
+        metadata = ModelCardData(
+            library_name=LIBRARY_NAME,
+            license=LICENSE,
+            pipeline_tag="reinforcement-learning",
+            tags=[tag for tag in (*TAGS, str(config.get("model_type")).replace("_", "-"), env_id) if tag],
+            datasets=[name for name in str(dataset.get("name")).split(" + ") if _is_hub_id(name)] or None,
+            model_name=model_name,
+            eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
+        )
+        if not metadata.eval_results:
+            metadata.pop("model_name")  # part of model-index; on its own it would become a stray metadata field
+        text = render_card(
+            "template.md",
+            metadata,
+            model_name=model_name,
+            repo_id=repo_id,
+            model_id=literal(repo_id or folder.as_posix()),
+            settings_path="train.yaml" if repo_id else (folder / "train.yaml").as_posix(),
+            env_id=env_id,
+            is_hub_dataset=is_hub_dataset,
+            config=config,
+            processor=processor,
+            training=training,
+            evaluation=evaluation,
+            recipe=_recipe(training, varying),
+            stretches=stretches,
+            repeats=is_of_one_piece(training),
+            best=_best_evaluation(training.get("history") or {}),
+            has_plot=(folder / "returns.png").is_file(),
+            videos=_videos(evaluation, folder),
+            has_curve=(folder / "learning_curve.png").is_file(),
+            has_settings=(folder / "train.yaml").is_file(),
+            versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
+            duration=_duration,
+            bounds=_bounds,
+        )
+    return ModelCard(text)
 
 
 def write_model_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
@@ -188,6 +200,54 @@ def push_to_hub(
         commit_message=commit_message,
         left_out=() if (folder / EVALUATION_FILES[0]).is_file() else EVALUATION_FILES,  # an interrupted evaluation's
     )
+
+
+def render_card(name: str, metadata: ModelCardData | DatasetCardData, **facts: Any) -> str:
+    """Fill a template with facts: strings become text in which nothing is markup, but for what these functions make.
+
+    Args:
+        name: of the template.
+        metadata: the front matter, whose fields are facts too.
+    """
+    template = jinja2.Environment(autoescape=True, finalize=_inert).from_string(
+        template_path(name).read_text(encoding="utf-8")
+    )
+    functions = {"number": number, "whole": whole, "code": code, "literal": literal, "shell": shell, "command": command}
+    return template.render(card_data=Markup(metadata.to_yaml()), **{**metadata.to_dict(), **functions, **facts})
+
+
+@contextmanager
+def explaining_facts(where: Path) -> Iterator[None]:
+    """Say that a fact is missing, or is not of the type that a card needs, where Python says so.
+
+    Args:
+        where: the file, or the folder of the files, that the facts are from.
+
+    Raises:
+        ValueError: names it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
+        if str(where) in str(error):
+            raise
+        raise ValueError(
+            f"{where} lacks a value that the card needs, or has one of another type ({error!r}). Have its JSON written "
+            "again, or correct it."
+        ) from error
+
+
+def check_env_id(name: object, path: Path) -> None:
+    """Refuse what is said to be an environment and has not the form of a gymnasium id; None is fine.
+
+    Raises:
+        ValueError: says which file says so.
+    """
+    if name is not None and not is_env_id(name):
+        raise ValueError(
+            f"{path} names the environment {reprlib.repr(name)}, which is no gymnasium id ([module:][namespace/]name"
+            "[-vN]). Correct or remove it there."
+        )
 
 
 def template_path(name: str = "template.md") -> Path:
@@ -311,7 +371,7 @@ def _stretches(training: Mapping[str, Any], path: Path) -> tuple[list[str], list
         varying = varying_settings(stretches)
         for stretch in stretches if len(stretches) > 1 else []:
             values, rate = all_of(stretch), stretch.get("highest_learning_rate")
-            shown = ["unset" if values.get(name) is None else cell(values[name]) for name in varying]
+            shown = ["unset" if values.get(name) is None else str(values[name]) for name in varying]
             rows.append(
                 [
                     f"{stretch['from_step']:,} to {stretch['to_step']:,}",
@@ -323,7 +383,7 @@ def _stretches(training: Mapping[str, Any], path: Path) -> tuple[list[str], list
         raise ValueError(
             f"{path} has stretches that the card cannot show ({error!r}). Train again, or remove it."
         ) from error
-    heads = ["steps", *(f"`{cell(name)}`" for name in varying), "highest learning rate"]
+    heads = ["steps", *(code(name) for name in varying), "highest learning rate"]
     return varying, [heads, *rows] if rows else []
 
 
@@ -353,7 +413,68 @@ def _is_rendered(path: Path) -> bool:
     return (start + end).rstrip() == _sign(card)
 
 
-# Functions that the template calls
+# What makes text of what a file says
+
+
+def visible(value: Any) -> Any:
+    """A JSON value whose strings, keys included, are one line of characters that can be seen."""
+    if isinstance(value, Mapping):
+        return {visible(name): visible(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [visible(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    return " ".join("".join(" " if unicodedata.category(sign) in _UNSEEN else sign for sign in value).split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+
+
+def _inert(value: Any) -> Any:
+    """What the template prints: numbers and Markup as they are, everything else as text without markup."""
+    if value is None or isinstance(value, (Markup, jinja2.Undefined, int)):
+        return value
+    if isinstance(value, float):
+        return number(value)
+    text = re.sub(r"[&<>\[\]`*\\~]|(?<!\w)_|_(?!\w)", lambda sign: f"&#{ord(sign[0])};", _short(str(value)))
+    if re.match(r"#|[-+=]+(\s|$)|\d+[.)]\s", text):  # a heading or a list, where a line begins with it
+        text = f"&#{ord(text[0])};{text[1:]}"
+    return Markup(text.replace("|", "\\|"))
+
+
+# Functions that the templates call
+
+
+def code(value: object) -> Markup:
+    """Any value as code within a line, or within a cell of a table."""
+    return Markup("`{}`").format(Markup(_short(str(value)).replace("`", "'").replace("|", "\\|")))
+
+
+def literal(text: str) -> Markup:
+    """A text as Python has it."""
+    return Markup(json.dumps(text, ensure_ascii=False) if text.isprintable() else ascii(text))
+
+
+def shell(text: str) -> Markup:
+    """A text as one word of a command."""
+    return Markup(shlex.quote(visible(text)))
+
+
+def command(text: str) -> Markup:
+    """A command whose words stand for themselves, whatever is in them."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quotation without an end
+        words = [text]
+    return Markup(shlex.join(words))
+
+
+def whole(value: object) -> int:
+    """A whole number that stands in code."""
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
 
 
 def _duration(seconds: float) -> str:
@@ -362,13 +483,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _bounds(low: list[float], high: list[float]) -> str:
+def _bounds(low: list[float], high: list[float]) -> Markup:
     """The range of an action: one interval if all dimensions share it, else one for each."""
     intervals = [f"[{lowest:.4g}, {highest:.4g}]" for lowest, highest in zip(low, high, strict=True)]
-    return f"{intervals[0]} in each dimension" if len(set(intervals)) == 1 else ", ".join(intervals)
-
-
-def cell(value: object) -> str:
-    """Any value as the content of one table cell."""
-    text = number(value) if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    return Markup(f"{intervals[0]} in each dimension" if len(set(intervals)) == 1 else ", ".join(intervals))

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import shlex
 import shutil
 import signal
@@ -57,7 +58,7 @@ from .data import (
 from .data.formats.hub import PARQUET_REVISION, is_repository_id, resolved_commit
 from .data.inspection import QUANTILES, spread
 from .data.resident import fits
-from .environments import check_spaces, make_environments, score_reference
+from .environments import check_spaces, is_env_id, make_environments, score_reference
 from .evaluation import evaluate_policy, package_versions
 from .figures import number
 from .files import replacing
@@ -347,13 +348,25 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
     if data_args.streaming:
         steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
         stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
-        return _Data(train.statistics(), train, held_out, eval_args.env_id or train.env_id, stream, steps, revision)
+        env_id = _environment(eval_args, train)
+        return _Data(train.statistics(), train, held_out, env_id, stream, steps, revision)
     trajectories = load_trajectories(data_args.dataset_name or [], **source)
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
         train, held_out = trajectories.split(data_args.held_out_fraction, _data_seed(args))
-    env_id = eval_args.env_id or trajectories.env_id
+    env_id = _environment(eval_args, trajectories)
     return _Data(trajectories.statistics(), train, held_out, env_id, revision=revision)
+
+
+def _environment(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
+    """The environment that was asked for, else the data set's; a text there that cannot be one is left out."""
+    if eval_args.env_id is not None and not is_env_id(eval_args.env_id):
+        raise ValueError(f"env_id={eval_args.env_id!r} is no gymnasium id, [module:][namespace/]name[-vN].")
+    if eval_args.env_id is None and data.env_id is not None and not is_env_id(data.env_id):
+        said = reprlib.repr(data.env_id)
+        say(f"{data.name} names the environment {said}, which is no gymnasium id: left out; --env_id names one.")
+        return None
+    return eval_args.env_id or data.env_id
 
 
 def _revision(data_args: DataArguments) -> str | None:
