@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from training_runs import ROOT, read
 
 from hf_decision_mamba.evaluation import t_interval
-from hf_decision_mamba.figures import legend_below, tidy
+from hf_decision_mamba.figures import fit_titles, legend_below, tidy
 
 QUESTIONS = ROOT / "configs" / "questions"
 SCALING = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -51,6 +51,7 @@ RELATIONS = {
 #: What a condition says that is nothing to its training.
 SCORINGS = ("eval_mode", "hidden_attention")
 COLORS = ("#4c78a8", "#e4572e", "#54a24b")
+TITLE = 8.5  # points
 
 
 # ------------------------------------------------------------------------------------------------------- questions
@@ -446,6 +447,7 @@ def figure(question: Question, results: Results) -> Figure:
     if question.cost:
         cost_panel(axes[-1])
     legend_below(picture, axes[0], ncols=3)
+    fit_titles(picture, TITLE)
     return picture
 
 
@@ -472,7 +474,7 @@ def scores(panel: Axes, question: Question, results: Results, dataset: str, name
         found = label(claim, compared(claim, question, results, dataset))
         asked = f"{claim[0]} {RELATIONS[claim[1]][1]} {claim[2]}"
         lines.append(f"{asked}: {found}" if claim[1] == "against" else f"paper: {asked}; here: {found}")
-    panel.set_title("\n".join(lines), loc="left", fontsize=8.5)
+    panel.set_title("\n".join(lines), loc="left", fontsize=TITLE)
     panel.set_xlabel("normalised score: higher is better", fontsize=9)
     finish(panel, "x")
 
@@ -481,7 +483,7 @@ def cost_panel(panel: Axes) -> None:
     """Time of one decision against the context length."""
     for color, cost in zip(COLORS, costs("decision_ms"), strict=False):
         panel.loglog(cost.contexts, cost.milliseconds, "o-", markersize=3.5, color=color, label=cost.name)
-    panel.set_title("milliseconds of one decision: lower is better", loc="left", fontsize=8.5)
+    panel.set_title("milliseconds of one decision: lower is better", loc="left", fontsize=TITLE)
     panel.set_xlabel("context length K (time steps)", fontsize=9)
     panel.legend(fontsize=8, frameon=False)
     for axis in (panel.xaxis, panel.yaxis):

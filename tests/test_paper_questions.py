@@ -7,6 +7,7 @@ import findings
 import paper_questions
 import pytest
 from findings import Comparison, Estimate, Question, Results, verdict
+from matplotlib.text import Text
 from paper_questions import Run
 
 from hf_decision_mamba import DecisionMambaConfig
@@ -153,3 +154,15 @@ def test_the_page_of_a_started_experiment_says_what_is_missing():
     page = findings.page({"settings": settings, "runs": runs}, asked)
     assert arguments and "2 of 20 scores are measured" in page and "a against b: not measured yet" in page
     assert "50.5 (44.1 to 56.9, 2 of 5 seeds)" in page
+
+
+@pytest.mark.parametrize("name", ["acting_mode", "sequence_layout"])
+def test_titles_of_panels_beside_each_other_do_not_meet(name):
+    (asked,) = findings.load_questions([findings.QUESTIONS / f"{name}.yaml"])
+    picture = findings.figure(asked, Results(json.loads(paper_questions.RESULTS.read_text())))
+    picture.draw_without_rendering()
+    left, right = (
+        next(text.get_window_extent() for text in axes.findobj(Text) if text.get_text() == axes.get_title(loc="left"))
+        for axes in picture.axes
+    )
+    assert left.x1 < right.x0 and right.x1 <= picture.bbox.x1

@@ -45,6 +45,35 @@ def tidy(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def fit_titles(figure: Figure, fontsize: float) -> None:
+    """Break lines of left titles at semicolons where they are wider than their panels; the figure grows for them.
+
+    Args:
+        figure: with a constrained layout.
+        fontsize: of the titles, in points.
+    """
+    from matplotlib.textpath import TextPath
+
+    figure.draw_without_rendering()  # how wide the panels are follows from the layout
+    more = 0
+    for axes in figure.axes:
+        room, title = axes.get_window_extent().width * 72 / figure.dpi, axes.get_title(loc="left")
+        lines: list[str] = []
+        for line in title.splitlines():
+            first, *others = line.split("; ")
+            lines.append(first)
+            for part in others:
+                longer = f"{lines[-1]}; {part}"
+                if TextPath((0, 0), longer, size=fontsize).get_extents().width <= room:
+                    lines[-1] = longer
+                else:
+                    lines[-1] += ";"
+                    lines.append(f"    {part}")
+        more = max(more, len(lines) - len(title.splitlines()))
+        axes.set_title("\n".join(lines), loc="left", fontsize=fontsize)
+    figure.set_figheight(figure.get_figheight() + more * 1.3 * fontsize / 72)
+
+
 def legend_below(figure: Figure, axes: Axes, ncols: int) -> None:
     """Explain below the picture what is labelled in the axes, each label once however often it was drawn."""
     marks = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
