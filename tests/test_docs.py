@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import gymnasium
 import pytest
 from hub_server import LoopbackHub
 
@@ -32,10 +32,11 @@ def clone(tmp_path, monkeypatch):
 
 def test_the_python_snippets_of_the_readme_run_as_printed(clone):
     act, loop, model, *_ = snippets("python")
-    names = {"observation": np.zeros(11, dtype=np.float32)}
+    names: dict = {}
     exec(act, names)
     assert names["action"].shape == (3,)
-    exec(loop.replace('"Hopper-v5"', '"Hopper-v5", max_episode_steps=30'), names)
+    names["env"] = gymnasium.wrappers.TimeLimit(names["env"], 30)
+    exec(loop, names)
     assert names["truncated"]
     exec(model, names)
     assert names["output"].action_preds.shape == (2, 20, 3)
