@@ -66,6 +66,17 @@ def test_scores_are_those_of_the_changed_models(two, index) -> None:
         assert results[name].episodes == expected.episodes, name
 
 
+def test_the_environment_is_made_with_the_arguments_of_the_first_policy_or_those_given() -> None:
+    policy = make_policy(**HOPPER)
+    policy.processor.env_kwargs = {"reset_noise_scale": 0.0}
+    options = {"changes": ["zero"], "episodes": 2, "max_episode_steps": 3, "progress": False}
+    still, moved = (ablate([policy], env_kwargs=given, **options) for given in (None, {"reset_noise_scale": 0.1}))
+    assert still.protocol["env_kwargs"] == {"reset_noise_scale": 0.0}
+    assert moved.protocol["env_kwargs"] == {"reset_noise_scale": 0.1}
+    returns = [[row["return"] for row in found.conditions[0].results[0].episodes] for found in (still, moved)]
+    assert returns[0][0] == returns[0][1] and returns[1][0] != returns[1][1]
+
+
 def test_intervals_are_over_checkpoints_or_over_the_episodes_of_one(two) -> None:
     found, hoppers, _ = two
     first, second = found.rows()[0]["checkpoints"]

@@ -2,13 +2,23 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
 
+TINY = [
+    "--hidden_size=8",
+    "--embedding_size=8",
+    "--n_layer=1",
+    "--state_size=4",
+    "--context_length=4",
+    "--use_cpu=True",
+]
 BREAKOUT = Path(__file__).parent / "data" / "breakout-tiny.parquet"
 
 
@@ -76,6 +86,21 @@ def test_collect_passes_its_options_on_in_either_spelling(tmp_path, capsys):
     settings = json.loads((tmp_path / "poles" / "collection.json").read_text())["settings"]
     assert (settings["episodes"], settings["max_episode_steps"], settings["num_envs"], settings["seed"]) == (3, 7, 2, 9)
     assert settings["policy"] == "random" and str(tmp_path / "poles") in capsys.readouterr().out
+
+
+def test_an_environment_of_the_working_folder_is_found(tmp_path, monkeypatch):
+    module = "import gymnasium\nfrom gymnasium.envs.classic_control.cartpole import CartPoleEnv\n"
+    (tmp_path / "cart_here.py").write_text(f"{module}gymnasium.register('Cart-v0', CartPoleEnv, max_episode_steps=9)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    try:
+        main(["collect", "cart_here:Cart-v0", "--episodes", "2", "--output", "carts"])
+        main(["train", "--dataset_name=carts", *TINY, "--max_steps=1", "--eval_episodes=1", "--output_dir=run"])
+        main(["evaluate", "run", "--episodes", "1", "--output", "run"])
+    finally:
+        sys.modules.pop("cart_here", None)
+        del gymnasium.registry["Cart-v0"]
+    assert json.loads(Path("run/evaluation.json").read_text())["env_id"] == "cart_here:Cart-v0"
 
 
 def test_interrupted_collecting_ends_as_shells_expect(tmp_path, monkeypatch, capsys):
@@ -152,6 +177,13 @@ def test_inspect_data_fails_where_training_would(tmp_path, capsys):
         (["collect", "CartPole-v1", "--output", "there", "--private"], "--private needs --push-to-hub"),
         (["collect", "CartPole-v1", "--output", "there", "--push_to_hub", "a/b/c"], "a/b/c"),
         (["inspect-data", "there", "--columns", "obs"], "--columns 'obs' is not of the form"),
+        (["collect", "CartPole-v1", "--output", "there", "--env-kwargs", "3"], "--env-kwargs '3' is not of the form"),
+        (["collect", "CartPole-v1", "--output", "there", "--env_kwargs", "{"], "--env-kwargs '{' is not of the form"),
+        (
+            ["collect", "CartPole-v1", "--output", "there", "--env-kwargs", '{"wind": 3}'],
+            "CartPole-v1 cannot be made: ",
+        ),
+        (["collect", "mine:Cart-v0", "--output", "there"], "No environment 'mine:Cart-v0': no module 'mine' is inst"),
     ],
 )
 def test_user_errors_are_one_line(argv, message, capsys, monkeypatch):

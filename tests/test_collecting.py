@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.collecting import CollectSettings, collect
 from hf_decision_mamba.console import StoppedBySignal
@@ -32,6 +33,9 @@ class Walk(gymnasium.Env):
     interrupted_in: int | None = None  # the episode in which Ctrl-C is pressed
     signal = signal.SIGINT
 
+    def __init__(self, **spaces):
+        vars(self).update(spaces)
+
     def reset(self, *, seed=None, options=None):
         self.seed, self.steps, self.limit = seed, 0, 1 + (7 * seed) % 10
         return self._seen(), {}
@@ -46,6 +50,33 @@ class Walk(gymnasium.Env):
         return np.array([self.seed, self.steps], np.float64)
 
 
+class Maze(gymnasium.Env):
+    """Four rooms; the doors count from 1, and the last one of each room leads on."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"room": gymnasium.spaces.Discrete(4), "wind": gymnasium.spaces.Box(-1, 1, (2, 1), np.float64)}
+    )
+    action_space = gymnasium.spaces.Discrete(3, start=1)
+
+    def __init__(self, rooms=4):
+        self.rooms = rooms
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.room = self.steps = 0
+        return self._seen(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        self.room += int(action == 3)
+        over = self.room == self.rooms - 1
+        return self._seen(), float(action == 3), over, self.steps == 12, {}
+
+    def _seen(self):
+        return {"room": np.int64(self.room), "wind": self.np_random.uniform(-1, 1, (2, 1))}
+
+
 @pytest.fixture(autouse=True)
 def walk(tmp_path_factory, monkeypatch):
     """Know the environment above, and keep what `datasets` caches in a folder of the test."""
@@ -53,8 +84,12 @@ def walk(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(Walk, "interrupted_in", None)
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # mujoco logs into the working directory
     gymnasium.register("Walk-v0", Walk)
+    gymnasium.register("Words-v0", lambda: Walk(observation_space=gymnasium.spaces.Text(3)))
+    gymnasium.register("Buttons-v0", lambda: Walk(action_space=gymnasium.spaces.MultiBinary(2)))
+    gymnasium.register("Maze-v0", Maze)
     yield
-    del gymnasium.registry["Walk-v0"]
+    for env_id in ("Walk-v0", "Words-v0", "Buttons-v0", "Maze-v0"):
+        del gymnasium.registry[env_id]
 
 
 @pytest.fixture
@@ -227,7 +262,7 @@ def test_a_training_is_recorded_from_its_first_step_to_its_last(tmp_path):
 
 def test_observations_that_are_not_finite_are_refused_with_their_place(tmp_path, monkeypatch):
     monkeypatch.setattr(Walk, "_seen", lambda self: np.array([np.nan if self.steps == 2 else 0.0, 0.0]))
-    with pytest.raises(ValueError, match=r"observation is \[nan +0.\] at step 2 of the episode with seed 2"):
+    with pytest.raises(ValueError, match="Walk-v0 gave an observation that is nan in dimension 0 at step 2 of the ep"):
         collected(tmp_path / "data", "Walk-v0", episodes=3)
     assert not list((tmp_path).rglob("*.part")) and not list(tmp_path.rglob("*.parquet"))
 
@@ -254,7 +289,8 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("env_id", "settings", "error", "message"),
     [
-        ("FrozenLake-v1", {}, ValueError, r"FrozenLake-v1 shows Discrete\(16\); only vectors"),
+        ("Words-v0", {}, ValueError, r"Words-v0, 'observations': observations from Text.* are not read"),
+        ("Buttons-v0", {}, ValueError, r"Buttons-v0: actions from MultiBinary\(2\) are not read or given"),
         ("NoSuchThing-v0", {}, ValueError, "No environment 'NoSuchThing-v0'"),
         ("Walk-v0", {"policy": "nowhere"}, OSError, "nowhere"),
         ("Pendulum-v1", {"policy": "checkpoint"}, ValueError, "Pendulum-v1 observes 3 dimensions"),
@@ -318,3 +354,73 @@ def test_what_was_collected_is_inspected_trained_on_and_scored(tmp_path, capsys)
     main(["evaluate", str(run), "--episodes", "2", "--output", str(run)])
     result = json.loads((run / "evaluation.json").read_text())
     assert (result["env_id"], result["episodes_per_target"]) == ("InvertedPendulum-v5", 2)
+
+
+def test_from_rooms_and_doors_to_a_checkpoint_that_acts_on_them(tmp_path, capsys):
+    """A dictionary of a whole number and a matrix, actions that count from 1, an argument: through every door."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    data, run, made = tmp_path / "maze", tmp_path / "run", '{"rooms": 3}'
+    main(["collect", "Maze-v0", "--env-kwargs", made, "--episodes", "12", "--output", str(data)])
+    assert {action for row in rows(data) for action in row["actions"]} == {1, 2, 3}
+    facts = json.loads((data / "collection.json").read_text())
+    assert facts["command"] == f"hf-decision-mamba collect Maze-v0 --episodes 12 --env-kwargs '{made}' --output maze"
+    card = (data / "README.md").read_text()
+    assert (
+        "room (one of 4), wind (2, 1), concatenated in this order" in card
+        and "one of 3 actions, counted from 1" in card
+    )
+    main(["inspect-data", str(data)])
+
+    trajectories = load_trajectories(data)
+    assert (trajectories.state_dim, trajectories.num_actions, trajectories.action_start) == (6, 3, 1)
+    assert trajectories.env_kwargs == {"rooms": 3} and {*trajectories.actions.tolist()} == {0, 1, 2}
+    assert trajectories.observation_parts == [
+        {"path": ["room"], "shape": [], "size": 4, "counts": [4], "starts": [0]},
+        {"path": ["wind"], "shape": [2, 1], "size": 2},
+    ]
+
+    sizes = ["--hidden_size=8", "--embedding_size=8", "--n_layer=1", "--state_size=4", "--context_length=4"]
+    steps = ["--max_steps=2", "--per_device_train_batch_size=8", "--warmup_steps=1", "--eval_episodes=3"]
+    main(["train", f"--dataset_name={data}", f"--output_dir={run}", "--use_cpu=True", *sizes, *steps])
+    result = json.loads((run / "evaluation.json").read_text())
+    assert (result["env_id"], result["env_kwargs"]) == ("Maze-v0", {"rooms": 3})
+    assert "env_kwargs:\n  rooms: 3" in (run / "train.yaml").read_text()
+
+    card = (run / "README.md").read_text()
+    assert '(`{"rooms": 3}`)' in card and "a dictionary of room (one of 4), wind (2, 1)" in card
+    assert "| 1 to 3 |" in card
+    use, episode, alone = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[:3]
+    names = {"observation": {"room": 2, "wind": np.zeros((2, 1))}}
+    for snippet in (use, episode, alone):
+        exec(snippet, names)
+    assert names["action"] in (1, 2, 3) and names["env"].unwrapped.rooms == 3 and names["done"]
+
+    main(["export", str(run), "--output", str(tmp_path / "maze.onnx")])
+    session = onnxruntime.InferenceSession(tmp_path / "maze.onnx")
+    facts = session.get_modelmeta().custom_metadata_map
+    assert (facts["action_start"], facts["env_kwargs"]) == ("1", made)
+    assert json.loads(facts["observation_parts"]) == trajectories.observation_parts
+    states = {state["name"]: np.zeros((1, *state["shape"]), state["dtype"]) for state in json.loads(facts["states"])}
+
+    window, recurrent = (DecisionMambaPolicy.from_pretrained(run, mode) for mode in ("window", "recurrent"))
+    env, reward, action = gymnasium.make("Maze-v0", rooms=3), None, 0
+    observation, _ = env.reset(seed=3)
+    for policy in (window, recurrent):
+        policy.reset(1.0)
+    for _ in range(5):
+        taken = recurrent.act(observation, reward)
+        seen = {
+            "observation": window.processor.flatten_observations(observation)[None],
+            "return_to_go": recurrent.returns_to_go[:, None].astype(np.float32),
+            "previous_action": np.int64([action]),
+        }
+        (found,), *new = session.run(None, {**seen, **states})[: 1 + len(states)]
+        states, action = dict(zip(states, new, strict=True)), found
+        assert taken == found and env.action_space.contains(taken)
+        assert names["act"](observation, reward or 0.0) == window.act(observation, reward)
+        observation, reward, *_ = env.step(taken)
+    several = {"room": np.array([1, 3]), "wind": np.zeros((2, 2, 1))}
+    window.reset(num_envs=2)
+    assert window.act(several).shape == (2,)
+    with pytest.raises(ValueError, match=r"observation has no 'wind'; it must be a dictionary of room, wind"):
+        window.act({"room": 1})

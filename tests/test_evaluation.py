@@ -1,8 +1,10 @@
 """Rollouts whose returns are known in advance, the statistics over them, and the files that record them."""
 
+import copy
 import json
 import logging
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,11 +12,13 @@ import pytest
 import torch
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
-from hf_decision_mamba.environments import normalized_score
+from hf_decision_mamba.data.facts import describe_actions, describe_observations
+from hf_decision_mamba.environments import action_bounds, normalized_score
 from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy
 from hf_decision_mamba.policy import DecisionMambaPolicy
 
 gymnasium = pytest.importorskip("gymnasium")
+AutoresetMode = gymnasium.vector.AutoresetMode
 
 LIMIT = 6
 
@@ -217,6 +221,222 @@ class TestDiscreteActions:
         assert "window mode, context 4, actions drawn at temperature 1" in result.table()
 
 
+SPACES, BOX = gymnasium.spaces, gymnasium.spaces.Box
+ACTIONS = BOX(-1, 1, (2,))
+#: What is observed, and what is done.
+KINDS = {
+    "one of n": (SPACES.Discrete(5), SPACES.Discrete(3)),
+    "bits": (SPACES.MultiBinary(4), ACTIONS),
+    "a matrix": (BOX(-1, 1, (3, 2)), SPACES.Discrete(3)),
+    "a matrix of one row": (BOX(-1, 1, (1, 3)), ACTIONS),
+    "a number": (BOX(-1, 1, ()), ACTIONS),
+    "bytes": (BOX(0, 255, (6,), np.uint8), ACTIONS),
+    "whole numbers": (BOX(0, 9, (2, 2), np.int64), ACTIONS),
+    "a tuple": (SPACES.Tuple((SPACES.Discrete(3, start=1), BOX(-1, 1, (2,)))), ACTIONS),
+    "a dictionary": (
+        SPACES.Dict(
+            {"goal": BOX(-1, 1, (2,)), "body": SPACES.Dict({"on": SPACES.MultiBinary(2), "at": BOX(-1, 1, ())})}
+        ),
+        ACTIONS,
+    ),
+    "actions from 3 on": (BOX(-1, 1, (3,)), SPACES.Discrete(4, start=3)),
+    "float64": (BOX(-1, 1, (3,), np.float64), BOX(np.array([-0.1, 0.3]), np.array([0.1, 0.4]), dtype=np.float64)),
+    "half bounded": (BOX(-1, 1, (3,)), BOX(np.float32([-np.inf, -0.1]), np.float32([0.1, np.inf]))),
+    "unbounded": (BOX(-1, 1, (3,)), BOX(-np.inf, np.inf, (2,))),
+}
+
+
+class Particular(gymnasium.Env):
+    """Six steps, each earning what its action sums to; insists on actions of its space."""
+
+    def __init__(self, kind, step=0.25):
+        (self.observation_space, self.action_space), self.step_size = copy.deepcopy(KINDS[kind]), step
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps += 1
+        return self.observation_space.sample(), self.step_size * float(np.sum(action)), self.steps == 6, False, {}
+
+
+@pytest.fixture
+def particular():
+    """Register it with every kind."""
+    for kind in KINDS:
+        gymnasium.register(f"{kind.replace(' ', '')}-v0", Particular, kwargs={"kind": kind}, disable_env_checker=True)
+    yield
+    for kind in KINDS:
+        del gymnasium.registry[f"{kind.replace(' ', '')}-v0"]
+
+
+def make_particular_policy(kind, mode="window", **overrides) -> DecisionMambaPolicy:
+    """A policy as training in such an environment would leave it."""
+    observed, done = KINDS[kind]
+    size, actions = SPACES.flatdim(observed), describe_actions("here", done)
+    settings = {"env_id": f"{kind.replace(' ', '')}-v0", "observation_parts": describe_observations("here", observed)}
+    if "num_actions" in actions:
+        settings["action_start"] = actions["action_start"]
+        return make_policy(size, actions["num_actions"], mode, "discrete", **{**settings, **overrides})
+    settings["action_low"], settings["action_high"] = action_bounds(done)
+    return make_policy(size, len(settings["action_low"]), mode, **{**settings, **overrides})
+
+
+class TestSpaces:
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_evaluation_earns_what_acting_on_raw_observations_earns(self, kind, mode, particular):
+        policy = make_particular_policy(kind, mode)
+        result = evaluate(policy, episodes=3, num_envs=2)
+        for row in result.episodes:
+            env, earned, reward, over = gymnasium.make(result.env_id), 0.0, None, False
+            observation, _ = env.reset(seed=row["seed"])
+            policy.reset(target_return=row["target_return"])
+            while not over:
+                observation, reward, over, _, _ = env.step(policy.act(observation, reward))
+                earned += reward
+            assert row["return"] == pytest.approx(earned, abs=1e-5)
+
+    def test_one_environment_whose_observation_looks_like_a_row(self, particular):
+        """A batch of one vector has the shape of this matrix."""
+        policy = make_particular_policy("a matrix of one row")
+        alone, together = (evaluate(policy, episodes=4, num_envs=rows).episodes for rows in (1, 4))
+        np.testing.assert_allclose(*([row["return"] for row in rows] for rows in (alone, together)), atol=1e-5)
+
+    def test_parts_are_read_by_name_in_the_order_that_the_policy_knows(self, particular):
+        """The order of a space that gymnasium does not sort is not that of its data, which Minari sorts."""
+
+        class Turned(Particular):
+            def __init__(self):
+                super().__init__("a dictionary")
+                spaces = self.observation_space.spaces
+                self.observation_space = SPACES.Dict([(name, spaces[name]) for name in ("goal", "body")])
+
+        policy = make_particular_policy("a dictionary")
+        for row in evaluate(policy, Turned, episodes=3).episodes:
+            env, earned, reward, over = Turned(), 0.0, None, False
+            observation, _ = env.reset(seed=row["seed"])
+            policy.reset()
+            while not over:
+                observation, reward, over, _, _ = env.step(policy.act(observation, reward))
+                earned += reward
+            assert row["return"] == pytest.approx(earned, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("kind", "env_id", "message"),
+        [
+            ("a dictionary", "atuple-v0", r"^atuple-v0 observes a tuple of 0 \(one of 3\), 1 \(2,\), but the policy "
+             r"was trained on a dictionary of body\.at \(\), body\.on \(2,\), goal \(2,\); its checkpoint names"),
+            ("a dictionary", "amatrix-v0", r"amatrix-v0 observes Box.*\(3, 2\).*, 6 dimensions, but .* 5 dimensions"),
+            ("one of n", "actionsfrom3on-v0", "observes 3 dimensions, but the policy was trained on 5 dimensions"),
+            ("float64", "actionsfrom3on-v0", r"takes actions from Discrete\(4, start=3\), but the policy gives act"),
+            ("actions from 3 on", "float64-v0", r"takes actions of shape \(2,\), but .* from Discrete\(4, start=3\)"),
+        ],
+    )  # fmt: skip
+    def test_other_spaces_are_refused_by_name(self, kind, env_id, message, particular):
+        with pytest.raises(ValueError, match=message) as raised:
+            evaluate(make_particular_policy(kind), env_id)
+        assert "\n" not in str(raised.value)
+
+    def test_a_policy_without_parts_is_played_as_before(self, particular):
+        """Checkpoints from before know no parts: what is observed is flattened for them."""
+        knows, knows_not = make_particular_policy("a tuple"), make_particular_policy("a tuple", observation_parts=None)
+        assert evaluate(knows).episodes == evaluate(knows_not).episodes
+
+
+class TestGivenEnvironments:
+    @pytest.mark.parametrize(
+        "given",
+        [
+            lambda: gymnasium.make("Countdown-v1"),
+            lambda: partial(gymnasium.make, "Countdown-v1"),
+            lambda: gymnasium.make_vec("Countdown-v1", num_envs=3, vectorization_mode="sync"),
+            lambda: gymnasium.make_vec("Countdown-v1", num_envs=30, vectorization_mode="sync"),
+            lambda: partial(gymnasium.make_vec, "Countdown-v1", num_envs=2, vectorization_mode="sync"),
+        ],
+        ids=["environment", "function", "rows", "more rows than episodes", "function of rows"],
+    )
+    def test_it_is_played_as_its_id_is(self, given):
+        env = given()
+        result = evaluate(make_policy(env_id=None), env, episodes=8, target_returns=[20, 5], seed=3)
+        by_id = evaluate(episodes=8, target_returns=[20, 5], seed=3)
+        assert result.episodes == by_id.episodes
+        assert (result.env_id, result.env_kwargs) == ("Countdown-v1", None)
+        if not callable(env):
+            env.reset(seed=5 if isinstance(env, gymnasium.Env) else [5] * env.num_envs)  # it is still open
+            env.close()
+
+    @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # later versions of Python
+    @pytest.mark.parametrize(
+        ("kind", "mode"),
+        [
+            (gymnasium.vector.SyncVectorEnv, AutoresetMode.NEXT_STEP),
+            (gymnasium.vector.SyncVectorEnv, AutoresetMode.SAME_STEP),
+            (gymnasium.vector.AsyncVectorEnv, AutoresetMode.NEXT_STEP),
+        ],
+    )
+    def test_rows_may_reset_themselves(self, kind, mode):
+        envs = kind([partial(gymnasium.make, "CartPole-v1")] * 2, autoreset_mode=mode)
+        policy = make_policy(4, 2, action_type="discrete", env_id="CartPole-v1")
+        result = evaluate(policy, envs, episodes=5)
+        envs.close()
+        assert result.episodes == evaluate(policy, episodes=5, num_envs=2).episodes
+
+    def test_rows_that_cannot_be_reset_alone_begin_together(self):
+        """gymnasium's own vector environment of CartPole draws all of its rows from one seed."""
+        envs = gymnasium.make_vec("CartPole-v1", num_envs=3)
+        policy = make_policy(4, 2, action_type="discrete", target_return=1.0, env_id=None)
+        first, second = (evaluate(policy, envs, episodes=5, seed=4) for _ in range(2))
+        assert first.episodes == second.episodes and first.env_id == "CartPole-v1"
+        assert [row["seed"] for row in first.episodes] == [4, 4, 4, 7, 7]
+        assert all(5 < row["length"] == row["return"] < 500 and row["terminated"] for row in first.episodes)
+
+    def test_rows_are_cut_at_the_limit(self):
+        envs = gymnasium.make_vec("Countdown-v1", num_envs=3, vectorization_mode="sync")
+        cut = evaluate(None, envs, episodes=8, max_episode_steps=3)
+        assert cut.episodes == evaluate(episodes=8, max_episode_steps=3).episodes
+        assert max(row["length"] for row in cut.episodes) == 3
+
+    def test_one_without_an_id_is_recorded_by_its_class(self):
+        assert evaluate(None, Countdown, episodes=1).env_id == "Countdown"
+
+    def test_rows_of_dictionaries(self, particular):
+        envs = gymnasium.make_vec("adictionary-v0", num_envs=2, vectorization_mode="sync")
+        policy = make_particular_policy("a dictionary")
+        np.testing.assert_allclose(
+            [row["return"] for row in evaluate(policy, envs, episodes=5).episodes],
+            [row["return"] for row in evaluate(policy, episodes=5).episodes],
+            atol=1e-5,
+        )
+
+    def test_another_number_of_rows_is_refused(self):
+        for env, rows in ((Countdown(), 1), (gymnasium.vector.SyncVectorEnv([Countdown] * 2), 2)):
+            with pytest.raises(ValueError, match=f"num_envs=5, but Countdown is given with {rows}; leave it out"):
+                evaluate(None, env, num_envs=5)
+
+
+class TestArguments:
+    def test_they_are_recorded_and_stored_ones_are_the_default(self, particular):
+        policy = make_particular_policy("bytes")
+        usual, twice = evaluate(policy, episodes=2), evaluate(policy, episodes=2, env_kwargs={"step": 0.5})
+        assert (usual.to_dict()["env_kwargs"], twice.to_dict()["env_kwargs"]) == (None, {"step": 0.5})
+        assert usual.episodes != twice.episodes
+        assert twice.table().startswith("bytes-v0, step=0.5: 2 episodes")
+        policy.processor.env_kwargs = {"step": 0.5}
+        for env_id in (None, "bytes-v0"):
+            assert evaluate(policy, env_id, episodes=2).episodes == twice.episodes
+        assert evaluate(policy, episodes=2, env_kwargs={}).episodes == usual.episodes
+
+    def test_those_of_an_environment_that_is_given_are_found(self, particular):
+        env = gymnasium.make("bytes-v0", step=0.5)
+        result = evaluate(make_particular_policy("bytes"), env, episodes=1)
+        assert (result.env_id, result.env_kwargs) == ("bytes-v0", {"step": 0.5})
+
+
 class TestAtari:
     @pytest.fixture(autouse=True)
     def games(self):
@@ -336,6 +556,7 @@ class TestFiles:
         assert {"hf_decision_mamba", "torch", "transformers"} <= set(versions)
         assert saved == {
             "env_id": "Countdown-v1",
+            "env_kwargs": None,
             "checkpoint": "last",
             "mode": "window",
             "episodes_per_target": 3,
@@ -384,7 +605,7 @@ class TestRefusals:
         ("env_id", "message"),
         [
             ("Countdown-v2", "No environment 'Countdown-v2': use 'Countdown-v1'"),
-            ("Cuntdown-v1", "No environment 'Cuntdown-v1': check the spelling, or import the package"),
+            ("Cuntdown-v1", "No environment 'Cuntdown-v1': check the spelling, or import the .*mean 'Countdown-v1'"),
             ("no_such_module:Countdown-v1", "No environment 'no_such_module:Countdown-v1'"),
             ("Wide-v0", "observes 5 dimensions, but the policy was trained on 3 dimensions; .* 'Countdown-v1'"),
             ("Image-v0", "Image-v0 observes Box.*, but the policy was trained on 3 dimensions"),
@@ -404,6 +625,8 @@ class TestRefusals:
             ("Countdown-v1", r"takes actions of shape \(2,\), but the policy gives 2 discrete actions"),
             ("Buttons-v0", "takes 3 discrete actions, but the policy gives 2 discrete actions"),
             ("OneBased-v0", r"takes actions from Discrete\(2, start=1\), but the policy gives 2 discrete actions"),
+            ("Wide-v0", "observes 5 dimensions, but the policy was trained on 3 dimensions"),
+            ("Frame-v0", "observes grey frames of 84 x 84 pixels, but the policy was trained on 3 dimensions"),
         ],
     )
     def test_environment_of_discrete_actions(self, env_id, message):

@@ -208,6 +208,32 @@ def test_card_states_what_the_files_say(checkpoint: Path) -> None:
     assert "warm" not in text  # a setting without a value says nothing
 
 
+def test_card_says_how_the_environment_is_made_and_what_it_is_made_of(checkpoint: Path) -> None:
+    largest = float(np.finfo(np.float32).max)
+    DecisionMambaProcessor(
+        state_mean=[0.5, -0.25, 1.0],
+        state_std=[1.0, 2.0, 4.0],
+        env_id="PointMaze_UMaze-v3",
+        action_low=[-largest],
+        action_high=[2.0],
+        observation_parts=[{"path": ["a|b"], "shape": [1, 2], "size": 2}, {"path": ["c"], "shape": [], "size": 1}],
+        env_kwargs={"continuing_task": False, "maze_map": [[1, "r"]], "reward type": "sparse"},
+    ).save_pretrained(checkpoint)
+    evaluation = EVALUATION | {"env_kwargs": {"continuing_task": False}}
+    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation))
+    card = render_model_card(checkpoint)
+    for fact in (
+        "import gymnasium as gym\nimport gymnasium_robotics\n\ngym.register_envs(gymnasium_robotics)\nenv = gym.make(",
+        "-v3\", **{'continuing_task': False, 'maze_map': [[1, 'r']], 'reward type': 'sparse'})\n",
+        r"| observation (in) | a dictionary of a\|b (1, 2), c () | as the environment gives them; concatenated",
+        "states.append(processor.flatten_observations(observation))",
+        "within [-∞, 2] in each dimension",
+        'Protocol: `Pendulum-v1` (`{"continuing_task": false}`), the **last** checkpoint',
+    ):
+        assert fact in card.text, f"missing from the card: {fact}\n\n{card.text}"
+    assert card.data.eval_results[0].metric_args["env_kwargs"] == {"continuing_task": False}
+
+
 def test_card_without_repository_loads_from_the_folder(checkpoint: Path) -> None:
     assert f'from_pretrained("{checkpoint.as_posix()}")' in render_model_card(checkpoint).text
 

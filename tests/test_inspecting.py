@@ -3,13 +3,21 @@
 import json
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from test_policy import make_model
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from hf_decision_mamba import DecisionBCConfig, DecisionBCModel, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba import (
+    DecisionBCConfig,
+    DecisionBCModel,
+    DecisionMambaConfig,
+    DecisionMambaModel,
+    DecisionMambaProcessor,
+)
+from hf_decision_mamba.data.facts import describe_observations
 from hf_decision_mamba.inspecting import (
     DecisionWindows,
     chosen_episodes,
@@ -229,8 +237,46 @@ def test_episodes_longer_than_the_model_knows(tmp_path):
         )
 
 
+def test_parts_of_observations_and_arguments_of_the_environment_are_the_checkpoints():
+    """Played or read from data, windows hold the observations as the model reads them, and actions from 0 on."""
+
+    class Doors(gymnasium.Env):
+        observation_space = gymnasium.spaces.Dict(
+            [("room", gymnasium.spaces.Discrete(2)), ("light", gymnasium.spaces.Box(0, 1, (1,)))]
+        )
+        action_space = gymnasium.spaces.Discrete(2, start=5)
+
+        def __init__(self, steps=4):
+            self.last = steps
+
+        def reset(self, *, seed=None, options=None):
+            self.steps = 0
+            return {"room": 1, "light": np.float32([0.5])}, {}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            self.steps += 1
+            return {"room": 0, "light": np.float32([0.1])}, 1.0, self.steps == self.last, False, {}
+
+    config = DecisionMambaConfig(state_dim=3, act_dim=2, action_type="discrete", hidden_size=8, n_layer=1, state_size=2)
+    parts = describe_observations("here", gymnasium.spaces.Dict(Doors.observation_space.spaces.copy()))
+    stored = {"observation_parts": parts, "action_start": 5, "env_kwargs": {"steps": 3}, "env_id": "Doors-v0"}
+    processor = DecisionMambaProcessor([0.0] * 3, [1.0] * 3, target_return=3.0, context_length=2, **stored)
+    policy = DecisionMambaPolicy(DecisionMambaModel(config), processor)
+    gymnasium.register("Doors-v0", Doors, disable_env_checker=True)
+    try:
+        played = play_episodes(policy, "Doors-v0", 3.0, 2, seed=0, progress=False, env_kwargs={"steps": 5})
+        found = inspect_checkpoint(policy, "here", episodes=1, progress=False)
+    finally:
+        del gymnasium.registry["Doors-v0"]
+    assert played.trajectories.lengths().tolist() == [5, 5] and played.trajectories.actions.max() < 2
+    np.testing.assert_allclose(played.trajectories.observations[:2], [[0.5, 0, 1], [0.1, 1, 0]])
+    assert found.protocol["env_kwargs"] == {"steps": 3} and found.protocol["episodes"][0]["length"] == 3
+    assert found.conditioning.env_kwargs == {"steps": 3}
+
+
 def test_without_the_environments_package_a_data_set_is_offered(monkeypatch):
-    def missing(*_):
+    def missing(*_, **__):
         raise ImportError("Rollouts need gymnasium.")
 
     monkeypatch.setattr("hf_decision_mamba.inspecting.make_environments", missing)

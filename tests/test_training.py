@@ -36,7 +36,12 @@ from hf_decision_mamba.pushing import PushError
 from hf_decision_mamba.remote_code import CODE_FILES
 from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, action_loss, last_complete_checkpoint
 from hf_decision_mamba.training import _Data, _goes_to_the_device, main, report_user_errors
-from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments, parse_arguments
+from hf_decision_mamba.training_arguments import (
+    DataArguments,
+    DecisionMambaTrainingArguments,
+    ModelArguments,
+    parse_arguments,
+)
 
 ROOT = Path(__file__).parents[1]
 TINY_DATA = ROOT / "tests" / "data" / "hopper-tiny-v5.parquet"
@@ -1640,6 +1645,46 @@ def test_data_of_other_dimensions_than_the_checkpoint_is_refused(tmp_path):
         ValueError, match=r"--preset dmm builds a new model, and --model_name_or_path .*other fine-tunes"
     ):
         main(command_line(tmp_path / "run", **settings, preset="dmm"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"observation_parts": [{"path": ["b"], "shape": [2], "size": 2}]},
+            r"observes a dictionary of b \(2,\), but .* of a",
+        ),
+        ({"observation_parts": None}, None),
+        ({"action_start": 1}, "has action_start=1, but .*other was trained with 0"),
+    ],
+)
+def test_data_of_other_parts_than_the_checkpoint_is_refused(tmp_path, change, message):
+    parts = [{"path": ["a"], "shape": [2], "size": 2}]
+    model = DecisionMambaModel(
+        DecisionMambaConfig(state_dim=2, act_dim=3, action_type="discrete", hidden_size=8, n_layer=1)
+    )
+    model.save_pretrained(tmp_path / "other")
+    DecisionMambaProcessor([0.0] * 2, [1.0] * 2, observation_parts=parts).save_pretrained(tmp_path / "other")
+    columns = np.zeros((4, 2), np.float32), np.arange(4) % 3, np.ones(4, np.float32)
+    ends = np.arange(4) == 3, np.zeros(4, bool), np.array([0, 4])
+    data = Trajectories(*columns, *ends, **{"observation_parts": parts, **change})
+    arguments = ModelArguments(model_name_or_path=str(tmp_path / "other")), DataArguments(), data
+    if message is None:  # nobody knows: the checkpoint's stay
+        assert build(*arguments)[1].observation_parts == parts
+        return
+    with pytest.raises(ValueError, match=message):
+        build(*arguments)
+
+
+def test_arguments_of_the_environment_belong_to_it(tmp_path, capsys):
+    main(
+        command_line(tmp_path / "run", max_steps=1, eval_episodes=1, env_id="Hopper-v5", env_kwargs='{"frame_skip": 2}')
+    )
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
+    assert (processor.env_id, processor.env_kwargs) == ("Hopper-v5", {"frame_skip": 2})
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["env_kwargs"] == {"frame_skip": 2}
+    assert "Hopper-v5, frame_skip=2: 1 episode" in capsys.readouterr().out
+    assert parse_arguments([str(tmp_path / "run" / "train.yaml")])[2].environment_kwargs() == {"frame_skip": 2}
 
 
 if __name__ == "__main__":

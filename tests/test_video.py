@@ -26,13 +26,13 @@ class Lamp(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
-    def __init__(self, render_mode=None, discrete=False, draw=None, chance=lambda: 0.0):
+    def __init__(self, render_mode=None, discrete=False, draw=None, chance=lambda: 0.0, more=0):
         self.action_space = gymnasium.spaces.Discrete(3) if discrete else gymnasium.spaces.Box(-1, 1, (2,))
-        self.render_mode, self.draw, self.chance = render_mode, draw, chance
+        self.render_mode, self.draw, self.chance, self.more = render_mode, draw, chance, more
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.length, self.lit, self.sum = 4 + seed, 0, 0.0
+        self.length, self.lit, self.sum = 4 + seed + self.more, 0, 0.0
         return np.array([0.0, seed, 0.0]), {}
 
     def step(self, action):
@@ -105,6 +105,10 @@ def read(path):
 
 
 class TestRecording:
+    def test_the_environment_is_made_with_the_same_arguments(self, tmp_path):
+        (path,) = record_videos(evaluate(env_kwargs={"more": 3}), tmp_path, progress=False)
+        assert len(read(path)[0]) == 1 + 4 + 3
+
     def test_it_shows_the_first_episode_from_its_reset_to_its_end(self, tmp_path):
         result = evaluate(seed=2)
         videos = record_videos(result, tmp_path / "new", progress=False)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .analysis import randomize_hidden_attention, swap_hidden_attention, zero_hidden_attention
 from .data.inspection import table_lines
+from .environments import env_kwargs_for
 from .evaluation import EvaluationResult, evaluate_policy, interval_text, package_versions, t_interval
 from .figures import legend_below, number, tidy
 from .files import replacing_together
@@ -220,6 +221,7 @@ def ablate(
     target_return: float | None = None,
     seed: int = 0,
     max_episode_steps: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Ablation:
     """Score policies intact, and with their hidden attention changed layer by layer and in all layers.
@@ -233,6 +235,7 @@ def ablate(
         target_return: what to ask for, in the environment's units; each policy's own when not given.
         seed: of the first episode, and of the first policy's random parameters.
         max_episode_steps: ends episodes earlier than the environment does.
+        env_kwargs: keyword arguments that the environment is made with; the first policy's when not given.
         progress: whether to show a progress bar.
 
     Raises:
@@ -258,6 +261,7 @@ def ablate(
     for index in range(len(policies)):  # what cannot be changed is refused before hours of episodes
         for change, layer in wanted:
             changed(index, change, layer)
+    env_kwargs = env_kwargs_for(policies[0], env_id, env_kwargs)
     conditions = [Condition(change, layer, []) for change, layer in wanted]
     with tqdm(total=len(conditions) * len(policies), unit="condition", disable=not progress) as bar:
         for index in range(len(policies)):
@@ -270,11 +274,18 @@ def ablate(
                     target_returns=target_return,
                     seed=seed,
                     max_episode_steps=max_episode_steps,
+                    env_kwargs=env_kwargs or {},
                     progress=False,
                 )
                 condition.results.append(result)
                 bar.update()
     first = conditions[0].results[0]
     targets = [result.summary()[0]["target_return"] for result in conditions[0].results]
-    protocol = {"seed": seed, "target_returns": targets, "mode": first.mode, "max_episode_steps": max_episode_steps}
+    protocol = {
+        "env_kwargs": first.env_kwargs,
+        "seed": seed,
+        "target_returns": targets,
+        "mode": first.mode,
+        "max_episode_steps": max_episode_steps,
+    }
     return Ablation(first.env_id, episodes, conditions, protocol)

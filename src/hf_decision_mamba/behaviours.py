@@ -21,7 +21,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 
-from .environments import check_spaces
+from .environments import action_bounds, check_spaces, decide
 from .policy import DecisionMambaPolicy
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class CheckpointBehaviour:
         device: str | None,
     ):
         self.policy = DecisionMambaPolicy.from_pretrained(path, mode, device, sample=sample, seed=seed)
+        self._envs = envs
         check_spaces(env_id, envs, self.policy)
         self.target_return = self.policy.processor.target_return if target_return is None else target_return
 
@@ -104,7 +105,7 @@ class CheckpointBehaviour:
 
     def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
         """Return the next actions (n, ...)."""
-        return np.asarray(self.policy.act(observations, rewards))
+        return decide(self.policy, self._envs, observations, rewards)
 
     def took(self, actions: NDArray[Any]) -> None:
         """Note the actions (n, ...) that were taken instead: the model reads them as previous actions."""
@@ -128,6 +129,7 @@ class StableBaselinesBehaviour:
 
     def __init__(self, source: str, envs: VectorEnv, env_id: str, *, sample: bool, seed: int):
         require_stable_baselines()
+        require_zero_start(f"policy {source!r}", env_id, envs.single_action_space)
         algorithm, place = split_source(source)
         saved = _Saved.read(source, _find_file(source, place))
         self.algorithm = saved.check_algorithm(algorithm)
@@ -185,7 +187,7 @@ class Exploration:
         self._spaces = [copy.deepcopy(space) for _ in range(count)]
         self._seed, self._noise, self._epsilon = seed, noise, epsilon
         self._generators = [np.random.default_rng(seed)] * count
-        self._box = space if isinstance(space, Box) else None
+        self._bounds = action_bounds(space)
         if isinstance(space, Box):
             half = (space.high.astype(np.float64) - space.low) / 2
             self._scale = np.where(np.isfinite(half), half, 1.0)
@@ -214,9 +216,10 @@ class Exploration:
 
     def _stored(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Actions within their space, and rounded as a data set stores them: what is stored is what was done."""
-        if self._box is None:
+        if self._bounds is None:
             return actions
-        return np.clip(actions, self._box.low, self._box.high).astype(np.float32).astype(self._box.dtype)
+        low, high = np.asarray(self._bounds, np.float32)
+        return np.clip(actions.astype(np.float32), low, high).astype(self._spaces[0].dtype)
 
 
 def require_stable_baselines() -> None:
@@ -229,6 +232,20 @@ def require_stable_baselines() -> None:
         import stable_baselines3  # noqa: F401
     except ImportError as error:
         raise ImportError(f"This needs stable-baselines3 ({error}); install it with: {INSTALL}") from error
+
+
+def require_zero_start(what: str, env_id: str, space: Space) -> None:
+    """Refuse discrete actions that do not count from 0, as stable-baselines3's do.
+
+    Raises:
+        ValueError: they do not.
+    """
+    start = getattr(space, "start", 0)
+    if start != 0:
+        raise ValueError(
+            f"{what} gives actions that count from 0, and those of {env_id} count from {start}; renumber them with "
+            "gymnasium.wrappers.TransformAction."
+        )
 
 
 def split_source(source: str) -> tuple[str | None, str]:

@@ -22,7 +22,7 @@ from .collecting import CollectSettings, collect
 from .console import StoppedBySignal, report_user_errors
 from .data.inspection import inspect_source
 from .dataset_cards import is_dataset_folder, push_dataset_to_hub
-from .environments import install_hint
+from .environments import install_hint, parse_env_kwargs
 from .evaluation import evaluate_policy
 from .export import export_policy
 from .figures import number
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
     evaluate.add_argument("--revision", help="branch, tag or commit of the repository")
     evaluate.add_argument("--env-id", help="gymnasium id (default: the checkpoint's)")
+    _add_env_kwargs(evaluate, "the checkpoint's, in its own environment")
     evaluate.add_argument("--target-return", type=float, nargs="+", help="what to ask for (default: the checkpoint's)")
     evaluate.add_argument("--episodes", type=int, default=20, help="per target return (default: 20)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
@@ -103,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_env_kwargs(command: Any, default: str) -> None:
+    command.add_argument(
+        "--env-kwargs",
+        metavar="JSON",
+        help=f"keyword arguments for gymnasium.make: '{{\"reset_noise_scale\": 0.1}}' (default: {default})",
+    )
+
+
 def _add_inspect(verbs: Any) -> None:
     command = verbs.add_parser(
         "inspect", help="look inside a checkpoint: hidden attention, effective context, memory, target returns"
@@ -114,6 +123,7 @@ def _add_inspect(verbs: Any) -> None:
     source.add_argument(
         "--data", type=expanduser, metavar="SOURCE", help="read episodes of a data set, and play nothing"
     )
+    _add_env_kwargs(command, "the checkpoint's, in its own environment")
     command.add_argument("--target-return", type=float, nargs="+", help="(default: shares of the checkpoint's)")
     command.add_argument("--episodes", type=int, default=5, help="to look into, and per target return (default: 5)")
     command.add_argument(
@@ -151,6 +161,7 @@ def _add_ablate(verbs: Any) -> None:
     )
     command.add_argument("--changes", nargs="+", choices=CHANGES, help="(default: all; swap needs --other)")
     command.add_argument("--env", metavar="ENV_ID", help="gymnasium id (default: the checkpoint's)")
+    _add_env_kwargs(command, "the checkpoint's, in its own environment")
     command.add_argument("--target-return", type=float, help="what to ask for (default: the checkpoint's)")
     command.add_argument("--episodes", type=int, default=20, help="per checkpoint and condition (default: 20)")
     command.add_argument("--seed", type=int, default=0, help="of the first episode, and of randomising (default: 0)")
@@ -175,7 +186,8 @@ def _add_collect(verbs: Any) -> None:
         help="roll a policy out, or record a training, and write a data set ready for the Hub",
         argument_default=argparse.SUPPRESS,  # defaults are those of CollectSettings
     )
-    command.add_argument("env_id", help="gymnasium id")
+    command.add_argument("env_id", help="gymnasium id; module:NAME imports a module of the working folder first")
+    _add_env_kwargs(command, "none")
     command.add_argument("--output", type=_path, required=True, help="folder of the data set; must not exist yet")
     acting = command.add_mutually_exclusive_group()
     acting.add_argument(
@@ -225,6 +237,7 @@ def _add_inspect_data(verbs: Any) -> None:
 
 def _collect(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
+    given["env_kwargs"] = parse_env_kwargs("--env-kwargs", given.get("env_kwargs"))
     settings = CollectSettings(
         **{entry.name: given[entry.name] for entry in fields(CollectSettings) if entry.name in given}
     )
@@ -297,6 +310,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         num_envs=arguments.num_envs,
         max_episode_steps=arguments.max_episode_steps,
+        env_kwargs=parse_env_kwargs("--env-kwargs", arguments.env_kwargs),
     )
     print(result.table())
     if arguments.output is None:
@@ -327,6 +341,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         episodes=arguments.episodes,
         timesteps=arguments.timesteps and (arguments.timesteps[0], arguments.timesteps[1]),
         seed=arguments.seed,
+        env_kwargs=parse_env_kwargs("--env-kwargs", arguments.env_kwargs),
     )
     local = Path(arguments.checkpoint)
     default = local / "inspection" if local.is_dir() else Path(f"inspection-{local.name}")
@@ -347,6 +362,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
         target_return=arguments.target_return,
         seed=arguments.seed,
         max_episode_steps=arguments.max_episode_steps,
+        env_kwargs=parse_env_kwargs("--env-kwargs", arguments.env_kwargs),
     )
     found.protocol |= {name: [portable(path) for path in getattr(arguments, name)] for name in ("checkpoints", "other")}
     print(found.table())

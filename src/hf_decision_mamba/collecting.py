@@ -28,11 +28,13 @@ from .behaviours import (
     Exploration,
     StableBaselinesBehaviour,
     require_stable_baselines,
+    require_zero_start,
 )
 from .console import StoppedBySignal, on_interrupt
+from .data.facts import describe_actions, is_frame
 from .data.inspection import draw_histograms
 from .dataset_cards import DATA_FILE, FACTS_FILE, PICTURE, write_dataset_card
-from .environments import install_hint, make_environments, score_reference
+from .environments import action_bounds, install_hint, make_environments, score_reference
 from .evaluation import package_versions
 from .figures import number
 from .files import replacing_together
@@ -73,6 +75,7 @@ class CollectSettings:
             rounding of larger matrix products and the draws of stable-baselines3 policies.
         device: where a checkpoint of ours computes.
         license: of the data, as the Hub names licences.
+        env_kwargs: keyword arguments for `gymnasium.make`; None for none.
 
     Raises:
         ValueError: settings that make no sense, alone or together.
@@ -93,6 +96,7 @@ class CollectSettings:
     num_envs: int = 8
     device: str | None = None
     license: str = "apache-2.0"
+    env_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("steps", 1), ("seed", 0), ("max_episode_steps", 1), ("num_envs", 1)):
@@ -152,6 +156,7 @@ class CollectSettings:
             if value == default:
                 continue
             option = f"--{name.replace('_', '-')}"
+            value = json.dumps(value) if isinstance(value, dict) else value
             words += [option] if value is True else [option, f"{value}"]
         return shlex.join([*words, "--output", output.name])
 
@@ -189,7 +194,7 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
     if settings.train is not None:
         require_stable_baselines()
     count = 1 if settings.train is not None else min(settings.num_envs, settings.wanted_episodes or settings.num_envs)
-    envs = make_environments(settings.env_id, count, settings.max_episode_steps)
+    envs = make_environments(settings.env_id, count, settings.max_episode_steps, env_kwargs=settings.env_kwargs)
     try:
         environment = _described_environment(settings, envs)
         record = _training(settings, envs) if settings.train is not None else _rollout(settings, envs)
@@ -346,6 +351,7 @@ def _training(settings: CollectSettings, envs: Any) -> _Record:
     """Make what is needed to train an agent, and return what does it."""
     kind = "discrete" if envs.single_action_space.shape == () else "continuous"
     algorithm = str(settings.train)
+    require_zero_start(f"train={algorithm!r}", settings.env_id, envs.single_action_space)
     if kind not in ALGORITHMS[algorithm]:
         fitting = ", ".join(name for name, kinds in ALGORITHMS.items() if kind in kinds)
         raise ValueError(f"train={algorithm!r} is not for the {kind} actions of {settings.env_id}; take {fitting}.")
@@ -412,33 +418,20 @@ def _train(settings: CollectSettings, env: Any, sink: _Sink) -> None:
 
 
 def _described_environment(settings: CollectSettings, envs: VectorEnv) -> dict[str, Any]:
-    """Facts that stand in the front matter of the card, where `load_trajectories` finds them.
-
-    Raises:
-        ValueError: the environment shows or takes what a data set here cannot hold.
-    """
-    from gymnasium.spaces import Box, Discrete
-
+    """Facts that stand in the front matter of the card, where `load_trajectories` finds them."""
     shown, taken = envs.single_observation_space, envs.single_action_space
-    facts: dict[str, Any] = {"id": settings.env_id}
-    frames = isinstance(shown, Box) and len(shown.shape) == 2 and shown.dtype == np.uint8
-    if not frames and not (isinstance(shown, Box) and len(shown.shape) == 1):
-        raise ValueError(
-            f"{settings.env_id} shows {shown}; only vectors (a Box of one dimension) and grey frames (height, "
-            "width) of uint8 are collected. Register a version of it in gymnasium.wrappers.FlattenObservation."
-        )
-    if frames:
-        facts["obs_shape"] = [int(size) for size in shown.shape or ()]
-    if isinstance(taken, Discrete) and taken.start == 0:
-        facts["num_actions"] = int(taken.n)
-    elif isinstance(taken, Box) and len(taken.shape) == 1 and np.issubdtype(taken.dtype, np.floating):
-        facts["action_low"] = [float(bound) for bound in taken.low]
-        facts["action_high"] = [float(bound) for bound in taken.high]
-    else:
-        raise ValueError(
-            f"{settings.env_id} takes actions from {taken}; only those of a Box with one dimension of floats and of a "
-            "Discrete space that counts from 0 are collected."
-        )
+    facts: dict[str, Any] = {
+        "id": settings.env_id,
+        "env_kwargs": settings.env_kwargs or None,
+        "obs_shape": [int(size) for size in shown.shape or ()] if is_frame(shown) else None,
+        "observation_parts": getattr(envs, "observation_parts", None),
+        **describe_actions(settings.env_id, taken),
+    }
+    facts["action_start"] = facts.get("action_start") or None
+    bounds = action_bounds(taken)
+    if bounds is not None:
+        facts["action_low"], facts["action_high"] = bounds
+    facts = {name: value for name, value in facts.items() if value is not None}
     limit = settings.max_episode_steps or (envs.spec.max_episode_steps if envs.spec is not None else None)
     if limit is not None:
         facts["max_episode_steps"] = int(limit)

@@ -21,6 +21,7 @@ from .hub import (
     visible,
     write_card,
 )
+from .model.observations_decision_mamba import describe_parts
 from .pushing import push_folder
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
@@ -86,6 +87,7 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
             settings=settings,
             environment=environment,
             has_plot=(folder / PICTURE).is_file(),
+            describe_parts=describe_parts,
         )
         return DatasetCard(text)
 

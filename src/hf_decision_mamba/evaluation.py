@@ -13,7 +13,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from .environments import check_spaces, install_hint, make_environments, normalized_score, score_reference
+from .environments import (
+    check_spaces,
+    decide,
+    env_kwargs_for,
+    environment_kwargs,
+    environment_name,
+    install_hint,
+    make_environments,
+    normalized_score,
+    score_reference,
+)
 from .figures import number, tidy
 from .files import replacing_together
 from .policy import DecisionMambaPolicy
@@ -31,6 +41,8 @@ from .video import VIDEO_FILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .environments import Environment
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +58,18 @@ class EvaluationResult:
     """What was measured, episode by episode, and under which protocol.
 
     Args:
-        env_id: gymnasium id of the environment.
+        env_id: gymnasium id of the environment; of one without an id the name of its class.
         mode: the policy's mode, `"window"` or `"recurrent"`.
         context_length: steps of the window; None in recurrent mode.
-        seed: episode i of every target return was reset with seed `seed + i`.
+        seed: episode i of every target return was reset with seed `seed + i`; of a vector environment whose rows cannot
+            be reset one by one, all rows with the seed of the first.
         episodes: one row per episode: target_return, episode, seed, return, length (steps), terminated (by the task, as
             opposed to truncated by the time limit), normalized_score (None without reference).
         versions: of the packages that a result depends on.
         checkpoint: which checkpoint of its run the policy is.
         max_episode_steps: where the caller truncated episodes; None where only the environment did.
         temperature: at which a policy drew its discrete actions; None where it took the one that it predicted.
+        env_kwargs: keyword arguments that the environment was made with; None for none.
         actions: of the first episode of each target return, (steps, act_dim) or (steps,), for `record_videos`.
     """
 
@@ -68,6 +82,7 @@ class EvaluationResult:
     checkpoint: str = "last"
     max_episode_steps: int | None = None
     temperature: float | None = None
+    env_kwargs: dict[str, Any] | None = None
     actions: dict[float, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def summary(self) -> list[dict[str, Any]]:
@@ -165,6 +180,7 @@ class EvaluationResult:
         results = self.summary()
         return {
             "env_id": self.env_id,
+            "env_kwargs": self.env_kwargs,
             "checkpoint": self.checkpoint,
             "mode": self.mode,
             "episodes_per_target": results[0]["episodes"],
@@ -188,7 +204,8 @@ class EvaluationResult:
         each = " per target return" if len(self._targets()) > 1 else ""
         drawn = "" if self.temperature is None else f", actions drawn at temperature {self.temperature:g}"
         cut = "" if self.max_episode_steps is None else f", cut at {self.max_episode_steps:,} steps"
-        return f"{self.env_id}: {episodes}{each}, {mode}{drawn}{cut}"
+        made = "".join(f", {name}={value!r}" for name, value in (self.env_kwargs or {}).items())
+        return f"{self.env_id}{made}: {episodes}{each}, {mode}{drawn}{cut}"
 
     def _plot(self, path: Path, dataset_mean: float | None, dataset_max: float | None) -> None:
         """Draw achieved returns against target returns, or against the episode where there is one target only."""
@@ -277,13 +294,14 @@ class EvaluationResult:
 
 def evaluate_policy(
     policy: DecisionMambaPolicy,
-    env_id: str | None = None,
+    env_id: Environment | None = None,
     *,
     episodes: int = 20,
     target_returns: float | Sequence[float] | None = None,
     seed: int = 0,
     num_envs: int | None = None,
     max_episode_steps: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
     """Roll a policy out in a gymnasium environment and measure the returns.
@@ -296,21 +314,27 @@ def evaluate_policy(
 
     Args:
         policy: what acts.
-        env_id: gymnasium id; `policy.processor.env_id` when not given.
+        env_id: a gymnasium id; an environment or a vector environment, which stays open; or a function that makes one.
+            `policy.processor.env_id` when not given. A single environment plays one episode at a time. A vector
+            environment has rows of its own; where they cannot be reset one by one with seeds of their own (gymnasium's
+            SyncVectorEnv and AsyncVectorEnv can), they begin together, and each waits for the last one.
         episodes: per target return.
         target_returns: returns to ask for, in the environment's units; `policy.processor.target_return` when not given.
         seed: of the first episode, and of the draws of a policy that samples; 0 or greater.
         num_envs: environments that run at once; 20 when not given, never more than there are episodes.
         max_episode_steps: ends episodes earlier than the environment does; such a row has `terminated` False.
+        env_kwargs: keyword arguments for `gymnasium.make`, with an id; `policy.processor.env_kwargs` when not given and
+            the environment is the checkpoint's.
         progress: whether to show a progress bar.
 
     Raises:
         ImportError: gymnasium, or what the environment needs, is not installed.
         ValueError: no or an unknown environment, one whose observations or actions are not what the policy was trained
-            on, a reward that is not finite, no target return, or a number that makes no sense.
+            on, that raises an error or gives what is not finite, no target return, or a number that makes no sense.
     """
-    env_id = env_id or policy.processor.env_id
-    if env_id is None:
+    env_kwargs = env_kwargs_for(policy, env_id, env_kwargs)
+    env = policy.processor.env_id if env_id is None else env_id
+    if env is None:
         raise ValueError("No environment: this checkpoint stores none. Say which one with env_id='Hopper-v5' or so.")
     targets = _checked_targets(policy, target_returns)
     for name, value, least in (
@@ -322,15 +346,20 @@ def evaluate_policy(
         if value is not None and value < least:
             raise ValueError(f"{name}={value} must be at least {least}.")
     jobs = [(target, episode) for target in targets for episode in range(episodes)]
-    envs = make_environments(env_id, min(num_envs or _ROWS, len(jobs)), max_episode_steps)
+    envs = make_environments(env, min(num_envs or _ROWS, len(jobs)), max_episode_steps, env_kwargs=env_kwargs)
     try:
-        check_spaces(env_id, envs, policy)
-        with tqdm(total=len(jobs), desc=env_id, unit="episode", disable=not progress) as bar:
-            rows, actions = _run(policy, env_id, envs, jobs, seed, bar)
+        name = env if isinstance(env, str) else environment_name(envs)
+        if not isinstance(env, str):
+            env_kwargs = environment_kwargs(envs)
+        if num_envs not in (None, envs.num_envs) and not (isinstance(env, str) or callable(env)):
+            raise ValueError(f"num_envs={num_envs}, but {name} is given with {envs.num_envs}; leave it out.")
+        check_spaces(name, envs, policy)
+        with tqdm(total=len(jobs), desc=name, unit="episode", disable=not progress) as bar:
+            rows, actions = _run(policy, name, envs, jobs, seed, bar)
     finally:
         envs.close()
     return EvaluationResult(
-        env_id=env_id,
+        env_id=name,
         mode=policy.mode,
         context_length=policy.context_length if policy.mode == "window" else None,
         seed=seed,
@@ -338,6 +367,7 @@ def evaluate_policy(
         versions=package_versions(),
         max_episode_steps=max_episode_steps,
         temperature=policy.temperature if policy.sample else None,
+        env_kwargs=env_kwargs,
         actions=actions,
     )
 
@@ -354,16 +384,18 @@ def _run(
     count, last = envs.num_envs, len(jobs) - 1
     targets, seeds = np.array([target for target, _ in jobs]), np.array([seed + episode for _, episode in jobs])
     current, waiting = np.arange(count), count  # each row's job; beyond the last one the row is idle
+    together = not getattr(envs, "resets_rows", True)  # all rows begin at once, each waits for the last one
     returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
     finished: dict[int, dict[str, Any]] = {}
     first: dict[int, list[Any]] = {job: [] for job, (_, episode) in enumerate(jobs) if episode == 0}
     started, shown, steps = time.monotonic(), 0.0, 0
 
-    observations, _ = envs.reset(seed=seeds[current].tolist())
-    policy.reset(target_return=targets[current], seed=seed)  # the policy's n-th episode is the n-th job
+    jobs_now = np.minimum(current, last)
+    observations, given = _reset(envs, seeds[jobs_now])
+    policy.reset(target_return=targets[jobs_now], seed=seed)  # the policy's n-th episode is the n-th job
     rewards: NDArray[np.float64] | None = None
     while True:
-        actions: Any = policy.act(observations, rewards)
+        actions = decide(policy, envs, observations, rewards)
         for place, job in enumerate(current.tolist()):
             if job in first:
                 first[job].append(actions[place].copy())
@@ -375,7 +407,7 @@ def _run(
             bad = int(np.flatnonzero(~np.isfinite(returns))[0])
             raise ValueError(
                 f"{env_id} gave the reward {rewards[bad]} at step {lengths[bad] - 1} of the episode with seed "
-                f"{seeds[min(current[bad], last)]}; returns need finite rewards."
+                f"{given[bad]}; returns need finite rewards."
             )
         over = terminated | truncated
         for row in np.flatnonzero(over):
@@ -384,14 +416,14 @@ def _run(
                 finished[int(current[row])] = {
                     "target_return": target,
                     "episode": episode,
-                    "seed": seed + episode,
+                    "seed": int(given[row]),
                     "return": float(returns[row]),
                     "length": int(lengths[row]),
                     "terminated": bool(terminated[row]),
                     "normalized_score": normalized_score(env_id, float(returns[row])),
                 }
                 bar.update()
-            current[row], waiting = waiting, waiting + 1
+            current[row], waiting = (last + 1, waiting) if together else (waiting, waiting + 1)
         if time.monotonic() - shown > 0.5 or len(finished) == len(jobs):
             shown = time.monotonic()
             mean = number(float(np.mean([row["return"] for row in finished.values()])), 1, "") if finished else "-"
@@ -399,11 +431,22 @@ def _run(
         if len(finished) == len(jobs):
             taken = {jobs[job][0]: np.stack(series) for job, series in first.items()}
             return [finished[job] for job in range(len(jobs))], taken
+        resets = over.any() and not together
+        if together and (current > last).all():
+            current, waiting, over, resets = waiting + np.arange(count), waiting + count, np.ones_like(over), True
+        jobs_now = np.minimum(current, last)
+        if resets:
+            observations, given = _reset(envs, seeds[jobs_now], over)
         if over.any():
             returns[over], lengths[over] = 0.0, 0
-            job = np.minimum(current, last)
-            observations, _ = envs.reset(seed=seeds[job].tolist(), options={"reset_mask": over})
-            policy.reset_rows(over, target_return=targets[job[over]])
+            policy.reset_rows(over, target_return=targets[jobs_now[over]])
+
+
+def _reset(envs: Any, seeds: NDArray[np.int64], rows: NDArray[np.bool_] | None = None) -> tuple[Any, NDArray[np.int64]]:
+    """Reset rows (all when not given) with a seed each, or all with the first; return observations and seeds (n,)."""
+    if getattr(envs, "resets_rows", True):
+        return envs.reset(seed=seeds.tolist(), options=None if rows is None else {"reset_mask": rows})[0], seeds
+    return envs.reset(seed=int(seeds[0]))[0], np.full_like(seeds, seeds[0])
 
 
 def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[float]:

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
 
-from .environments import is_env_id
+from .environments import is_env_id, registering_module
 from .evaluation import EVALUATION_FILES
 from .figures import number
 from .files import replacing
+from .model.observations_decision_mamba import describe_parts
 from .pushing import files_at_top, push_folder
 from .remote_code import CODE_FILES, write_model_code
 from .run_files import WITHOUT_WARM_UP, all_of, is_of_one_piece, varying_settings
@@ -50,6 +52,8 @@ CHECKPOINT_FILES = (
     "README.md",
     *CODE_FILES,
 )
+
+_LARGEST = f"{np.finfo(np.float32).max:.4g}"  # stands for a bound that is none
 
 # Ends every rendered README.md. While the checksum fits the text above it, nobody has edited the card.
 _SIGNATURE = "<!-- rendered by hf_decision_mamba, sha256 {} -->"
@@ -109,6 +113,10 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             model_id=literal(repo_id or folder.as_posix()),
             settings_path="train.yaml" if repo_id else (folder / "train.yaml").as_posix(),
             env_id=env_id,
+            env_module=registering_module(env_id),
+            env_arguments=_arguments(
+                processor.get("env_kwargs") if processor.get("env_id") else evaluation.get("env_kwargs")
+            ),
             is_hub_dataset=is_hub_dataset,
             config=config,
             processor=processor,
@@ -125,6 +133,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
             duration=_duration,
             bounds=_bounds,
+            describe_parts=describe_parts,
         )
     return ModelCard(text)
 
@@ -299,7 +308,9 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
     try:
         for row in evaluation["results"]:
             checkpoint = row.get("checkpoint") or evaluation["checkpoint"]
+            made_with = {"env_kwargs": evaluation["env_kwargs"]} if evaluation.get("env_kwargs") else {}
             protocol = {
+                **made_with,
                 "target_return": row["target_return"],
                 "episodes": row["episodes"],
                 "seed": evaluation["seed"],
@@ -483,7 +494,16 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def _arguments(env_kwargs: Mapping[str, Any] | None) -> Markup:
+    """What follows the id in a call of `gymnasium.make`, as Python has it."""
+    known = env_kwargs or {}
+    if all(name.isidentifier() for name in known):
+        return Markup("".join(f", {name}={value!a}" for name, value in known.items()))
+    return Markup(f", **{dict(known)!a}")
+
+
 def _bounds(low: list[float], high: list[float]) -> Markup:
     """The range of an action: one interval if all dimensions share it, else one for each."""
-    intervals = [f"[{lowest:.4g}, {highest:.4g}]" for lowest, highest in zip(low, high, strict=True)]
+    ends = [[f"{end:.4g}".replace(_LARGEST, "∞") for end in pair] for pair in zip(low, high, strict=True)]
+    intervals = [f"[{lowest}, {highest}]" for lowest, highest in ends]
     return Markup(f"{intervals[0]} in each dimension" if len(set(intervals)) == 1 else ", ".join(intervals))

@@ -7,6 +7,7 @@ Episodes are rolled out, or taken from a data set; `analysis` measures the windo
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -33,9 +34,10 @@ from .analysis import (
 )
 from .building import embeds_time, window_settings
 from .data import Trajectories, WindowDataset, load_trajectories
-from .environments import check_spaces, make_environments
+from .environments import check_spaces, decide, env_kwargs_for, make_environments, observation_order
 from .evaluation import EvaluationResult, evaluate_policy, package_versions
 from .model import DecisionMambaModel
+from .model.observations_decision_mamba import describe_parts
 from .policy import DecisionMambaPolicy
 from .recording import EpisodeBuilder
 
@@ -138,6 +140,7 @@ def inspect_checkpoint(
     episodes: int = 5,
     timesteps: tuple[int, int] | None = None,
     seed: int = 0,
+    env_kwargs: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> ModelInspection:
     """Measure what a policy's decisions attend to, depend on and remember, and what it makes of target returns.
@@ -156,6 +159,7 @@ def inspect_checkpoint(
         timesteps: first and last decision of the attention surface; the paper's 300 to 600 when not given, or the whole
             episode where it is shorter.
         seed: of the first episode, or of the draw of episodes from a data set.
+        env_kwargs: keyword arguments that the environment is made with; the checkpoint's when not given.
         progress: whether to show progress bars.
 
     Raises:
@@ -169,14 +173,15 @@ def inspect_checkpoint(
     if timesteps is not None and not 0 <= timesteps[0] < timesteps[1]:
         raise ValueError(f"timesteps={timesteps} must be two time steps, the first 0 or later and before the last.")
     checkpoint = _without_folders(checkpoint)
-    command = _command(checkpoint, env_id, data, target_returns, timesteps, episodes, seed)
+    command = _command(checkpoint, env_id, env_kwargs, data, target_returns, timesteps, episodes, seed)
     asked, targets = None, []
     if data is not None:
-        if env_id is not None or target_returns is not None:
+        if env_id is not None or env_kwargs is not None or target_returns is not None:
             raise ValueError("On a data set nothing is played; leave environment and target returns out.")
         played = chosen_episodes(policy, data, episodes, seed)
         env_id = played.trajectories.env_id
     else:
+        env_kwargs = env_kwargs_for(policy, env_id, env_kwargs)
         env_id = env_id or policy.processor.env_id
         if env_id is None:
             raise ValueError(
@@ -187,7 +192,7 @@ def inspect_checkpoint(
         asked = max(targets) if target_returns else policy.processor.target_return
         assert asked is not None  # _targets has refused it
         try:
-            played = play_episodes(policy, env_id, asked, episodes, seed, progress)
+            played = play_episodes(policy, env_id, asked, episodes, seed, progress, env_kwargs)
         except ImportError as error:
             raise ImportError(f"{error} (Or read a data set instead: --data SOURCE.)") from error
     found = ModelInspection(
@@ -197,6 +202,7 @@ def inspect_checkpoint(
             "model": type(policy.model).__name__,
             "data": None if data is None else _without_folders(data),
             "env_id": env_id,
+            "env_kwargs": env_kwargs,
             "target_return": asked,
             "episodes": [
                 {"number": number, "length": int(length), "return": float(total)}
@@ -215,7 +221,13 @@ def inspect_checkpoint(
         found.left_out["return_conditioning"] = "Nothing was played: the episodes are those of a data set."
     else:
         found.conditioning = evaluate_policy(
-            policy, env_id, episodes=episodes, target_returns=targets, seed=seed, progress=progress
+            policy,
+            env_id,
+            episodes=episodes,
+            target_returns=targets,
+            seed=seed,
+            env_kwargs=env_kwargs or {},
+            progress=progress,
         )
     return found
 
@@ -224,7 +236,13 @@ def inspect_checkpoint(
 
 
 def play_episodes(
-    policy: DecisionMambaPolicy, env_id: str, target_return: float, count: int, seed: int, progress: bool = True
+    policy: DecisionMambaPolicy,
+    env_id: str,
+    target_return: float,
+    count: int,
+    seed: int,
+    progress: bool = True,
+    env_kwargs: dict[str, Any] | None = None,
 ) -> PlayedEpisodes:
     """Play whole episodes one after the other; episode i is reset with `seed + i`.
 
@@ -232,9 +250,11 @@ def play_episodes(
         ImportError, ValueError: as `evaluate_policy`.
     """
     episodes, returns_to_go = [], []
-    envs: Any = make_environments(env_id, 1)  # its type hides that a reset takes one seed per row
+    # Its type hides that a reset takes one seed per row.
+    envs: Any = make_environments(env_id, 1, env_kwargs=env_kwargs)
     try:
         check_spaces(env_id, envs, policy)
+        order = observation_order(envs, policy)
         for number in tqdm(range(count), desc=f"{env_id}: episodes to look into", disable=not progress):
             builder = EpisodeBuilder(seed + number)
             observations, _ = envs.reset(seed=[builder.seed])
@@ -242,11 +262,11 @@ def play_episodes(
             rewards = None
             terminated = truncated = np.zeros(1, np.bool_)
             while not (terminated[0] or truncated[0]):
-                actions = np.asarray(policy.act(observations, rewards))
+                actions = decide(policy, envs, observations, rewards)
                 returns_to_go.append(policy.returns_to_go[0])
                 before = observations.copy()
                 observations, rewards, terminated, truncated, _ = envs.step(actions)
-                builder.add(before[0], actions[0], float(rewards[0]))
+                builder.add(before[0][order], actions[0], float(rewards[0]))
             episodes.append(builder.finish(bool(terminated[0])))
     finally:
         envs.close()
@@ -254,9 +274,10 @@ def play_episodes(
     terminations, truncations = np.zeros((2, offsets[-1]), np.bool_)
     terminated = np.array([episode.terminated for episode in episodes])
     terminations[offsets[1:] - 1], truncations[offsets[1:] - 1] = terminated, ~terminated
+    actions = np.concatenate([episode.actions for episode in episodes])
     trajectories = Trajectories(
         np.concatenate([episode.observations for episode in episodes]),
-        np.concatenate([episode.actions for episode in episodes]),
+        actions - policy.processor.action_start if policy.action_type == "discrete" else actions,
         np.concatenate([episode.rewards for episode in episodes]),
         terminations,
         truncations,
@@ -288,6 +309,12 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
         raise ValueError(
             f"Data set {trajectories.name!r} holds {_kind(*holds)}, but the checkpoint reads {_kind(*reads)}; give "
             "data of the environment that it was trained for."
+        )
+    known, found = policy.processor.observation_parts, trajectories.observation_parts
+    if known and found and known != found:
+        raise ValueError(
+            f"Data set {trajectories.name!r} observes {describe_parts(found)}, but the checkpoint was trained on "
+            f"{describe_parts(known)}; give data of the environment that it was trained for."
         )
     config, longest = policy.model.config, int(trajectories.lengths().max())
     if embeds_time(config) and longest > config.max_ep_len:
@@ -429,6 +456,7 @@ def _targets(policy: DecisionMambaPolicy, given: Sequence[float] | None) -> list
 def _command(
     checkpoint: str,
     env_id: str | None,
+    env_kwargs: dict[str, Any] | None,
     data: str | None,
     target_returns: Sequence[float] | None,
     timesteps: tuple[int, int] | None,
@@ -438,6 +466,7 @@ def _command(
     """The command that repeats an inspection."""
     words = ["hf-decision-mamba", "inspect", checkpoint]
     words += ["--env", env_id] if env_id else []
+    words += ["--env-kwargs", json.dumps(env_kwargs)] if env_kwargs is not None else []
     words += ["--data", _without_folders(data)] if data else []
     words += ["--target-return", *(f"{target:g}" for target in target_returns)] if target_returns else []
     words += ["--timesteps", *map(str, timesteps)] if timesteps else []

@@ -526,6 +526,7 @@ class RolloutCallback(TrainerCallback):
         seed: of the environments; the same episodes are played at every evaluation.
         mode: of the policy, `"window"` or `"recurrent"`.
         max_episode_steps: truncates longer episodes.
+        env_kwargs: keyword arguments that the environment is made with.
     """
 
     def __init__(
@@ -537,8 +538,10 @@ class RolloutCallback(TrainerCallback):
         seed: int = 0,
         mode: Literal["window", "recurrent"] = "window",
         max_episode_steps: int | None = None,
+        env_kwargs: dict[str, Any] | None = None,
     ):
         self.env_id = env_id
+        self.env_kwargs = env_kwargs
         self.episodes = episodes
         self.target_return = target_return
         self.seed = seed
@@ -568,6 +571,7 @@ class RolloutCallback(TrainerCallback):
             target_returns=[self.target_return],
             seed=self.seed,
             max_episode_steps=self.max_episode_steps,
+            env_kwargs=self.env_kwargs,
             progress=False,
         )
         return score_metrics(result)

@@ -58,7 +58,7 @@ from .data import (
 from .data.formats.hub import PARQUET_REVISION, is_repository_id, resolved_commit
 from .data.inspection import QUANTILES, spread
 from .data.resident import fits
-from .environments import check_spaces, is_env_id, make_environments, score_reference
+from .environments import action_bounds, check_spaces, is_env_id, make_environments, score_reference
 from .evaluation import evaluate_policy, package_versions
 from .figures import number
 from .files import replacing
@@ -134,6 +134,7 @@ class _Data:
     train: Trajectories
     held_out: Trajectories | None
     env_id: str | None
+    env_kwargs: dict[str, Any] | None = None
     stream: EpisodeStream | None = None
     buffer_steps: int = 0
     revision: str | None = None
@@ -157,6 +158,7 @@ class _Data:
             "name": self.name,
             "revision": self.revision,
             "env_id": self.env_id,
+            **({"env_kwargs": self.env_kwargs} if self.env_kwargs else {}),
             **(statistics if self.stream is None else {"streaming_sample": statistics}),
             "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,
         }
@@ -198,7 +200,7 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
         data = _load_data(data_args, eval_args, args)
     set_seed(args.seed)
     model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
-    processor.env_id = data.env_id
+    processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
     evaluates = _prepare_environment(eval_args, model, processor, data)
     processor.target_return = _target_returns(eval_args, data)[0]
     trainer = _build_trainer(model, processor, window_length, data, eval_args if evaluates else None, args)
@@ -279,6 +281,7 @@ def _check_arguments(
     """Refuse what is wrong whatever the data; adapt what follows from other settings."""
     if data_args.dataset_name is None:
         raise ValueError("No data set: give --dataset_name, a Hub repository (org/name), a folder or a file.")
+    eval_args.environment_kwargs()
     if not 0 <= data_args.held_out_fraction < 1:
         raise ValueError(f"held_out_fraction={data_args.held_out_fraction} must be 0 or more and below 1.")
     for name in ("eval_episodes", "rollout_episodes"):
@@ -348,17 +351,24 @@ def _load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: T
     if data_args.streaming:
         steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
         stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
-        env_id = _environment(eval_args, train)
-        return _Data(train.statistics(), train, held_out, env_id, stream, steps, revision)
+        return _Data(train.statistics(), train, held_out, *_environment(eval_args, train), stream, steps, revision)
     trajectories = load_trajectories(data_args.dataset_name or [], **source)
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
         train, held_out = trajectories.split(data_args.held_out_fraction, _data_seed(args))
-    env_id = _environment(eval_args, trajectories)
-    return _Data(trajectories.statistics(), train, held_out, env_id, revision=revision)
+    environment = _environment(eval_args, trajectories)
+    return _Data(trajectories.statistics(), train, held_out, *environment, revision=revision)
 
 
-def _environment(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
+def _environment(eval_args: EvaluationArguments, data: Trajectories) -> tuple[str | None, dict[str, Any] | None]:
+    """The environment's id and keyword arguments: those given, else the data set's."""
+    given, env_id = eval_args.environment_kwargs(), _env_id(eval_args, data)
+    if given and env_id is None:
+        raise ValueError(f"env_kwargs={eval_args.env_kwargs} needs an environment: --env_id")
+    return env_id, (data.env_kwargs if given is None and env_id == data.env_id else given) or None
+
+
+def _env_id(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
     """The environment that was asked for, else the data set's; a text there that cannot be one is left out."""
     if eval_args.env_id is not None and not is_env_id(eval_args.env_id):
         raise ValueError(f"env_id={eval_args.env_id!r} is no gymnasium id, [module:][namespace/]name[-vN].")
@@ -401,18 +411,21 @@ def _prepare_environment(
     if not wanted:
         return False
     try:
-        envs = make_environments(data.env_id, 1, max_episode_steps=eval_args.eval_max_episode_steps)
+        limit = eval_args.eval_max_episode_steps
+        envs = make_environments(data.env_id, 1, max_episode_steps=limit, env_kwargs=data.env_kwargs)
         try:
             check_spaces(data.env_id, envs, policy)
-            limit = eval_args.eval_max_episode_steps or getattr(envs.spec, "max_episode_steps", None)
+            limit = limit or getattr(envs.spec, "max_episode_steps", None)
             if limit is not None and embeds_time(model.config) and limit > model.config.max_ep_len:
                 raise ValueError(
                     f"Episodes of {data.env_id} last up to {limit} steps, but the model knows only max_ep_len="
                     f"{model.config.max_ep_len}; raise --max_ep_len or cut them with --eval_max_episode_steps."
                 )
-            bounds: Any = envs.single_action_space
-            if policy.action_type == "continuous" and np.isfinite([bounds.low, bounds.high]).all():
-                processor.action_low, processor.action_high = bounds.low.tolist(), bounds.high.tolist()
+            bounds = action_bounds(envs.single_action_space)
+            if bounds is not None and np.abs(bounds).min() < np.finfo(np.float32).max:
+                processor.action_low, processor.action_high = bounds
+            if processor.observation_parts is None:  # the data say nothing, and evaluation flattens like this
+                processor.observation_parts = getattr(envs, "observation_parts", None)
         finally:
             envs.close()
     except ImportError as error:
@@ -471,6 +484,7 @@ def _build_trainer(
                 seed=_ROLLOUT_SEED,
                 mode=eval_args.eval_mode,
                 max_episode_steps=eval_args.eval_max_episode_steps,
+                env_kwargs=data.env_kwargs,
             )
         )
     return DecisionMambaTrainer(
@@ -569,6 +583,7 @@ def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, dat
         episodes=eval_args.eval_episodes,
         target_returns=_target_returns(eval_args, data),
         max_episode_steps=eval_args.eval_max_episode_steps,
+        env_kwargs=data.env_kwargs,
         progress=not trainer.args.disable_tqdm,
     )
     result.checkpoint = "best" if trainer.args.load_best_model_at_end else "last"
@@ -733,6 +748,7 @@ def _resolved(
         "return_scale": processor.return_scale,
         "frame_stack": processor.frame_stack if data.train.state_type == "image" else None,
         "env_id": data.env_id,
+        "env_kwargs": data.env_kwargs,
         "target_return": _target_returns(eval_args, data),
         "num_train_epochs": args.num_train_epochs if args.max_steps <= 0 else None,
     }

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.hf_argparser import string_to_bool
 
 from .baselines import DecisionBCConfig, DecisionBCModel
+from .environments import parse_env_kwargs
 from .model import DecisionMambaConfig, DecisionMambaModel
 from .model.loading_decision_mamba import check_sizes
 
@@ -185,6 +186,13 @@ class EvaluationArguments:
     env_id: str | None = field(
         default=None, metadata={"help": "gymnasium environment; the one that the data set's card names if unset."}
     )
+    env_kwargs: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Keyword arguments for gymnasium.make as JSON: {"reset_noise_scale": 0.1}; if unset those of the '
+            "data set."
+        },
+    )
     eval_episodes: int = field(default=20, metadata={"help": "Episodes per target return after training; 0 for none."})
     target_return: list[float] | None = field(
         default=None,
@@ -203,6 +211,14 @@ class EvaluationArguments:
         default=0,
         metadata={"help": "Episodes at every evaluation during training (eval_normalized_score); 0 for none."},
     )
+
+    def environment_kwargs(self) -> dict[str, Any] | None:
+        """The keyword arguments for `gymnasium.make`; None where none are given.
+
+        Raises:
+            ValueError: `env_kwargs` is not a JSON object.
+        """
+        return parse_env_kwargs("env_kwargs", self.env_kwargs)
 
 
 @dataclass

@@ -46,7 +46,7 @@ def record_videos(
         ValueError: the environment draws no pictures, or the same actions came to another end in it than before.
     """
     import_imageio(result.env_id)
-    _check_draws(result.env_id)
+    _check_draws(result)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for row in result.episodes if row["episode"] == 0]
@@ -76,19 +76,20 @@ def import_imageio(env_id: str) -> Any:
     return imageio
 
 
-def _check_draws(env_id: str) -> None:
-    envs = make_environments(env_id, 1)
+def _check_draws(result: EvaluationResult) -> None:
+    envs = make_environments(result.env_id, 1, env_kwargs=result.env_kwargs)
     modes = envs.metadata.get("render_modes") or []
     envs.close()
     if "rgb_array" not in modes:
         known = f"its render modes are {', '.join(map(str, modes))}" if modes else "it has no render modes"
-        raise ValueError(f"{env_id} cannot be filmed: a video needs the render mode rgb_array, and {known}.")
+        raise ValueError(f"{result.env_id} cannot be filmed: a video needs the render mode rgb_array, and {known}.")
 
 
 def _film(result: EvaluationResult, row: dict[str, Any], path: Path, progress: bool) -> None:
     """Play an episode again and write what it looks like, from the reset to its last frame."""
     imageio = import_imageio(result.env_id)
-    envs: Any = make_environments(result.env_id, 1, result.max_episode_steps, render_mode="rgb_array")
+    made: dict[str, Any] = {"render_mode": "rgb_array", "env_kwargs": result.env_kwargs}
+    envs: Any = make_environments(result.env_id, 1, result.max_episode_steps, **made)
     earned, length, over = 0.0, 0, False
     try:
         _follow(envs.envs[0].unwrapped)

@@ -1,5 +1,6 @@
 """Every source gives the same columns, and every fault of one is named: where it is and what to do about it."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -522,6 +523,20 @@ def test_facts_of_a_single_file_are_in_the_json_beside_it(tmp_path: Path) -> Non
     assert (trajectories.env_id, trajectories.act_dim) == ("CartPole-v1", 5)
 
 
+def test_what_else_a_file_may_say_of_its_environment(tmp_path: Path) -> None:
+    """Actions are counted from 0 when they are read, whatever the environment counts from."""
+    said = {
+        "action_start": -1,
+        "env_kwargs": {"gravity": 5.0},
+        "observation_parts": [{"path": ["goal"], "shape": [], "size": 1}, {"path": ["at"], "shape": [2], "size": 2}],
+    }
+    datasets.Dataset.from_dict(two_episodes(actions=[[1, 0], [-1]])).to_parquet(tmp_path / "cart.parquet")
+    (tmp_path / "cart.json").write_text(json.dumps(said), encoding="utf-8")
+    trajectories = load_trajectories(tmp_path / "cart.parquet")
+    assert trajectories.actions.tolist() == [2, 1, 0] and trajectories.num_actions == 3
+    assert {name: getattr(trajectories, name) for name in said} == said
+
+
 @pytest.mark.parametrize("beside", ['{"env_id": 7}', "[1, 2]", '{"observations": []}\n{"observations": []}\n', "null"])
 def test_json_beside_a_file_may_hold_something_else(beside: str, tmp_path: Path) -> None:
     datasets.Dataset.from_dict(two_episodes()).to_parquet(tmp_path / "a.parquet")
@@ -555,6 +570,19 @@ def test_the_source_may_say_what_its_actions_are(beside: str, action_type: str, 
         ('{"num_actions": 2}', "episode 1, step 0, column 'actions': the action is 2, but there are num_actions=2"),
         ('{"num_actions": 2.5}', r"a\.json: num_actions must be a positive whole number, found 2\.5"),
         ('{"num_actions": true}', r"a\.json: num_actions must be a positive whole number, found True"),
+        (
+            '{"action_start": 1}',
+            "episode 0, step 1, column 'actions': the action is 0, but discrete actions count from 1",
+        ),
+        (
+            '{"action_start": -1, "num_actions": 3}',
+            "the action is 2, but there are num_actions=3 from -1 on; correct it",
+        ),
+        ('{"action_start": 0.5}', r"a\.json: action_start must be a whole number, found 0\.5; correct it"),
+        ('{"env_kwargs": [1]}', r"a\.json: env_kwargs must be names with values, found \[1\]; correct it"),
+        ('{"observation_parts": [{"size": 2}]}', r"a\.json: observation_parts must be .* to the 3 numbers of an obs"),
+        ('{"observation_parts": {"goal": 2}}', r"a\.json: observation_parts must be a list of .*found {'goal': 2}"),
+        ('{"observation_parts": []}', r"a\.json: observation_parts must be a list of .*found \[\]; correct it"),
         ('{"env_id": "Cart', r"a\.json, which describes a\.parquet, is not JSON .*correct or remove it"),
     ],
 )

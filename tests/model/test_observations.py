@@ -135,6 +135,7 @@ def test_whole_numbers_are_rows_and_floats_are_vectors():
     parts = describe_observations("here", spaces.Discrete(3))
     np.testing.assert_array_equal(flatten_observations(np.array([0, 1, 0]), parts), [[1, 0, 0], [0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(flatten_observations(np.float32([0, 1, 0]), parts), [0, 1, 0])
+    np.testing.assert_array_equal(flatten_observations(True, parts), [0, 1, 0])
     with pytest.raises(ValueError, match="observation is 3; it must be a whole number from 0 to 2"):
         flatten_observations(3, parts)
 

@@ -238,7 +238,7 @@ def assemble(name: str, columns: Mapping[str, Column], facts: SourceFacts) -> Tr
         num_actions=_num_actions(columns["actions"], facts) if discrete else None,
         action_start=start,
         observation_parts=None if images else facts.parts(columns["observations"].values.shape[1]),
-        env_kwargs=facts.arguments(),
+        env_kwargs=facts.environment_kwargs(),
     )
 
 

@@ -128,7 +128,7 @@ class SourceFacts:
             f"sizes add up to the {state_dim} numbers of an observation, found {parts!r}; correct it"
         )
 
-    def arguments(self) -> dict[str, Any] | None:
+    def environment_kwargs(self) -> dict[str, Any] | None:
         """Return the keyword arguments that `gymnasium.make` made the environment with, when they are said.
 
         Raises:
@@ -355,7 +355,7 @@ def describe_actions(what: str, space: Space) -> dict[str, Any]:
     )
 
 
-def describe_arguments(spec: EnvSpec) -> dict[str, Any] | None:
+def describe_env_kwargs(spec: EnvSpec) -> dict[str, Any] | None:
     """Return the keyword arguments beside those registered that an environment was made with, as JSON holds them.
 
     Args:

@@ -109,7 +109,7 @@ def _leaves(parts: Sequence[Part], value: Any, depth: int = 0) -> list[tuple[Par
 def _is_vector(observation: Any, part: Part) -> bool:
     """Whether an observation of one part is concatenated already: of the vector's shape, and not of the part's own."""
     array, shape = np.asarray(observation), tuple(part["shape"])
-    if array.shape in (shape, (*array.shape[:1], *shape)) and ("counts" not in part or array.dtype.kind in "iu"):
+    if array.shape in (shape, (*array.shape[:1], *shape)) and ("counts" not in part or array.dtype.kind in "biu"):
         return False
     return array.ndim in (1, 2) and array.shape[-1] == part["size"]
 
@@ -125,7 +125,7 @@ def _columns(part: Part, value: Any) -> np.ndarray:
     if len(rows) > 1 or array.shape != (*rows, *shape):
         batched = ", ".join(map(str, ("n", *shape)))
         raise ValueError(f"{name} has shape {array.shape}; it must be {shape}, or ({batched}) of n environments.")
-    if array.dtype.kind not in ("iu" if whole else "biuf"):
+    if array.dtype.kind not in ("biu" if whole else "biuf"):
         kind = type(value).__name__ if array.dtype == object else array.dtype
         raise ValueError(f"{name} is {kind}; it must be {'whole ' if whole else ''}numbers.")
     array = array.reshape(*rows, math.prod(shape))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..facts import SourceFacts, describe_actions, describe_arguments, describe_observations
+from ..facts import SourceFacts, describe_actions, describe_env_kwargs, describe_observations
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
 
@@ -78,7 +78,7 @@ def _facts(text: str, data: Any) -> SourceFacts:
     return SourceFacts(
         where=text,
         env_id=None if spec is None else spec.id,
-        env_kwargs=None if spec is None else describe_arguments(spec),
+        env_kwargs=None if spec is None else describe_env_kwargs(spec),
         observation_parts=describe_observations(f"data set {text!r}", data.observation_space),
         **describe_actions(f"data set {text!r}, column 'actions'", data.action_space),
     )
