@@ -358,7 +358,6 @@ def test_what_was_collected_is_inspected_trained_on_and_scored(tmp_path, capsys)
 
 def test_from_rooms_and_doors_to_a_checkpoint_that_acts_on_them(tmp_path, capsys):
     """A dictionary of a whole number and a matrix, actions that count from 1, an argument: through every door."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     data, run, made = tmp_path / "maze", tmp_path / "run", '{"rooms": 3}'
     main(["collect", "Maze-v0", "--env-kwargs", made, "--episodes", "12", "--output", str(data)])
     assert {action for row in rows(data) for action in row["actions"]} == {1, 2, 3}
@@ -395,32 +394,15 @@ def test_from_rooms_and_doors_to_a_checkpoint_that_acts_on_them(tmp_path, capsys
         exec(snippet, names)
     assert names["action"] in (1, 2, 3) and names["env"].unwrapped.rooms == 3 and names["done"]
 
-    main(["export", str(run), "--output", str(tmp_path / "maze.onnx")])
-    session = onnxruntime.InferenceSession(tmp_path / "maze.onnx")
-    facts = session.get_modelmeta().custom_metadata_map
-    assert (facts["action_start"], facts["env_kwargs"]) == ("1", made)
-    assert json.loads(facts["observation_parts"]) == trajectories.observation_parts
-    states = {state["name"]: np.zeros((1, *state["shape"]), state["dtype"]) for state in json.loads(facts["states"])}
-
-    window, recurrent = (DecisionMambaPolicy.from_pretrained(run, mode) for mode in ("window", "recurrent"))
-    env, reward, action = gymnasium.make("Maze-v0", rooms=3), None, 0
+    policy, env, reward = DecisionMambaPolicy.from_pretrained(run), gymnasium.make("Maze-v0", rooms=3), None
     observation, _ = env.reset(seed=3)
-    for policy in (window, recurrent):
-        policy.reset(1.0)
+    policy.reset(1.0)
     for _ in range(5):
-        taken = recurrent.act(observation, reward)
-        seen = {
-            "observation": window.processor.flatten_observations(observation)[None],
-            "return_to_go": recurrent.returns_to_go[:, None].astype(np.float32),
-            "previous_action": np.int64([action]),
-        }
-        (found,), *new = session.run(None, {**seen, **states})[: 1 + len(states)]
-        states, action = dict(zip(states, new, strict=True)), found
-        assert taken == found and env.action_space.contains(taken)
-        assert names["act"](observation, reward or 0.0) == window.act(observation, reward)
-        observation, reward, *_ = env.step(taken)
+        action = policy.act(observation, reward)
+        assert names["act"](observation, reward or 0.0) == action and env.action_space.contains(action)
+        observation, reward, *_ = env.step(action)
     several = {"room": np.array([1, 3]), "wind": np.zeros((2, 2, 1))}
-    window.reset(num_envs=2)
-    assert window.act(several).shape == (2,)
+    policy.reset(num_envs=2)
+    assert policy.act(several).shape == (2,)
     with pytest.raises(ValueError, match=r"observation has no 'wind'; it must be a dictionary of room, wind"):
-        window.act({"room": 1})
+        policy.act({"room": 1})

@@ -269,7 +269,11 @@ BOX, LETTERS = gymnasium.spaces.Box, gymnasium.spaces.Text(5)
         (BOX(0, 255, (96, 96, 3), np.uint8), BOX(-1, 1, (2,)), "Odd, 'observations': observations from Box.* are not"),
         (BOX(-1, 1, (2,)), gymnasium.spaces.MultiDiscrete([2, 3]), "number their combinations as one Discrete space"),
         (BOX(-1, 1, (2,)), gymnasium.spaces.MultiBinary(3), "number their combinations as one Discrete space with gym"),
-        (BOX(-1, 1, (2,)), BOX(0, 9, (2,), np.int64), "number their combinations as one Discrete space with gymnasium"),
+        (
+            BOX(-1, 1, (2,)),
+            BOX(0, 9, (2,), np.int64),
+            "take floats and round them with gymnasium.wrappers.TransformAction",
+        ),
         (BOX(-1, 1, (2,)), BOX(-1, 1, ()), "make vectors of them with gymnasium.wrappers.TransformAction"),
         (BOX(-1, 1, (2,)), BOX(-1, 1, (2, 2)), "make vectors of them with gymnasium.wrappers.TransformAction"),
         (BOX(-1, 1, (2,)), gymnasium.spaces.Dict({"a": BOX(-1, 1, (2,))}), "concatenate them into one Box with gymna"),

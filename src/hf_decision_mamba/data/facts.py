@@ -345,6 +345,8 @@ def describe_actions(what: str, space: Space) -> dict[str, Any]:
         return {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
     if floats:
         advice = "make vectors of them with gymnasium.wrappers.TransformAction"
+    elif isinstance(space, spaces.Box):
+        advice = "take floats and round them with gymnasium.wrappers.TransformAction"
     elif isinstance(space, (spaces.Dict, spaces.Tuple)):
         advice = "concatenate them into one Box with gymnasium.wrappers.TransformAction"
     else:
