@@ -726,6 +726,98 @@ def test_refuses_a_mapping_to_nothing() -> None:
 # What is refused: the source
 
 
+CARDS = {
+    "no YAML": ": : :\n - a",
+    "code": "environment: !!python/object/apply:os.system ['touch ran']",
+    "levels without end": "environment: " + "[" * 100_000,
+    "values without end": "a: &a [x, x]\n"
+    + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
+    "merged without end": "a: &a {x: 1}\n"
+    + "".join(
+        f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
+    "a part within itself": "environment: &a {id: *a}",
+    "a number of many digits": "environment: {num_actions: " + "1:" * 50_000 + "1}",
+    "a day that is none": "environment: 2020-99-99",
+    "bytes that are no text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_a_card_that_cannot_be_read_is_warned_of(
+    card: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    shutil.copy(HOPPER, tmp_path / "made" / "train.parquet")
+    (tmp_path / "made" / "README.md").write_text(f"---\n{card}\n---\n", "utf-8", "surrogateescape")
+    assert_same(load_trajectories("made"), load_trajectories(HOPPER))
+    assert "README.md: its front matter cannot be read" in caplog.text and len(caplog.text) < 1000
+    assert not Path("ran").exists()
+
+
+def test_parts_of_a_card_may_be_named_and_used_again(tmp_path: Path) -> None:
+    shutil.copy(HOPPER, tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_text("---\nfirst: &it {id: Hopper-v5}\nenvironment: *it\n---\n")
+    assert load_trajectories(tmp_path).env_id == "Hopper-v5"
+
+
+@pytest.mark.parametrize(
+    "place", ["../secret.parquet", "{}/secret.parquet", "../*.parquet", "file://{}/secret.parquet"]
+)
+def test_a_card_cannot_name_files_elsewhere(place: str, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    for name in ("secret.parquet", "made/train.parquet"):
+        shutil.copy(HOPPER, tmp_path / name)
+    files = place.format(tmp_path)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {files!r}\n---\n"
+    (tmp_path / "made" / "README.md").write_text(card)
+    with pytest.raises(
+        ValueError, match=r"its card \(README\.md\) says that .*secret\.parquet is part of it, which is else"
+    ):
+        load_trajectories(tmp_path / "made")
+
+
+def test_a_folder_may_be_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    shutil.copy(HOPPER, tmp_path / "blobs" / "1")  # as in the cache of the Hub
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "train.parquet").symlink_to(tmp_path / "blobs" / "1")
+    (tmp_path / "link").symlink_to(tmp_path / "snapshot")
+    assert_same(load_trajectories(tmp_path / "link"), load_trajectories(HOPPER))
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_table_that_repeats_itself_is_not_unpacked(
+    frames: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "observations": bytes(20 * 84 * 84) if frames else [[0.0] * 4] * 20,
+        "actions": [1] * 20 if frames else [[0.0]] * 20,
+        "rewards": [0.0] * 20,
+        "terminations": [False] * 19 + [True],
+    }
+    for name in ("a.parquet", "b.parquet"):
+        pq.write_table(pa.Table.from_pylist([row] * 40), tmp_path / name, compression="zstd")
+    assert load_trajectories(tmp_path / "a.parquet").num_steps == 800
+    monkeypatch.setattr("hf_decision_mamba.data.formats.rows.ALWAYS_UNPACKED", 1 << 10)
+    monkeypatch.setattr("hf_decision_mamba.data.formats.rows._MOST_UNPACKED", 4)
+    with pytest.raises(ValueError, match=r"b\.parquet unpacks to [\d,]+ bytes or more, which is over 4 times its"):
+        load_trajectories(tmp_path / "b.parquet")
+
+
+def test_messages_are_short_and_can_be_shown(tmp_path: Path) -> None:
+    columns = {"\x1b[2J" + "long" * 1000: [1], **{f"column {number}": [1] for number in range(1000)}}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"no column 'observations' .*; its columns are \\x1b\[2Jlong") as error:
+        load_trajectories(tmp_path / "a.parquet")
+    assert len(str(error.value)) < 2000 and "Say which one it is" in str(error.value)
+
+
 def test_refuses_what_is_no_source() -> None:
     with pytest.raises(TypeError, match=r"from a Hub repository id, .* or a dict of flat arrays, not from int"):
         load_trajectories(7)  # type: ignore[arg-type]
@@ -785,6 +877,9 @@ def test_configurations_of_the_parquet_copy_are_folders(tmp_path: Path, monkeypa
         return builder
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    monkeypatch.setattr(
+        "hf_decision_mamba.data.formats.rows.check_inside", lambda path, files: None
+    )  # its files are here
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     load_trajectories("org/gym", config="hopper", revision=PARQUET_REVISION)

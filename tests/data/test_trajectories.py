@@ -167,6 +167,11 @@ def test_rewards_beside_images_are_checked() -> None:
             {"actions": np.array([0, 1, 2, 1, 4]), "num_actions": 4},
             "episode 1, step 2, column 'actions': the action is 4, but there are num_actions=4; correct it",
         ),
+        (
+            {"actions": np.array([0, 1, 2, 2**20, 4])},
+            "episode 1, step 1, column 'actions': the action is 1048576, but models have at most 1,048,576; correct it",
+        ),
+        ({"actions": np.arange(5), "num_actions": 10**30}, r"num_actions=1e\+30, but models have at most 1,048,576"),
         ({"num_actions": 4}, "num_actions=4 was given, but its actions are continuous"),
         ({"rewards": np.zeros((5, 1), np.float32)}, r"column 'rewards': expected shape \(steps,\)"),
         ({"terminations": np.zeros(5, np.int64)}, "column 'terminations': expected a bool array"),

@@ -1,26 +1,32 @@
 """What a source says about itself beside its columns: its environment, what it observes, the actions that it takes.
 
 A data set says it in the front matter of its card, `environment: {id, obs_shape, num_actions, ...}`; a single file in
-the JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions", ...}`. All of it is optional.
+the JSON file beside it that has its name, `{"env_id", "obs_shape", "num_actions", ...}`. All of it is optional: a card
+that cannot be read, as people write them by hand, is warned of, and the data are read without it.
 Environments and Minari say it with gymnasium's spaces, which are put into the same words here.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import DatasetCard
+import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from gymnasium import Space
     from gymnasium.envs.registration import EnvSpec
+
+logger = logging.getLogger(__name__)
 
 #: Endings of compressed files.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -36,6 +42,13 @@ SAID = (
 _OF_THE_MAKER = ("render_mode", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
 #: Pictures have at least so many pixels on each side; smaller arrays of three dimensions are numbers like others.
 _SMALLEST_PICTURE = 32
+#: Bounds of a front matter: its letters, those of a number or word, its levels, and its values with repetitions.
+_LONGEST_FRONT_MATTER = 1 << 22
+_LONGEST_NUMBER = 1 << 10
+_DEEPEST = 100
+_MOST_VALUES = 10**6
+_LARGEST_COUNT = 2**63 - 1
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is not everywhere
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,8 @@ class SourceFacts:
         if isinstance(self.obs_shape, list) and len(self.obs_shape) == 2 and all(map(_is_count, self.obs_shape)):
             return self.obs_shape[0], self.obs_shape[1]
         raise ValueError(
-            f"{self.where}: obs_shape must be [height, width] of one grey frame, found {self.obs_shape!r}; correct it"
+            f"{self.where}: obs_shape must be [height, width] of one grey frame, found {_shown(self.obs_shape)}; "
+            "correct it"
         )
 
     def said_action_type(self) -> str | None:
@@ -161,17 +175,19 @@ class SourceFacts:
     def _count(self, name: str, value: Any) -> int | None:
         if value is None or _is_count(value):
             return value
-        raise ValueError(f"{self.where}: {name} must be a positive whole number, found {value!r}; correct it")
+        raise ValueError(f"{self.where}: {name} must be a positive whole number, found {_shown(value)}; correct it")
 
     def _bound(self, name: str, value: ArrayLike | None, act_dim: int) -> NDArray[np.float32]:
         try:
-            bound = np.broadcast_to(np.asarray(value, dtype=np.float32), (act_dim,))
-        except (TypeError, ValueError):
+            with np.errstate(over="ignore"):
+                bound = np.broadcast_to(np.asarray(value, dtype=np.float32), (act_dim,))
+        except (TypeError, ValueError, OverflowError):
             bound = np.full(act_dim, np.nan, np.float32)
         if np.isnan(bound).any():
             raise ValueError(
                 f"{self.where}: {name} must be a number or a list of {act_dim}, one for each dimension of the actions, "
-                f"as action_low and action_high go together; found {value!r}; correct it"
+                f"as action_low and action_high go together; found {_shown(value)}; correct "
+                "it"
             )
         return bound
 
@@ -203,8 +219,59 @@ def facts_of_card(card: Path) -> SourceFacts:
     """Read the front matter of a data set's card, if there is one."""
     if not card.is_file():
         return SourceFacts()
-    environment = DatasetCard.load(card, ignore_metadata_errors=True).data.get("environment")
-    return facts_of(card, environment, env_id="id")
+    try:
+        data = check_card(card)
+    except ValueError as error:
+        logger.warning("%s", error)
+        return SourceFacts()
+    return facts_of(card, data.get("environment") if isinstance(data, Mapping) else None, env_id="id")
+
+
+def check_card(card: Path) -> Any:
+    """Return what the front matter of a card says; None where it has none, or there is no card.
+
+    Raises:
+        ValueError: it cannot be read, or would grow without bounds.
+    """
+    if not card.is_file():
+        return None
+    try:
+        with open(card, encoding="utf-8") as file:
+            found = REGEX_YAML_BLOCK.search(file.read(_LONGEST_FRONT_MATTER))
+        if found is None:
+            return None
+        _check_growth(found[2])
+        return yaml.load(found[2], Loader=_YAML)
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{card}: its front matter cannot be read ({type(error).__name__}: {reason}); correct or remove it"
+        ) from error
+
+
+def _check_growth(front_matter: str) -> None:
+    """Check how much a front matter is: names for parts of it can make much of little."""
+    made = 0
+    begun: list[tuple[str | None, int]] = []
+    named: dict[str | None, int] = {}
+    for event in yaml.parse(front_matter, Loader=_YAML):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in named:
+                raise ValueError(f"it has no part {event.anchor[:50]!r} before it refers to it")
+            made += named[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, made))
+            made += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            named[anchor] = made - before
+        elif isinstance(event, yaml.ScalarEvent):
+            made += 1
+            named[event.anchor] = 1
+            if event.implicit[0] and len(event.value) > _LONGEST_NUMBER and " " not in event.value:
+                raise ValueError(f"a number, or a word, of it has {len(event.value):,} letters")
+        if len(begun) > _DEEPEST or made > _MOST_VALUES:
+            raise ValueError(f"it has more than {_DEEPEST} levels or {_MOST_VALUES:,} values")
 
 
 def beside(file: Path) -> Path:
@@ -245,7 +312,7 @@ def facts_beside(file: Path) -> SourceFacts:
     """Read the JSON file beside a data file, if there is one.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or nested without end.
     """
     path = beside(file)
     if path == file or not path.is_file() or path.stat().st_size > _LARGEST_JSON:
@@ -253,7 +320,7 @@ def facts_beside(file: Path) -> SourceFacts:
     try:
         # Only the first value: episodes saved as lines of JSON beside those saved as parquet are no damaged file.
         facts, _ = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").strip())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, which describes {file.name}, is not JSON ({error}); correct or remove it") from error
     return facts_of(path, facts)
 
@@ -390,4 +457,12 @@ def facts_of(where: Path | str, facts: object, env_id: str = "env_id") -> Source
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_COUNT
+
+
+def _shown(value: object) -> str:
+    """A value as an error shows it."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number of more digits than Python shows
+        return f"a long {type(value).__name__}"

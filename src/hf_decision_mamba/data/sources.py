@@ -18,6 +18,7 @@ from .cache import cached, files_of
 from .facts import COMPRESSED, SourceFacts, facts_beside
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.hub import Request
+from .formats.rows import DAMAGE, in_short, shown
 from .splits import choose_episodes, only_train
 from .trajectories import Trajectories, concatenate
 
@@ -29,6 +30,7 @@ _FILES: dict[str, Callable[[str, Path, Mapping[str, str], SourceFacts], Trajecto
     **dict.fromkeys(d4rl.SUFFIXES, d4rl.read_d4rl),
     **dict.fromkeys(dt_pickle.SUFFIXES, dt_pickle.read_dt_pickle),
 }
+_LONGEST_MESSAGE = 1500
 _ENDINGS = (*hub.BUILDERS, *_FILES)
 _NAMES_SHOWN = 4  # of several sources, in the name of what they are together
 
@@ -110,8 +112,13 @@ def load_trajectories(
         try:
             parts = [_checked(name, request) for name in names]
             return parts[0] if len(parts) == 1 else _together(parts)
-        except ValueError as error:
-            raise ValueError(f"{error}\n`hf-decision-mamba inspect-data {label}` shows what is there") from error
+        except DAMAGE as error:
+            if _is_of_the_machine(error):
+                raise
+            said = str(error) if isinstance(error, ValueError) else _unreadable(label, error)
+            raise ValueError(
+                f"{shown(said, _LONGEST_MESSAGE)}\n`hf-decision-mamba inspect-data {label}` shows what is there"
+            ) from error
 
     identities = [_identity(name, request) for name in names]
     return read() if None in identities else cached(label, [*identities], read)
@@ -177,6 +184,16 @@ def _together(parts: list[Trajectories]) -> Trajectories:
             )
     env_id = known[0].env_id if known else None
     return replace(concatenate(parts), name=joined_names([part.name for part in parts]), env_id=env_id)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether files, the disk or the network are to blame; Arrow and HDF5 say so too where it is what is in a file."""
+    said_by_us = isinstance(error.__cause__, OSError)
+    return isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError or said_by_us)
+
+
+def _unreadable(source: str, error: Exception) -> str:
+    return f"data set {source!r} cannot be read ({in_short(error)}); get it again"
 
 
 def _identity(source: str | Path, request: Request) -> list[object] | None:

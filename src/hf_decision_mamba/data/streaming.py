@@ -26,7 +26,7 @@ from .facts import SourceFacts, agreed
 from .formats.arrow import without_lists_of_one
 from .formats.episode_rows import read_episode_rows
 from .formats.hub import Request, find_parquet, is_repository_id
-from .formats.rows import TableRows, reading
+from .formats.rows import TableRows, check_unpacked, reading
 from .formats.step_rows import RobotInfo, has_one_row_per_step, read_step_rows, step_columns
 from .sources import Named, joined_names, named_sources
 from .trajectories import Trajectories, concatenate
@@ -171,8 +171,9 @@ class EpisodeStream:
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
         # What is asked for is what is fetched: Arrow knows best which parts of a file it needs.
         source: Any = HfFileSystem().open(file, cache_type="none") if file.startswith("hf://") else file
-        with reading(self.label, file):
+        with reading(self.label, f"the file {file}"):
             table = pq.ParquetFile(source, pre_buffer=True)
+            check_unpacked(self.label, file, table.metadata)
             try:
                 yield table
             finally:

@@ -22,6 +22,8 @@ _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics 
 _LARGEST = float(np.finfo(np.float32).max)
 #: What is kept beside the columns.
 _KEPT = ("name", "env_id", "num_actions", "action_start", "observation_parts", "env_kwargs")
+#: Discrete actions that there can be: a model has a row of weights for each, and none has more (`SIZE_LIMITS`).
+MOST_ACTIONS = 1 << 20
 #: The types that a column may have, and the axes that it has then.
 FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
     "observations": {np.float32: ("steps", "dimensions"), np.uint8: ("steps", "height", "width")},
@@ -320,7 +322,7 @@ class Trajectories:
         """Open what `save` wrote, memory-mapped; and return what else it wrote.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: a file is missing or damaged.
+            OSError, ValueError, KeyError, TypeError, RecursionError: a file is missing or damaged.
         """
         columns, facts = storage.open_columns(folder)
         returns_to_go = columns.pop("returns_to_go")
@@ -367,14 +369,20 @@ class Trajectories:
     def _checked_num_actions(self) -> int:
         """Return the number of discrete actions, when every action is one of them."""
         count = int(self.actions.max()) + 1 if self.num_actions is None else self.num_actions
-        if self.actions.min() >= 0 and self.actions.max() < count:
+        highest = min(count, MOST_ACTIONS)
+        if self.actions.min() >= 0 and self.actions.max() < highest and count == highest:
             return count
-        row = int(np.flatnonzero((self.actions < 0) | (self.actions >= count))[0])
+        if self.num_actions is not None and count > MOST_ACTIONS:
+            raise ValueError(
+                f"data set {self.name!r}: num_actions={count:.4g}, but models have at most {MOST_ACTIONS:,}; correct it"
+            )
+        row = int(np.flatnonzero((self.actions < 0) | (self.actions >= highest))[0])
         episode, step = locate(self.episode_offsets, row)
         start = self.action_start
         known = f"discrete actions count from {start}"
         if self.num_actions is not None:
             known = f"there are num_actions={count}" + (f" from {start} on" if start else "")
+        known = f"models have at most {MOST_ACTIONS:,}" if self.actions[row] >= MOST_ACTIONS else known
         raise ValueError(
             f"data set {self.name!r}, episode {episode}, step {step}, column 'actions': the action is "
             f"{self.actions[row] + start}, but {known}; correct it, or num_actions where the data set says it"

@@ -4,6 +4,8 @@ import json
 import logging
 import re
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,101 @@ def test_a_file_of_groups_is_another_format(tmp_path: Path) -> None:
         ValueError, match=r"only groups: episode_0/; .*a Minari data set is read by its id, minari:NAME"
     ):
         load_trajectories(tmp_path / "main_data.hdf5")
+
+
+def elsewhere(file: h5py.File, folder: Path, how: str) -> None:
+    """Put observations that are in another file, or reached by a link, into the place of the file's own."""
+    del file["observations"]
+    (folder / "other.bin").write_bytes(np.full((5, 3), 42, np.float32).tobytes())
+    with h5py.File(folder / "other.hdf5", "w") as other:
+        other["secret"] = np.full((5, 3), 42, np.float32)
+    if how == "external":
+        file.create_dataset("observations", (5, 3), "f4", external=[(folder / "other.bin", 0, 60)])
+    elif how == "virtual":
+        layout = h5py.VirtualLayout((5, 3), "f4")
+        layout[:] = h5py.VirtualSource(folder / "other.hdf5", "secret", (5, 3))
+        file.create_virtual_dataset("observations", layout)
+    else:
+        to = {"external link": h5py.ExternalLink(folder / "other.hdf5", "secret")}
+        file["observations"] = to.get(how, h5py.SoftLink("/observations" if how == "loop" else "/actions"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("external", "column 'observations': its values are in another file, which is not read"),
+        ("virtual", "column 'observations': its values are in another file, which is not read"),
+        ("external link", "column 'observations' is a link, which is not followed"),
+        ("link", "column 'observations' is a link, which is not followed"),
+        ("loop", "column 'observations' is a link, which is not followed"),
+    ],
+)
+def test_nothing_but_the_file_itself_is_read(how: str, message: str, tmp_path: Path) -> None:
+    with h5py.File(save(tmp_path / "a.hdf5"), "a") as file:
+        elsewhere(file, tmp_path, how)
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(tmp_path / "a.hdf5")
+
+
+def test_links_beside_the_columns_are_left_alone(tmp_path: Path) -> None:
+    with h5py.File(save(tmp_path / "a.hdf5"), "a") as file:
+        file["nowhere"] = h5py.SoftLink("/gone")
+        file["infos/other"] = h5py.ExternalLink("/etc/passwd", "a")
+    assert load_trajectories(tmp_path / "a.hdf5").num_steps == 5
+
+
+def pack(path: Path, **options: Any) -> Path:
+    """Store the observations in another way."""
+    with h5py.File(save(path), "a") as file:
+        values = file["observations"][()]
+        del file["observations"]
+        file.create_dataset("observations", **{"data": values, **options})
+    return path
+
+
+@pytest.mark.parametrize("packed", ["gzip", "lzf"])
+def test_packed_columns_are_read(packed: str, tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.hdf5", compression=packed, shuffle=True, fletcher32=True, chunks=(2, 3))
+    np.testing.assert_array_equal(load_trajectories(path).observations, np.arange(15.0).reshape(5, 3))
+
+
+def test_code_that_unpacks_is_not_loaded(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.hdf5", chunks=(5, 3), scaleoffset=2)
+    with pytest.raises(
+        ValueError, match=r"packed with the filters \[6\]; only gzip, shuffle, fletcher32, szip, lzf are"
+    ):
+        load_trajectories(path)
+
+
+HUGE = {
+    "rows of which none is stored": {"data": None, "shape": (10**13, 3), "dtype": "f4", "chunks": (1024, 3)},
+    "a little less": {"data": None, "shape": (4 * 10**8, 3), "dtype": "f4", "chunks": (1024, 3)},
+    "rows that overflow": {"data": None, "shape": (2**62, 3), "dtype": "f4", "chunks": (1024, 3)},
+    "a chunk larger than memory": {
+        **{"data": None, "shape": (5, 3), "maxshape": (None, 3), "dtype": "f4", "chunks": (10**8, 3)}
+    },
+}
+
+
+@pytest.mark.parametrize("options", HUGE.values(), ids=HUGE)
+def test_memory_is_not_taken_for_what_is_not_stored(options: dict[str, Any], tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.hdf5", **options)
+    tracemalloc.start()
+    with pytest.raises(
+        ValueError, match=r"column 'observations': [\d,]+ values of shape .* as the file holds [\d,]+ bytes"
+    ):
+        load_trajectories(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def test_a_chunk_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.hdf5", chunks=(5, 3), compression="gzip", dtype="f4")
+    bomb = zlib.compress(np.random.default_rng(0).bytes(300_000))
+    with h5py.File(path, "a") as file:
+        file["observations"].id.write_direct_chunk((0, 0), bomb)
+    with pytest.raises(ValueError, match=r"column 'observations': the chunk at \(0, 0\) unpacks to more than 60 bytes"):
+        load_trajectories(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 100, SAMPLE.read_bytes()[:20_000]])

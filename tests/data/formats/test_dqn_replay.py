@@ -3,6 +3,7 @@
 import gzip
 import io
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,63 @@ def test_names_the_file_that_cannot_be_read(damage: str, name: str, tmp_path: Pa
         ValueError, match=rf"cannot be read: the file .*_{name}_ckpt\.0\.gz is corrupted, truncated or not"
     ):
         load_trajectories(tmp_path)
+
+
+def header(shape: str, descr: str = "|u1", begin: str = "{") -> bytes:
+    """The beginning of a .npy file."""
+    text = f"{begin}'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+HEADERS = {
+    "frames larger than the file": ("observation", header("(6, 1048576, 1048576)"), "but the file can hold at most"),
+    "frames that no model reads": ("observation", header("(6, 1, 5000)"), r"holds uint8 of shape \(6, 1, 5000\)"),
+    "frames without pixels": ("observation", header("(6, 0, 2)"), r"holds uint8 of shape \(6, 0, 2\); expected"),
+    "more rows than memory": ("action", header("(10000000000000,)", "<i4"), "says 40,000,000,000,000 bytes, but"),
+    "more rows than an integer": ("action", header(f"({10**30},)", "<i4"), "bytes, but the file can hold at most"),
+    "negative rows": ("action", header("(-6,)", "<i4"), "its header is not one that NumPy writes"),
+    "a call": ("action", header("__import__('os').system('touch ran')"), "its header is not one that NumPy writes"),
+    "a type of many": ("action", header("(6,)", "f8,(9,9)f8"), "its header is not one that NumPy writes"),
+    "brackets": ("action", header("(6,)", begin="(" * 3000), "its header is not one that NumPy writes"),
+    "a long header": ("action", header("(6,)", begin=" " * 60_000 + "{"), "its header is not one that NumPy writes"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), HEADERS.values(), ids=HEADERS)
+def test_headers_are_not_believed(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    checkpoint(tmp_path)
+    (tmp_path / f"$store$_{name}_ckpt.0.gz").write_bytes(gzip.compress(content + bytes(100)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name}_ckpt\.0\.gz .*{message}"):
+        load_trajectories(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert not Path("ran").exists()
+
+
+def test_a_column_that_is_nothing_but_zeros_packed_well_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path, terminal=np.zeros(5_000_000, np.uint8))
+    with pytest.raises(ValueError, match=r"terminal_ckpt\.0\.gz holds shape \(5000000,\); expected at most 4,194,304"):
+        load_trajectories(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"add_count": np.array([1, 2])}, r"add_count_ckpt\.0\.gz holds shape \(2,\); expected one number of rows"),
+        ({"add_count": np.array(-5)}, r"add_count_ckpt\.0\.gz holds shape \(\); expected one number of rows"),
+        ({"action": np.full(6, 2**31 - 1, np.int32)}, "the action is 2147483647, but models have at most 1,048,576"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(checkpoint(tmp_path, **changes))
+
+
+def test_many_invalid_rows_take_no_time(tmp_path: Path) -> None:
+    invalid = np.concatenate([np.full(1_000_000, 3.0), [np.nan, np.inf]])
+    trajectories = load_trajectories(checkpoint(tmp_path, ends=(1, 4, 5), invalid_range=invalid))
+    assert trajectories.lengths().tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,48 @@ def array_of(shape: Any, content: Any, code: Any = "f4", state: Any = (3, "<", N
     )
 
 
+def said(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def from_buffer(content: bytes, code: bytes, shape: bytes = b")", more: bytes = b"") -> bytes:
+    """The instructions that make an array of these bytes."""
+    dtype = b"cnumpy\ndtype\n(" + code + b"tR"
+    return b"cnumpy.core.numeric\n_frombuffer\n(" + content + dtype + shape + said("C") + more + b"tR"
+
+
+#: A tuple of a tuple twice, forty levels deep: whatever looks into it takes years.
+DOUBLED = b"K\x01" + b"q\x00h\x00\x86" * 40
+LONG = b"\x8b" + struct.pack("<i", 500_000) + b"\xff" * 499_999 + b"\x7f"  # a number
+ENCODE = b"c_codecs\nencode\n" + b"q\x00" + said("a" * 50_000)
+
 ATTACKS = {
+    "a type that cannot be shown": b"\x80\x03" + from_buffer(b"C\x00", DOUBLED) + b".",
+    "a module that cannot be shown": b"\x80\x04" + DOUBLED + said("x") + b"\x93.",
+    "a key that cannot be hashed": b"\x80\x03}" + DOUBLED + b"K\x01s.",
+    "a shape that cannot be shown": b"\x80\x03" + from_buffer(b"C\x00", said("f8"), DOUBLED) + b".",
+    "axes that cannot be shown": b"\x80\x03" + from_buffer(b"C\x00", said("f8"), b"K\x00\x85", DOUBLED) + b".",
+    "an encoding that cannot be shown": b"\x80\x03c_codecs\nencode\n" + said("a") + DOUBLED + b"\x86R.",
+    "a byte order that cannot be compared": array_of((1,), b"1234").replace(b"U\x01<", DOUBLED),
+    "a type nested deeper than Python calls": b"\x80\x03" + from_buffer(b"C\x00", b"K\x01" + b"\x85" * 20_000) + b".",
+    **{
+        f"a type in NumPy's small language: {code[:10]}": b"\x80\x03" + from_buffer(b"C\x00", said(code)) + b"."
+        for code in ("f8,(,)f8", "f8,(1", "f8," + "(" * 300, "i8," * 5000 + "i8", "f" + "9" * 10_000, "<<f8", "f1")
+    },
+    "dimensions of a million digits": (
+        b"\x80\x03" + from_buffer(b"C\x00", said("u1"), b"(" + LONG + b"q\x09h\x09h\x09t") + b"."
+    ),
+    "one text encoded over and over": b"\x80\x03](" + ENCODE + b"\x85q\x01" + b"h\x00h\x01R" * 5000 + b"e.",
+    "one text made an array over and over": (
+        b"\x80\x03]q\x07cnumpy.core.numeric\n_frombuffer\nq\x00("
+        + said("a" * 50_000) + b"cnumpy\ndtype\n(" + said("u1") + b"tRM\x50\xc3\x85" + said("C") + b"tq\x01R"
+        + b"h\x00h\x01R" * 5000 + b"h\x07."
+    ),
+    "an empty array of very many rows": (
+        b"\x80\x03]}" + said("observations")
+        + from_buffer(b"C\x00", said("f8"), b"K\x00\x8a\x08" + b"\xff" * 7 + b"\x7f\x86") + b"sa."
+    ),
+    "one list under many names": pickle.dumps([dict.fromkeys(map(str, range(3000)), [1] * 3000)]),
     "a command": pickle.dumps([{"rewards": Call(os.system, "touch ran")}]),
     "a command, at the top": pickle.dumps(Call(os.system, "touch ran")),
     "a command in a key": pickle.dumps([{Call(os.system, "touch ran"): 1}]),
@@ -157,8 +198,8 @@ ATTACKS = {
     "a list of numbers": pickle.dumps([1, 2]),
     "tuples for episodes": pickle.dumps([(1, 2)]),
     "keys that are no text": pickle.dumps([{1: np.zeros(2)}]),
-    "a deeply nested key": b"]}" + b")" + b"\x85" * 200_000 + b"K\x01sa.",
-    "deeply nested lists": b"]" * 200_000 + b"a" * 199_999 + b".",
+    "a deeply nested key": b"]}" + b")" + b"\x85" * 20_000 + b"K\x01sa.",
+    "deeply nested lists": b"]" * 20_000 + b"a" * 19_999 + b".",
     "a list that holds itself": b"]q\x00h\x00a.",
     "one array a million times": pickle.dumps([{"rewards": np.zeros(10_000)}] * 100_000),
     "one array a million times in a list": pickle.dumps([{"rewards": [np.zeros(10_000)] * 100_000}]),

@@ -1,12 +1,17 @@
 """D4RL's HDF5 files: flat columns of all episodes, `terminals` where the task was over, `timeouts` at the time limit.
 
 Nothing of a file is read but the columns, and what it says about its environment, as attributes or below `metadata`.
+
+HDF5 would follow what a file says to any other file of the machine, load code to unpack it, and take memory for any
+size that it declares. Here only values are read that are in the file itself, as they are or as HDF5 alone packs them.
 Source: D4RL (Fu et al. 2020, arXiv 2004.07219), https://github.com/Farama-Foundation/D4RL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,19 @@ import numpy as np
 from ..facts import SAID, SourceFacts, facts_of
 from ..trajectories import Trajectories
 from .arrays import flat_columns, read_flat_arrays
-from .rows import unreadable
+from .rows import ALWAYS_UNPACKED, reading
 
 SUFFIXES = (".hdf5", ".h5")
+
+_DEFLATE = 1
+#: The filters that HDF5 and h5py bring with them; others are code that is looked for on the machine.
+_FILTERS = {_DEFLATE: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 32000: "lzf"}
+_PACKING = {_DEFLATE, 4, 32000}
+#: Columns may take so many times as much memory as they take in the file; all zeros, packed by gzip, would take 1000.
+_MOST_UNPACKED = 500
+_MOST_DEFLATED = 1032  # times; what deflate can do
+_LONGEST_FACT = 1 << 16  # bytes of what a file says about its environment
+_CHECKSUM = 4  # bytes that fletcher32 adds to a chunk
 
 
 def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFacts) -> Trajectories:
@@ -39,34 +54,175 @@ def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFa
         raise ImportError(
             f'{text}: HDF5 files need h5py ({error}); install it with: pip install "hf_decision_mamba[hdf5]"'
         ) from error
-    try:
-        with h5py.File(path, "r") as file:
-            found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            groups = [f"{name}/" for name in file if name not in found]
-            if not found and groups:
-                raise ValueError(
-                    f"data set {text!r} has no columns, only groups: {', '.join(groups[:5])}; D4RL's files have "
-                    "observations, actions, rewards, terminals at the top (a Minari data set is read by its id, "
-                    "minari:NAME)"
-                )
-            names = flat_columns(text, found, columns)
-            arrays: dict[str, np.ndarray] = {theirs: found[theirs][()] for theirs in names.values()}
-            said = _said(file)
-            facts = facts.over(facts_of(f"the metadata of {text}", said)) if said else facts
-    except OSError as error:
-        if error.errno is not None:
-            raise  # the disk or the rights to the file are to blame, not the data
-        raise unreadable(text, "the file", error) from error
+    with reading(text, "the file"), h5py.File(path, "r") as file:
+        # What is linked from elsewhere is not looked at.
+        found: dict[str, Any] = {name: file[name] if _is_inside(file, name) else None for name in file}
+        columns_found = [name for name, item in found.items() if not isinstance(item, h5py.Group)]
+        groups = [f"{name}/" for name in found if name not in columns_found]
+        if not columns_found and groups:
+            raise ValueError(
+                f"data set {text!r} has no columns, only groups: {', '.join(groups[:5])}; D4RL's files have "
+                "observations, actions, rewards, terminals at the top (a Minari data set is read by its id, "
+                "minari:NAME)"
+            )
+        wanted = {theirs: found[theirs] for theirs in flat_columns(text, columns_found, columns).values()}
+        _check_stored(text, wanted.items(), path.stat().st_size)
+        arrays: dict[str, np.ndarray] = {theirs: values[()] for theirs, values in wanted.items()}
+        said = _said(text, file)
+        facts = facts.over(facts_of(f"the metadata of {text}", said)) if said else facts
     return read_flat_arrays(arrays, text, path.stem, columns, facts)
 
 
-def _said(file: Any) -> dict[str, Any]:
+def _said(text: str, file: Any) -> dict[str, Any]:
     """Return what a file says about its environment."""
+    import h5py
+
+    group = file["metadata"] if "metadata" in file and _is_inside(file, "metadata") else None
     said = {}
     for name in ("env_id", *SAID):
-        kept = file.get(f"metadata/{name}")
-        value = kept[()] if getattr(kept, "shape", None) == () else file.attrs.get(name)
+        kept = None
+        if isinstance(group, h5py.Group) and name in group and _is_inside(group, name):
+            kept = group[name]
+        if isinstance(kept, h5py.Dataset) and kept.shape == () and kept.dtype.itemsize <= _LONGEST_FACT:
+            _check_place(f"data set {text!r}, 'metadata/{name}'", kept)
+            value = kept[()]
+        else:
+            value = file.attrs.get(name)
         if value is not None:
             value = np.asarray(value).tolist()
             said[name] = value.decode(errors="replace") if isinstance(value, bytes) else value
     return said
+
+
+def check_all_stored(text: str, path: Path) -> None:
+    """Check all that an HDF5 file holds, which another package will read, as the columns of a D4RL file are checked.
+
+    Args:
+        text: what errors call the data set.
+        path: the file.
+
+    Raises:
+        ValueError: something in it is a link or there twice, is stored elsewhere, needs code to be unpacked, or is more
+            than the file can hold.
+    """
+    import h5py
+
+    size = path.stat().st_size
+    with reading(text, f"the file {path}"), h5py.File(path, "r") as file:
+        _check_stored(text, _everything(text, file, size), size)
+
+
+def _everything(text: str, file: Any, size: int) -> Iterator[tuple[str, Any]]:
+    """Yield all values of a file that are no texts, with their names; None for links to something else."""
+    import h5py
+
+    groups, seen = [file], set()
+    for group in groups:
+        for name in group:
+            item = group[name] if _is_inside(group, name) else None
+            full = f"{group.name}/{name}".lstrip("/")
+            place = None if item is None else h5py.h5o.get_info(item.id).addr
+            if place in seen:
+                raise ValueError(f"data set {text!r}: {full!r} is in the file under two names; keep one")
+            seen |= set() if place is None else {place}
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset) and h5py.check_dtype(vlen=item.dtype) is not None:
+                _check_place(f"data set {text!r}, column {full!r}", item)
+                _check_lengths(f"data set {text!r}, column {full!r}", item, size)
+            else:
+                yield full, item
+
+
+def _check_lengths(where: str, values: Any, size: int) -> None:
+    """Check values of any length, such as texts: of a few bytes each, all can be the longest one."""
+    taken, at_once = 0, max(ALWAYS_UNPACKED // size, 1)
+    for first in range(0, len(values), at_once):
+        taken += sum(len(value) for value in np.ravel(values[first : first + at_once]))
+        if taken > ALWAYS_UNPACKED + size:
+            raise ValueError(f"{where}: its values are longer than the file can hold; get it again")
+
+
+def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int) -> None:
+    """Check that columns are numbers which are in their file of so many bytes, before any of them is read.
+
+    Args:
+        text: what errors call the data set.
+        columns: names, and each an `h5py.Dataset`; None for a link to something else.
+        size: of the file.
+
+    Raises:
+        ValueError: one is a link, is stored elsewhere, needs code to be unpacked, or is more than the file can hold.
+    """
+    stored = taken = 0
+    for name, values in columns:
+        where = f"data set {text!r}, column {name!r}"
+        _check_place(where, values)
+        if values.dtype.kind not in "biufS" or values.shape is None:
+            raise ValueError(
+                f"{where}: expected numbers, or true and false, found shape {values.shape} of {values.dtype}; convert "
+                "the column, or map another one with columns={...}"
+            )
+        width = values.dtype.itemsize
+        held = values.id.get_storage_size()
+        stored, taken = stored + held, taken + math.prod(values.shape) * width
+        chunk = math.prod(values.chunks or ()) * width
+        if held > size or max(taken, chunk) > ALWAYS_UNPACKED + _MOST_UNPACKED * stored:
+            raise ValueError(
+                f"{where}: {math.prod(values.shape):,} values of shape {values.shape} cannot be right, as the file "
+                f"holds {held:,} bytes of them; get it again"
+            )
+        _check_chunks(where, values, chunk)
+
+
+def _is_inside(group: Any, name: str) -> bool:
+    """Whether a name of a group stands for something in the file itself."""
+    import h5py
+
+    return group.get(name, getclass=True, getlink=True) is h5py.HardLink
+
+
+def _check_place(where: str, values: Any) -> None:
+    """Check that the values are in the file, and are unpacked without code that is not HDF5's own."""
+    import h5py
+
+    if values is None:
+        raise ValueError(f"{where} is a link, which is not followed; store its values in the file itself")
+    if not isinstance(values, h5py.Dataset):
+        raise ValueError(f"{where} is a type, no values; map another one with columns={{...}}")
+    stored = values.id.get_create_plist()
+    if stored.get_external_count() or stored.get_layout() == h5py.h5d.VIRTUAL:
+        raise ValueError(f"{where}: its values are in another file, which is not read; store them in the file itself")
+    filters = _filters(values)
+    if set(filters) - {*_FILTERS} or len(_PACKING.intersection(filters)) > 1 or len(set(filters)) < len(filters):
+        raise ValueError(
+            f"{where}: it is packed with the filters {filters[:10]}; only {', '.join(_FILTERS.values())} are read, one "
+            "of each kind. Store it again with compression='gzip'"
+        )
+
+
+def _filters(values: Any) -> list[int]:
+    """Return the numbers of the filters that pack the values, in their order."""
+    stored = values.id.get_create_plist()
+    return [stored.get_filter(number)[0] for number in range(stored.get_nfilters())]
+
+
+def _check_chunks(where: str, values: Any, chunk: int) -> None:
+    """Check that large packed chunks unpack to so many bytes; HDF5 would take memory for as many as there are."""
+    filters = _filters(values)
+    if _DEFLATE not in filters:
+        return
+    places: list[tuple[int, ...]] = []
+
+    def visit(info: Any) -> None:
+        if info.size > ALWAYS_UNPACKED // _MOST_DEFLATED:
+            places.append(info.chunk_offset)
+
+    values.id.chunk_iter(visit)
+    for place in places:
+        skipped, packed = values.id.read_direct_chunk(place)
+        if skipped & (1 << filters.index(_DEFLATE)):
+            continue
+        most = chunk + _CHECKSUM
+        if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+            raise ValueError(f"{where}: the chunk at {place} unpacks to more than {chunk:,} bytes; get the file again")

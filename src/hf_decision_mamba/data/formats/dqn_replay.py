@@ -1,7 +1,8 @@
 """The DQN replay data set: folders of `$store$_*_ckpt.N.gz`, the logs of a DQN agent that learns an Atari game.
 
 Fifty checkpoints of a million transitions are a game's whole training; the papers learn from 1 % of it. Frames are read
-as a stream, as far as they are needed. Rewards are clipped to [-1, 1], as the agent saw them.
+as a stream, as far as they are needed. Rewards are clipped to [-1, 1], as the agent saw them. Memory is taken for what
+a file declares only where it can hold so much.
 Source: Agarwal et al. 2020 (arXiv 1907.04543); Dopamine's replay buffer; the 1 % are Chen et al. 2021's, section 4.1.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..columns import Column, assemble
 from ..facts import SourceFacts, facts_of_card
 from ..trajectories import Trajectories
-from .rows import unreadable
+from .rows import reading
 
 #: 1 % of the 50 million transitions of a game: what the papers learn from.
 DEFAULT_STEPS = 500_000
@@ -31,6 +31,16 @@ DEFAULT_STEPS = 500_000
 _EPISODES_AT_ONCE = 10  # Decision Transformer takes so many from a checkpoint, then draws another checkpoint
 _SEED = 0
 _PADDING = 3  # Dopamine puts up to so many blank frames before an episode, for its stacks of four
+_MOST_ROWS = 1 << 22  # of a checkpoint, which has a million
+_SKIPPED_AT_ONCE = 1 << 23  # bytes
+_LARGEST_SIDE = 1 << 12  # of a frame, in pixels; models read none that are larger
+_MOST_DEFLATED = 1032  # times; what deflate can do
+#: The header of a .npy file, as NumPy writes it; Python 2 wrote its long numbers with an L. NumPy would parse Python.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>=|]?[A-Za-z?][0-9]{0,5})', 'fortran_order': (False|True), "
+    rb"'shape': \(([0-9L, ]{0,200})\),? ?\}\s*"
+)
+_LONGEST_HEADER = 1 << 12
 _CHECKPOINT = re.compile(r"\$store\$_observation_ckpt\.(\d+)\.gz")
 
 
@@ -130,10 +140,9 @@ class _Checkpoint:
         flags = Column(f"{text}, checkpoint {number}", "terminal", terminals).as_flags()
         ends = np.flatnonzero(flags[: _rows_written(text, logs, number, rows)]) + 1
         starts = np.concatenate([[0], ends])[: len(ends)]
-        whole = np.ones(len(ends), np.bool_)
+        invalid = _invalid_rows(text, logs, number)
+        whole = np.searchsorted(invalid, starts) == np.searchsorted(invalid, ends)
         whole[: number > 0] = False  # its beginning is in the checkpoint before
-        for row in _invalid_rows(text, logs, number):
-            whole &= (row < starts) | (row >= ends)
         return cls(text, logs, number, actions, rewards, starts[whole], ends[whole])
 
     def frames(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
@@ -141,14 +150,16 @@ class _Checkpoint:
         path, row = _file(self.logs, "observation", self.number), 0
         with _reading(self.text, path) as file:
             shape, dtype = _header(self.text, path, file)
-            if dtype != np.uint8 or len(shape) != 3 or shape[0] != len(self.actions):
+            frame = shape[1:]
+            if dtype != np.uint8 or len(shape) != 3 or shape[0] != len(self.actions) or not _is_frame(frame):
                 raise ValueError(
                     f"data set {self.text!r}: {path.name} holds {dtype} of shape {shape}; expected single frames of "
-                    f"uint8, ({len(self.actions)}, height, width), one for each action"
+                    f"uint8, ({len(self.actions)}, height, width), one for each action, of 1 to {_LARGEST_SIDE} pixels "
+                    "a side"
                 )
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
                 while row < start:
-                    row += len(_read_frames(file, shape, min(start - row, 1024)))
+                    row += len(_read_frames(file, shape, min(start - row, 1 + _SKIPPED_AT_ONCE // math.prod(frame))))
                 yield _read_frames(file, shape, end - start)
                 row = end
 
@@ -205,16 +216,25 @@ def _blank_frames(frames: NDArray[np.uint8]) -> int:
     return next((place for place, frame in enumerate(before) if frame.any()), len(before))
 
 
+def _is_frame(shape: tuple[int, ...]) -> bool:
+    return all(1 <= side <= _LARGEST_SIDE for side in shape)
+
+
 def _rows_written(text: str, logs: Path, number: int, rows: int) -> int:
     """Return how many rows of the buffer were ever written: all, but while the agent fills it for the first time."""
     path = logs / f"add_count_ckpt.{number}.gz"
-    return min(rows, int(_read_array(text, path, "iu").item())) if path.is_file() else rows
+    if not path.is_file():
+        return rows
+    count = _read_array(text, path, "iu")
+    if count.size != 1 or count.min() < 0:
+        raise ValueError(f"data set {text!r}: {path.name} holds shape {count.shape}; expected one number of rows")
+    return min(rows, int(count.item()))
 
 
-def _invalid_rows(text: str, logs: Path, number: int) -> list[int]:
-    """Return the rows around the buffer's end and beginning, which do not follow on one another."""
+def _invalid_rows(text: str, logs: Path, number: int) -> np.ndarray:
+    """Return the rows around the buffer's end and beginning, which do not follow on one another, in their order."""
     path = logs / f"invalid_range_ckpt.{number}.gz"
-    return _read_array(text, path, "iuf").ravel().astype(np.int64).tolist() if path.is_file() else []
+    return np.sort(_read_array(text, path, "iuf").ravel()) if path.is_file() else np.empty(0)
 
 
 def _file(logs: Path, name: str, number: int) -> Path:
@@ -234,6 +254,10 @@ def _read_array(text: str, path: Path, kinds: str) -> np.ndarray:
         shape, dtype = _header(text, path, file)
         if dtype.kind not in kinds:
             raise ValueError(f"data set {text!r}: {path.name} holds values of type {dtype}; get it again")
+        if math.prod(shape) > _MOST_ROWS:
+            raise ValueError(
+                f"data set {text!r}: {path.name} holds shape {shape}; expected at most {_MOST_ROWS:,} rows"
+            )
         content = file.read(math.prod(shape) * dtype.itemsize)
         return np.frombuffer(content, dtype).reshape(shape) if content else np.empty(shape, dtype)
 
@@ -251,12 +275,19 @@ def _read_frames(file: BinaryIO, shape: tuple[int, ...], count: int) -> NDArray[
 
 
 def _header(text: str, path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read the header of a .npy file: nothing that needs a pickle is accepted."""
+    """Read the header of a .npy file: no Python of it is parsed, and nothing that needs a pickle is accepted."""
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.hasobject or (fortran and len(shape) > 1):
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    found = _HEADER.fullmatch(file.read(length)) if length <= _LONGEST_HEADER else None
+    if found is None:
+        raise ValueError("its header is not one that NumPy writes for an array")
+    shape = tuple(int(count.strip(b" L")) for count in found[3].split(b",") if count.strip())
+    dtype = np.dtype(found[1].decode())
+    if dtype.hasobject or (found[2] == b"True" and len(shape) > 1):
         raise ValueError(f"data set {text!r}: {path.name} holds values of type {dtype} in an order that is not read")
+    size, most = math.prod(shape) * dtype.itemsize, _MOST_DEFLATED * path.stat().st_size
+    if size > most:
+        raise ValueError(f"its header says {size:,} bytes, but the file can hold at most {most:,}")
     return shape, dtype
 
 
@@ -265,10 +296,5 @@ def _reading(text: str, path: Path) -> Iterator[BinaryIO]:
     """Open a file, and name it where it cannot be read."""
     if not path.is_file():
         raise ValueError(f"data set {text!r}: the file {path} is missing; a checkpoint needs it")
-    try:
-        with gzip.open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    except (EOFError, zlib.error, OSError, ValueError) as error:
-        if (isinstance(error, OSError) and error.errno is not None) or "data set" in str(error):
-            raise
-        raise unreadable(text, f"the file {path}", error) from error
+    with reading(text, f"the file {path}"), gzip.open(path, "rb") as file:
+        yield file  # type: ignore[misc]

@@ -25,11 +25,11 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from ..facts import COMPRESSED, SourceFacts, agreed, beside, facts_beside, facts_of_card
+from ..facts import COMPRESSED, SourceFacts, agreed, beside, check_card, facts_beside, facts_of_card
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
 from .episode_rows import read_episode_rows
-from .rows import LoadedRows, Rows, is_about_data, parquet_rows, shown_rows, unreadable
+from .rows import LoadedRows, Rows, check_inside, is_about_data, parquet_rows, shown_rows, unreadable
 from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
 
 #: The Hub keeps a parquet copy of many data sets, also of those made by a script, at this revision.
@@ -159,7 +159,8 @@ def read_folder(text: str, path: Path, request: Request) -> Trajectories:
     """Read a local folder that is laid out like a data set of the Hub."""
     request.refuse(f"the local folder {text}", "revision")
     try:
-        rows = _load(text, str(path), request, name=request.config, **_data_files(path))
+        place, options = _place(path)
+        rows = _load(text, place, request, name=request.config, **options)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the folder {text} holds no data files; looked for {', '.join(BUILDERS)} and the $store$_*_ckpt.N.gz of a "
@@ -208,7 +209,8 @@ def find_parquet(text: str, path: Path, request: Request) -> tuple[list[str], st
         files, name, facts = {"train": [str(path)]}, beside(path).stem, facts_beside(path)
     elif path.is_dir():
         request.refuse(f"the local folder {text}", "revision")
-        files = _files(text, str(path), name=request.config, **_data_files(path))
+        place, options = _place(path)
+        files = _files(text, place, name=request.config, **options)
         name, facts = path.resolve().name, _facts_of_folder(path)
     else:
         with _found_on_the_hub(text):
@@ -230,7 +232,22 @@ def _files(label: str, path: str, **options: Any) -> dict[str, list[str]]:
     """Return the data files of each split."""
     with _explained(label, options):
         found = datasets.load_dataset_builder(path, **options).config.data_files or {}
-    return {str(split): [str(file) for file in files if not is_about_data(file)] for split, files in found.items()}
+        chosen = {
+            str(split): [str(file) for file in files if not is_about_data(file)] for split, files in found.items()
+        }
+        check_inside(path, chosen)
+    return chosen
+
+
+def _place(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return what `datasets` is to load a folder with, and options; by its files alone if its card cannot be read."""
+    try:
+        check_card(folder / "README.md")
+    except ValueError:  # `facts_of_card` warns of it
+        endings = (file.suffix for file in sorted(folder.rglob("*")))
+        builder = next((BUILDERS[ending] for ending in endings if ending in BUILDERS), "parquet")
+        return builder, {"data_dir": str(folder), **_data_files(folder)}
+    return str(folder), _data_files(folder)
 
 
 def _data_files(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Source: Minari, https://minari.farama.org.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import numpy as np
 from ..facts import SourceFacts, describe_actions, describe_env_kwargs, describe_observations
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
+from .d4rl import check_all_stored
+from .rows import DAMAGE, in_short, reading
 
 PREFIX = "minari:"
+
+_MOST_EPISODES = 1 << 24
 
 
 def read_minari(text: str, facts: SourceFacts) -> Trajectories:
@@ -33,30 +38,55 @@ def read_minari(text: str, facts: SourceFacts) -> Trajectories:
     """
     data = open_minari(text, text.removeprefix(PREFIX))
     facts = facts.over(_facts(text, data))
-    episodes = [_columns(text, data.observation_space, episode) for episode in data.iterate_episodes()]
+    _check_sizes(text, data)
+    with reading(text, f"the folder {data.storage.data_path}"):
+        episodes = [_columns(text, data.observation_space, episode) for episode in data.iterate_episodes()]
     return read_episode_arrays(episodes, text, text, {}, facts)
 
 
 def open_minari(text: str, name: str) -> Any:
     try:
         import minari
-        from minari.storage import get_dataset_path
+        from minari.storage import get_dataset_path, hosting
     except ImportError as error:
         raise ImportError(
             f'{text}: Minari data sets need minari ({error}); install it with: pip install "hf_decision_mamba[minari]"'
         ) from error
-    if (get_dataset_path(name) / "data").is_dir():
+    folder = Path(get_dataset_path(name))
+    if not (folder / "data").is_dir():
         try:
-            return minari.load_dataset(name)
-        except (ValueError, KeyError, OSError, AssertionError) as error:
-            raise ValueError(f"data set {text!r} cannot be read from {get_dataset_path(name)}: {error}") from error
+            hosting.download_dataset(name)
+        except Exception as error:  # each of its servers has errors of its own
+            raise FileNotFoundError(
+                f"no data set {text!r}: it is not in {get_dataset_path()} (MINARI_DATASETS_PATH), and downloading it "
+                f"failed: {in_short(error)}"
+            ) from error
     try:
-        return minari.load_dataset(name, download=True)
-    except Exception as error:  # each of its servers has errors of its own
-        raise FileNotFoundError(
-            f"no data set {text!r}: it is not in {get_dataset_path()} (MINARI_DATASETS_PATH), and downloading it "
-            f"failed: {type(error).__name__}: {error}"
-        ) from error
+        _check_metadata(folder / "data" / "metadata.json")
+        return minari.load_dataset(name)
+    except DAMAGE as error:
+        raise ValueError(f"data set {text!r} cannot be read from {folder}: {in_short(error)}") from error
+
+
+def _check_metadata(path: Path) -> None:
+    """Check that the file about a data set says its spaces: where not, minari runs what it calls its environment."""
+    if not path.is_file():
+        return  # which minari says
+    said = json.loads(path.read_text(encoding="utf-8"))
+    if any(not isinstance(said.get(f"{what}_space"), str) for what in ("observation", "action")):
+        raise ValueError(
+            f"{path.name} does not say its observation_space and action_space, and the environment that it names is "
+            "not run to find them out; add them, as minari.create_dataset_from_buffers does"
+        )
+    if not 0 <= said["total_episodes"] <= _MOST_EPISODES:
+        raise ValueError(f"{path.name} counts more than {_MOST_EPISODES:,} episodes")
+
+
+def _check_sizes(text: str, data: Any) -> None:
+    """Check the file of a data set, as far as it can be done before minari reads it."""
+    path = Path(data.storage.data_path) / "main_data.hdf5"
+    if path.is_file():
+        check_all_stored(text, path)
 
 
 def find_minari(text: str) -> Path:

@@ -6,7 +6,10 @@ a robot that are not needed, and everything else a second time, beside our own c
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +17,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import hf_hub_download
 from tqdm.contrib.concurrent import thread_map
 
-from .arrow import depth_of, is_number, item_type
+from .arrow import depth_of, is_binary, is_number, item_type
 
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@[^/]+/(?P<path>.*)")
 _BYTES_AT_ONCE = 1 << 24  # bounds the memory for what is being unpacked
+_LONGEST_REASON = 300
+#: What columns may take unpacked: so many bytes always, as flags are packed to nearly nothing; and of a table, so many
+#: times what it takes in its file: Arrow repeats a value as often as a few bytes say. Frames of Breakout take 280.
+ALWAYS_UNPACKED = 1 << 28
+_MOST_UNPACKED = 2000
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+
+#: What the libraries that read formats raise where a file is damaged, or made up: of memory and recursion too.
+DAMAGE: tuple[type[Exception], ...] = (
+    *(pa.ArrowException, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SyntaxError, SystemError, TypeError, ValueError, struct.error, zlib.error),
+)
 
 
 class Rows(Protocol):
@@ -111,22 +127,60 @@ class ParquetRows:
     def table(self, columns: list[str]) -> pa.Table:
         tables = [self.schema.empty_table().select(columns)]
         for path, start, stop in self.parts:
-            with reading(self.label, path):
+            with reading(self.label, f"the file {path}"):
                 table = pq.ParquetFile(path).read(columns=columns).select(columns).slice(start, stop - start)
                 tables.append(table.cast(tables[0].schema))
         return pa.concat_tables(tables)
 
     def pieces(self, column: str) -> Iterator[pa.Array]:
         for path, start, stop in self.parts:
-            with reading(self.label, path):
-                file = pq.ParquetFile(path)
-                groups = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
-                rows, row = _rows_at_once(sum(groups), file.metadata.num_rows), 0
+            with reading(self.label, f"the file {path}"):
+                file, wanted = pq.ParquetFile(path), self.schema.field(column).type
+                rows, row, taken = _rows_at_once(unpacked_size(file.metadata), file.metadata.num_rows), 0, 0
+                if is_binary(wanted):  # of which every row may be the longest one, said again
+                    rows = min(rows, max(_BYTES_AT_ONCE // max(_packed_sizes(file.metadata, column)), 1))
                 for batch in file.iter_batches(rows, columns=[column], use_threads=False):
-                    first, row = row, row + len(batch)
+                    first, row, taken = row, row + len(batch), taken + batch.nbytes
+                    _check_taken(self.label, str(path), taken, path.stat().st_size)
                     piece = batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
-                    wanted = self.schema.field(column).type
                     yield piece if piece.type == wanted else piece.cast(wanted)
+
+
+def unpacked_size(found: pq.FileMetaData) -> int:
+    """Return about how many bytes all columns of a parquet file take unpacked; texts and bytes count once each."""
+    chunks = (
+        found.row_group(group).column(number) for group, number in np.ndindex(found.num_row_groups, found.num_columns)
+    )
+    return sum(
+        max(chunk.total_uncompressed_size, chunk.num_values * _WIDTHS.get(chunk.physical_type, 0)) for chunk in chunks
+    )
+
+
+def check_unpacked(label: str, file: str, found: pq.FileMetaData) -> None:
+    """Check that a parquet file, here or on the Hub, is as large as what it declares.
+
+    Raises:
+        ValueError: it is not.
+    """
+    groups = (found.row_group(group) for group in range(found.num_row_groups))
+    held = sum(group.column(number).total_compressed_size for group in groups for number in range(found.num_columns))
+    size = min(held, os.path.getsize(file)) if os.path.isfile(file) else held
+    _check_taken(label, file, unpacked_size(found), size)
+
+
+def _check_taken(label: str, file: str, taken: int, size: int) -> None:
+    if taken > ALWAYS_UNPACKED + _MOST_UNPACKED * size:
+        raise ValueError(
+            f"data set {label!r}: {file} unpacks to {taken:,} bytes or more, which is over {_MOST_UNPACKED} times its "
+            f"{size:,} bytes; get it again, or save it without compression"
+        )
+
+
+def _packed_sizes(found: pq.FileMetaData, column: str) -> list[int]:
+    """Return the bytes of the pieces in which a column of bytes is kept in a parquet file, and 1."""
+    number = [found.schema.column(number).path for number in range(found.num_columns)].index(column)
+    groups = (found.row_group(group) for group in range(found.num_row_groups))
+    return [1, *(group.column(number).total_uncompressed_size for group in groups)]
 
 
 def _rows_at_once(size: int, rows: int) -> int:
@@ -135,14 +189,25 @@ def _rows_at_once(size: int, rows: int) -> int:
 
 
 @contextmanager
-def reading(label: str, path: Path | str) -> Iterator[None]:
-    """Name a parquet file that is damaged."""
+def reading(label: str, what: str) -> Iterator[None]:
+    """Name what is damaged, in whichever way the library that reads its format says so.
+
+    Args:
+        label: the data set, as the user called it; errors that name it pass as they are.
+        what: what is being read, such as "the file a.parquet".
+
+    Raises:
+        OSError: the disk is full or the file may not be opened: the data are not to blame.
+        ValueError: anything else went wrong.
+    """
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk is full or the file may not be opened: the data are not to blame
-        raise unreadable(label, f"the file {path}", error) from error
+            raise
+        if isinstance(error, ValueError) and f"data set {label!r}" in str(error):
+            raise
+        raise unreadable(label, what, error) from error
 
 
 def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) -> ParquetRows | None:
@@ -158,10 +223,12 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
         None if the data are not parquet files, or cannot be read.
 
     Raises:
-        ValueError: the split is none of the data set's, or its files differ in their columns.
+        ValueError: the split is none of the data set's, its files differ in their columns, are elsewhere, or declare
+            more than they can hold.
     """
     found = datasets.load_dataset_builder(path, **options).config.data_files or {}
     files = {str(name): [file for file in paths if not is_about_data(file)] for name, paths in found.items()}
+    check_inside(path, files)
     files = {name: paths for name, paths in files.items() if name in split}
     first = next((paths[0] for paths in files.values() if paths), "")
     if not first.endswith(".parquet"):
@@ -169,7 +236,7 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
     local = {name: _local(paths, options.get("revision")) for name, paths in files.items()}
     try:
         schemas = {file: pq.read_schema(file) for paths in local.values() for file in paths}
-        counts = {file: pq.read_metadata(file).num_rows for file in schemas}
+        said = {file: pq.read_metadata(file) for file in schemas}
     except (pa.ArrowException, OSError):
         return None  # `datasets` reads it next, and what it says is reported
     schema = next(iter(schemas.values()))
@@ -180,6 +247,9 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
                 f"the columns of {file.name} are not those of {Path(first).name}: they differ in "
                 f"{', '.join(different)}; make them alike, or give the files as a list"
             )
+    for file, about in said.items():
+        check_unpacked(label, str(file), about)
+    counts = {file: about.num_rows for file, about in said.items()}
     lengths = {name: sum(counts[file] for file in local.get(name, ())) for name in found}
     parts: list[tuple[Path, int, int]] = []
     for piece in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
@@ -190,6 +260,29 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
             if start < stop:
                 parts.append((file, start, stop))
     return ParquetRows(label, schema, tuple(parts))
+
+
+def check_inside(path: str, files: Mapping[str, list[str]]) -> None:
+    """Check that the files of a folder, or of a repository, are there: its card may name any others.
+
+    Args:
+        path: the folder, the repository, or what reads a single file.
+        files: of each split.
+
+    Raises:
+        ValueError: one is not.
+    """
+    roots = [os.path.abspath(path), os.path.realpath(path)]
+    for file in (file for paths in files.values() for file in paths):
+        if os.path.isdir(path):
+            inside = any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)
+        else:
+            inside = "/" not in path or file.startswith("hf://")
+        if not inside:
+            raise ValueError(
+                f"its card (README.md) says that {file} is part of it, which is elsewhere; only "
+                "files of the data set are read"
+            )
 
 
 def _different_columns(one: pa.Schema, other: pa.Schema) -> list[str]:
@@ -229,5 +322,20 @@ def unreadable(label: str, what: str, cause: BaseException) -> ValueError:
     """Return the error for data that are damaged."""
     return ValueError(
         f"data set {label!r} cannot be read: {what} is corrupted, truncated or not what its ending says "
-        f"({type(cause).__name__}: {cause}); get it again"
+        f"({in_short(cause)}); get it again"
     )
+
+
+def in_short(error: BaseException) -> str:
+    """Return the kind of an error and what it says, on one line of bounded length that any terminal can show."""
+    try:
+        said = str(error)
+    except ValueError:  # a number that is too long to be shown
+        said = ""
+    return f"{type(error).__name__}: {shown(' '.join(said.split()), _LONGEST_REASON)}"
+
+
+def shown(text: str, most: int) -> str:
+    """Return a text of at most so many letters, its beginning and its end, as any terminal can show it."""
+    text = text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)

@@ -74,7 +74,7 @@ class RobotInfo:
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
             features = {name: feature.get("dtype") for name, feature in info.get("features", {}).items()}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not the description of a LeRobot data set ({error}); get it again") from error
         pictures = tuple(name for name, kind in features.items() if kind in ("video", "image"))
         counts = (info.get(name) for name in ("total_frames", "total_episodes"))
