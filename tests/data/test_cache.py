@@ -181,7 +181,11 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*(f"{column}.npy" for column in COLUMNS), "trajectories.json"])
-@pytest.mark.parametrize("damage", [cut, Path.unlink, lambda path: path.write_bytes(b"")], ids=["cut", "gone", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [cut, Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"[" * 100_000)],
+    ids=["cut", "gone", "empty", "nested"],
+)
 def test_a_damaged_entry_is_read_again(
     name: str, damage: Callable[[Path], object], hopper: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,10 +201,21 @@ def test_a_damaged_entry_is_read_again(
     assert entries() == [entry]
 
 
-def test_damaged_statistics_are_computed_again(hopper: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-5],
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"transitions": 2874', '"transitions": 2875'),
+        lambda text: "[]",
+    ],
+    ids=["cut", "nested", "another digit", "a list"],
+)
+def test_damaged_statistics_are_computed_again(damage: Callable[[str], str], hopper: Path) -> None:
     expected = load_trajectories(hopper).statistics().to_dict()
     (path,) = cache.cache_folder().glob("*/statistics*.json")
-    path.write_text(path.read_text()[:-5])
+    assert damage(path.read_text()) != path.read_text()
+    path.write_text(damage(path.read_text()))
     assert load_trajectories(hopper).statistics().to_dict() == expected
     assert path.read_text().endswith("}")
 

@@ -45,17 +45,19 @@ def cached(label: str, identity: list[object], read: Callable[[], Trajectories])
     """
     if not datasets.is_caching_enabled():
         return read()
+    warnings: list[str]
     key = hashlib.sha256(json.dumps([_FORMAT, *identity]).encode()).hexdigest()[:32]
     entry = cache_folder() / key
     if entry.is_dir():
         try:
             trajectories, facts = Trajectories.open(entry)
+            warnings = facts["warnings"]
         except Exception as error:  # whatever a damaged file leads to
             logger.warning("data set %r: its cache %s is damaged (%s), so it is read again", label, entry, error)
         else:
-            _warn(facts["warnings"])
+            _warn(warnings)
             return trajectories
-    warnings: list[str] = []
+    warnings = []
     try:
         with noted_warnings(str(__package__)) as warnings:
             trajectories = read()

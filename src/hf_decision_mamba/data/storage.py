@@ -41,16 +41,16 @@ def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping
                 file.write(np.ascontiguousarray(block).data)  # `tofile` does not notice a disk that is nearly full
                 release(values)
     forms = {name: [values.dtype.str, list(values.shape)] for name, values in columns.items()}
-    (folder / _FACTS).write_text(json.dumps({"columns": forms, "facts": dict(facts)}, indent=1), encoding="utf-8")
+    _write_json(folder / _FACTS, {"columns": forms, "facts": dict(facts)})
 
 
 def open_columns(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the memory-mapped columns and the facts that `save_columns` wrote.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: a file is missing or damaged.
+        OSError, ValueError, KeyError, TypeError, RecursionError: a file is missing or damaged.
     """
-    said = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    said = _read_json(folder / _FACTS)
     columns = {}
     for name, form in said["columns"].items():
         # A file that is cut short is refused here: it is shorter than its header says.
@@ -73,14 +73,35 @@ def kept_statistics(
     """
     which = "" if episodes is None else "-" + hashlib.sha256(episodes.tobytes()).hexdigest()[:16]
     path = folder / f"statistics{which}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return TrajectoryStatistics.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return TrajectoryStatistics.from_dict(_read_json(path))
     statistics = compute()
     with suppress(OSError):  # a disk that is full or may not be written to costs time, nothing else
         unfinished = folder / f"{path.name}.{os.getpid()}"
-        unfinished.write_text(json.dumps(statistics.to_dict()), encoding="utf-8")
+        _write_json(unfinished, statistics.to_dict())
         unfinished.replace(path)
     return statistics
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values with their checksum: a changed digit is still JSON."""
+    path.write_text(json.dumps({"checksum": _checksum(values), "values": values}, indent=1), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    """Return what `_write_json` wrote.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, RecursionError: the file is missing or damaged.
+    """
+    said = json.loads(path.read_text(encoding="utf-8"))
+    if said["checksum"] != _checksum(said["values"]):
+        raise ValueError(f"{path.name} is not as it was written")
+    return said["values"]
+
+
+def _checksum(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class GrowingColumn:
