@@ -1,6 +1,7 @@
 """What acts while data are collected: chance in its streams, and stable-baselines3's files, of which no code runs."""
 
 import base64
+import io
 import json
 import pickle
 import zipfile
@@ -222,6 +223,88 @@ def test_no_code_of_a_file_runs(sb3, tmp_path):
             with pytest.raises(ValueError, match="not what stable-baselines3 saves"):
                 behaviour(f"sb3:{path}", "CartPole-v1")
     assert pickled and not (tmp_path / "exploded").exists()
+
+
+def repacked(content: bytes, **changes: bytes) -> bytes:
+    """An archive with other files, by the end of their names; repeated zeros take no room in it."""
+    into = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(into, "w", zipfile.ZIP_DEFLATED) as changed:
+        for name in archive.namelist():
+            other = [value for end, value in changes.items() if name.endswith(end.replace("_", "."))]
+            changed.writestr(name, other[0] if other else archive.read(name))
+    return into.getvalue()
+
+
+DOUBLED = b"K\x01" + b"q\x00h\x00\x86" * 40  # a tuple of a tuple twice, forty levels deep
+PICKLES = {
+    "a key that cannot be hashed": b"\x80\x02}" + DOUBLED + b"K\x01s.",
+    "pairs that cannot be hashed": b"\x80\x02ccollections\nOrderedDict\n" + DOUBLED + b"\x85R.",
+    "a command": b"cos\nsystem\n(S'touch ran'\ntR.",
+    "no tensors": pickle.dumps({"a": 1}, 2),
+    "no dict": pickle.dumps([1], 2),
+    "a huge tensor": (
+        b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n"
+        b"X\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\x00\x8a\x05\xff\xff\xff\xff\x7f\x85K\x00\x85\x89}tRs."
+    ),
+}
+
+
+@pytest.mark.parametrize("pickled", PICKLES.values(), ids=PICKLES)
+def test_weights_are_read_without_their_pickle_being_run(pickled, sb3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
+    with zipfile.ZipFile(path) as archive:
+        weights = repacked(archive.read("policy.pth"), data_pkl=pickled)
+    path.write_bytes(repacked(path.read_bytes(), policy_pth=weights))
+    with pytest.raises(ValueError, match=r"agent\.zip is not what stable-baselines3 saves"):
+        behaviour(f"sb3:{path}", "CartPole-v1")
+    assert not Path("ran").exists()
+
+
+def change_settings(path: Path, **changes) -> None:
+    with zipfile.ZipFile(path) as archive:
+        settings = {**json.loads(archive.read("data")), **changes}
+    path.write_bytes(repacked(path.read_bytes(), data=json.dumps(settings).encode()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy_kwargs": {"net_arch": [10**6, 10**6]}}, r"has layers that its [\d,]+ weights are not of"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [10**9]}}}, r"has layers that its [\d,]+ weights are not of"),
+        ({"policy_kwargs": {"net_arch": [-1]}}, "has layers that its"),
+        ({"policy_kwargs": {"net_arch": "x"}}, "has layers that its"),
+        ({"policy_kwargs": {"n_critics": 10**9}}, "has more critics than weights"),
+        ({"policy_kwargs": [1]}, "says nothing of its layers that can be read"),
+        ({"policy_kwargs": {"x" * 5000: 1}}, "was made with xxx"),
+        ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.None'>"}}, "which is not known"),
+        ({"policy_class": {"__module__": "x" * 5000}}, "is of xxx"),
+    ],
+)
+def test_strange_settings_end_in_one_error(settings, message, sb3, tmp_path):
+    path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
+    change_settings(path, **settings)
+    with pytest.raises(ValueError, match=message) as error:
+        behaviour(f"sb3:{path}", "CartPole-v1")
+    assert len(str(error.value)) < 1000
+
+
+def test_a_file_that_unpacks_without_end_is_refused(sb3, tmp_path):
+    path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
+    path.write_bytes(repacked(path.read_bytes(), data=b" " * (20 << 20) + b"{}"))
+    with pytest.raises(ValueError, match="data unpacks to 20,971,522 bytes"):
+        behaviour(f"sb3:{path}", "CartPole-v1")
+
+
+def test_weights_that_are_no_numbers_are_refused(sb3, tmp_path):
+    path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(io.BytesIO(archive.read("policy.pth"))) as weights:
+        name = next(name for name in weights.namelist() if name.endswith("data/0"))
+        nan = np.full(len(weights.read(name)) // 4, np.nan, np.float32).tobytes()
+        changed = repacked(archive.read("policy.pth"), **{"data/0": nan})
+    path.write_bytes(repacked(path.read_bytes(), policy_pth=changed))
+    with pytest.raises(ValueError, match="is not finite"):
+        behaviour(f"sb3:{path}", "CartPole-v1")
 
 
 def test_what_does_not_fit_is_refused(sb3, tmp_path):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +24,8 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 
+from .data.formats.dt_pickle import Budget, Name, PickleMachine, Refused, checked
+from .data.formats.rows import in_short, shown
 from .environments import action_bounds, check_spaces, decide
 from .policy import DecisionMambaPolicy
 
@@ -46,6 +51,15 @@ _SETTINGS = {
     *("n_critics", "share_features_extractor", "normalize_images"),
 }
 _OF_TRAINING = {"ortho_init", "optimizer_class", "optimizer_kwargs", ":type:", ":serialized:"}
+#: Types of numbers in tensors, by torch's names.
+_STORAGES = {
+    **{"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16},
+    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
+    "Bool": torch.bool,
+}
+#: What a file of an archive may take: so many bytes always, and so many times what it takes there.
+_ALWAYS_UNPACKED = 1 << 20
+_MOST_UNPACKED = 100
 _NORMALISATION = ("vec_normalize.pkl", "vecnormalize.pkl")
 
 
@@ -304,6 +318,88 @@ def _refuse_normalisation(source: str, files: Iterable[str]) -> None:
         )
 
 
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a file of an archive, which is not much larger than what it takes there."""
+    found = archive.getinfo(name)
+    if found.file_size > _ALWAYS_UNPACKED + _MOST_UNPACKED * found.compress_size:
+        raise ValueError(f"{name} unpacks to {found.file_size:,} bytes")
+    return archive.read(found)
+
+
+def _read_weights(content: bytes) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that `torch.save` wrote of them; of its pickle, no more than their places is read.
+
+    `torch.load` obeys 200 bytes that take years, even where it loads nothing but weights.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        described = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        pickled = _member(archive, described)
+        found = _WeightsMachine(Budget(len(pickled))).run(io.BytesIO(pickled))
+        weights = {name: checked(one, _Place).read(archive, described) for name, one in checked(found, dict).items()}
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name[:100]} is not finite")
+    return weights
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor is: the file of its storage, and which of its numbers, of how many, are its own."""
+
+    file: str
+    dtype: torch.dtype
+    numbers: int
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Place:
+        """Return the place that `torch._utils._rebuild_tensor_v2` would be called with."""
+        _, dtype, file, _, numbers = checked(storage, tuple)
+        counts = (numbers, offset, *checked(size, tuple), *checked(stride, tuple))
+        if not all(type(count) is int and 0 <= count < 2**40 for count in counts) or math.prod(size) > numbers:
+            raise Refused("its tensors have no sizes that can be")
+        return cls(checked(file, str), checked(dtype, _Numbers).dtype, numbers, offset, size, stride)
+
+    def read(self, archive: zipfile.ZipFile, described: str) -> torch.Tensor:
+        """Return the tensor; `described` is the name of the file that describes it."""
+        content = bytearray(_member(archive, described.replace("data.pkl", f"data/{self.file}")))
+        if len(content) != self.numbers * self.dtype.itemsize:
+            raise ValueError(
+                f"a tensor has {len(content)} bytes where {self.numbers} numbers of {self.dtype} should be"
+            )
+        stored = torch.frombuffer(content, dtype=self.dtype) if content else torch.empty(0, dtype=self.dtype)
+        return stored.as_strided(self.size, self.stride, self.offset)
+
+
+class _Numbers(Name):
+    """The name of a type of numbers, as torch writes it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+
+class _WeightsMachine(PickleMachine):
+    """A machine for the pickle of a dict of tensors."""
+
+    names: Mapping[tuple[str, str], Name] = {
+        ("collections", "OrderedDict"): Name(lambda: {}),
+        ("torch._utils", "_rebuild_tensor_v2"): Name(_Place.of),
+        **{("torch", f"{name}Storage"): _Numbers(dtype) for name, dtype in _STORAGES.items()},
+    }
+
+    def obey(self, name: str, argument: Any) -> None:
+        """Obey one instruction."""
+        if name == "BINPERSID":  # of the description of a storage, which stands for itself
+            checked(self.stack[-1], tuple)
+        elif name == "BUILD":
+            self.stack.pop()  # the attributes of an OrderedDict
+        else:
+            super().obey(name, argument)
+
+
 class _Saved:
     """What is read of a file: its settings, as far as they are plain, and its weights."""
 
@@ -316,24 +412,23 @@ class _Saved:
         found = re.fullmatch(r"stable_baselines3\.(\w+)\.policies", str(module))
         if found is None or found[1] not in (*ALGORITHMS, _ACTOR_CRITIC):
             raise ValueError(
-                f"policy {source!r} is of {module or 'an unknown class'}; only stable-baselines3's own policies are "
-                f"read, of {', '.join(ALGORITHMS)}"
+                f"policy {source!r} is of {shown(str(module), 100) or 'an unknown class'}; only stable-baselines3's "
+                f"own policies are read, of {', '.join(ALGORITHMS)}"
             )
         self.module = found[1]
 
     @classmethod
     def read(cls, source: str, path: Path) -> _Saved:
-        """Read a file; nothing of it is unpickled but tensors."""
+        """Read a file; nothing of it is unpickled."""
         try:
             with zipfile.ZipFile(path) as archive:
-                settings = json.loads(archive.read("data"))
-                weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
+                settings = json.loads(_member(archive, "data"))
+                weights = _read_weights(_member(archive, "policy.pth"))
         except Exception as error:  # zipfile, json and torch have many ways to say that a file is not what it should be
-            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"policy {source!r}: {path.name} is not what stable-baselines3 saves ({type(error).__name__}: {reason})"
+                f"policy {source!r}: {path.name} is not what stable-baselines3 saves ({in_short(error)})"
             ) from error
-        if not isinstance(settings, dict) or not isinstance(weights, dict):
+        if not isinstance(settings, dict):
             raise ValueError(f"policy {source!r}: {path.name} is not what stable-baselines3 saves; save it again")
         return cls(source, settings, weights)
 
@@ -360,11 +455,18 @@ class _Saved:
         try:
             policy = self._class(bool(frames))(observations, actions, lr_schedule=lambda _: 0.0, **arguments)
             policy.load_state_dict(self.weights)
-        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ValueError(
                 f"policy {self.source!r} does not fit {env_id}, which shows {observations} and takes {actions}, or was "
-                f"saved by another version of stable-baselines3: {reason}"
+                f"saved by another version of stable-baselines3: {in_short(error)}"
             ) from error
         policy.set_training_mode(False)
         return policy, frames
@@ -379,20 +481,40 @@ class _Saved:
 
     def _arguments(self) -> dict[str, Any]:
         """What the class was made with; of pickled settings, what stands beside the pickle."""
-        settings = dict(self.settings.get("policy_kwargs") or {})
+        settings = self.settings.get("policy_kwargs") or {}
+        if not isinstance(settings, dict):
+            raise ValueError(f"policy {self.source!r} says nothing of its layers that can be read; save it again")
         unknown = sorted(set(settings) - _SETTINGS - _OF_TRAINING)
         if unknown:
-            raise ValueError(f"policy {self.source!r} was made with {unknown[0]}, which is not read from a file")
+            raise ValueError(
+                f"policy {self.source!r} was made with {shown(unknown[0], 100)}, which is not read from a file"
+            )
         arguments = {name: value for name, value in settings.items() if name in _SETTINGS}
         if "activation_fn" in arguments:
             described = str(arguments["activation_fn"])
             activation = re.fullmatch(r"<class 'torch\.nn\.modules\.activation\.(\w+)'>", described)
-            if activation is None:
-                raise ValueError(f"policy {self.source!r} was made with activation_fn={described}, which is not known")
+            if activation is None or not hasattr(torch.nn, activation[1]):
+                raise ValueError(
+                    f"policy {self.source!r} was made with activation_fn={shown(described, 100)}, which is not known"
+                )
             arguments["activation_fn"] = getattr(torch.nn, activation[1])
         if isinstance(arguments.get("net_arch"), list) and arguments["net_arch"][:1]:
             first = arguments["net_arch"][0]  # versions before 1.8 had the dict in a list
             arguments["net_arch"] = first if isinstance(first, dict) else arguments["net_arch"]
+        self._check_layers(arguments)
         if self.module != "dqn" and self.module != "td3":
             arguments.setdefault("use_sde", bool(self.settings.get("use_sde")))
         return arguments
+
+    def _check_layers(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse layers that the weights are not of: they are made before weights are compared with them."""
+        layers, critics = arguments.get("net_arch") or [], arguments.get("n_critics", 1)
+        held = sum(tensor.numel() for tensor in self.weights.values())
+        for widths in layers.values() if isinstance(layers, dict) else [layers]:
+            numbers = isinstance(widths, list) and all(type(width) is int and width > 0 for width in widths)
+            if not numbers or sum(map(math.prod, pairwise(widths))) + sum(widths) > held:
+                raise ValueError(
+                    f"policy {self.source!r} has layers that its {held:,} weights are not of; save it again"
+                )
+        if type(critics) is not int or not 1 <= critics <= max(len(self.weights), 1):
+            raise ValueError(f"policy {self.source!r} has more critics than weights; save it again")
