@@ -234,6 +234,23 @@ def test_card_says_how_the_environment_is_made_and_what_it_is_made_of(checkpoint
     assert card.data.eval_results[0].metric_args["env_kwargs"] == {"continuing_task": False}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evaluation.json", "[" * 100_000, r"evaluation\.json cannot be read as JSON"),
+        ("training.json", '{"dataset": [1]}', "the card of .* cannot be written from its JSON files"),
+        ("training.json", '{"history": {"eval_return_mean": [[1]]}}', "the card of .* cannot be written from its JSON"),
+        ("training.json", f'{{"arguments": {{"learning_rate": 1{"0" * 400}}}}}', "the card of .* cannot be written"),
+        ("preprocessor_config.json", '{"action_low": 1, "action_high": 2}', "the card of .* cannot be written from"),
+    ],
+)
+def test_card_of_files_that_say_something_strange(name: str, content: str, message: str, checkpoint: Path) -> None:
+    (checkpoint / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        render_model_card(checkpoint)
+    assert len(str(error.value)) < 2000
+
+
 def test_card_without_repository_loads_from_the_folder(checkpoint: Path) -> None:
     assert f'from_pretrained("{checkpoint.as_posix()}")' in render_model_card(checkpoint).text
 

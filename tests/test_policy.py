@@ -544,6 +544,17 @@ class TestBadInput:
             policy.act(observations[3], reward)
         np.testing.assert_array_equal(policy.act(observations[3], rewards[2]), expected[3])  # nothing had changed
 
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_a_model_whose_weights_diverged(self, mode):
+        model = make_model()
+        with torch.no_grad():
+            model.embed_state.weight.fill_(1e38)
+        policy = make_policy(mode, model)
+        with pytest.raises(
+            ValueError, match=r"the model predicts nan in row 0, dimension 0 of the action: its weights"
+        ):
+            policy.act(np.ones(S))
+
     def test_no_target_return(self):
         policy = make_policy(target_return=None)
         for start in (policy.reset, lambda: policy.act(np.zeros(S))):

@@ -11,8 +11,9 @@ import re
 import reprlib
 import shlex
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import jinja2
 import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import TemplateError
 from markupsafe import Markup
 
 from .environments import is_env_id, registering_module
 from .evaluation import EVALUATION_FILES
 from .figures import number
 from .files import replacing
+from .model.loading_decision_mamba import DAMAGE, in_short
 from .model.observations_decision_mamba import describe_parts
 from .pushing import files_at_top, push_folder
 from .remote_code import CODE_FILES, write_model_code
@@ -63,6 +66,28 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, direction, surr
 _LONGEST_TEXT = 300  # characters of one value
 
 
+_UNSHOWN: tuple[type[Exception], ...] = (*DAMAGE, TemplateError)
+
+
+def _naming_the_folder(render: Callable[..., ModelCard]) -> Callable[..., ModelCard]:
+    """Let whatever a value of an unexpected kind leads to, in files that are read and shown, end in one ValueError."""
+
+    @wraps(render)
+    def rendered(folder: str | Path, **options: Any) -> ModelCard:
+        try:
+            return render(folder, **options)
+        except _UNSHOWN as error:
+            if isinstance(error, (ValueError, OSError)):
+                raise
+            raise ValueError(
+                f"the card of {folder} cannot be written from its JSON files ({in_short(error)}); get them again, or "
+                "remove evaluation.json or training.json"
+            ) from error
+
+    return rendered
+
+
+@_naming_the_folder
 def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     """Render the model card of a checkpoint folder from the files in it.
 
@@ -292,7 +317,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}). Write it again, or remove it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object. Write it again, or remove it.")

@@ -20,7 +20,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from .memory import FusedMemory, Memory, RecurrentMemory, WindowMemory, kinds_of, observation_shape
 from .model import DecisionMambaProcessor
 from .model.fused_cpu import fuse
-from .model.loading_decision_mamba import CheckedConfig, check_sizes, load_checked
+from .model.loading_decision_mamba import (
+    DAMAGE,
+    CheckedConfig,
+    check_config_file,
+    check_sizes,
+    in_short,
+    load_checked,
+)
 
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
@@ -134,7 +141,7 @@ class DecisionMambaPolicy:
                 "cannot be normalised as in training; write it with DecisionMambaProcessor(...).save_pretrained(...)."
             ) from error
         except ValueError as error:
-            raise ValueError(f"The processor of {path_or_repo_id} cannot be loaded: {error}") from error
+            raise ValueError(f"The processor of {path_or_repo_id} cannot be loaded: {in_short(error)}") from error
         if device is not None:
             cast(torch.nn.Module, model).to(device)
         policy = cls(
@@ -244,7 +251,8 @@ class DecisionMambaPolicy:
 
         Raises:
             ValueError: an observation or reward of the wrong shape or type or not finite (nothing has changed then),
-                no target return, or a time step at or beyond `max_ep_len` (only where the model embeds time steps).
+                no target return, or a time step at or beyond `max_ep_len` (only where the model embeds time steps);
+                or a prediction that is not finite.
         """
         observations, single = self._checked_observations(observation)
         if self._target_return is None:
@@ -293,6 +301,12 @@ class DecisionMambaPolicy:
 
     def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
         """The actions that predictions (n, act_dim) stand for: clipped, or of logits the most likely or drawn ones."""
+        if not np.isfinite(predicted).all():
+            row, dimension = np.argwhere(~np.isfinite(predicted))[0]
+            raise ValueError(
+                f"the model predicts {predicted[row, dimension]} in row {row}, dimension {dimension} of the action: "
+                "its weights diverged or are damaged. Use an earlier checkpoint, or get it again."
+            )
         if self.action_type == "continuous":
             return self.processor.denormalize_actions(predicted)
         if not self.sample:
@@ -395,6 +409,7 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
     Args, raises: as `DecisionMambaPolicy.from_pretrained`.
     """
     try:
+        check_config_file(path_or_repo_id, **hub_kwargs)
         config = AutoConfig.from_pretrained(path_or_repo_id, **hub_kwargs)
         load = partial(AutoModel.from_pretrained, path_or_repo_id, config=config)
         if isinstance(config, CheckedConfig):
@@ -402,11 +417,11 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
         check_sizes(config)
         return load_checked(load, lambda: AutoModel.from_config(config), path_or_repo_id, **hub_kwargs)
     except OSError as error:
-        raise OSError(f"No checkpoint can be loaded from {path_or_repo_id}: {error}") from error
-    except ValueError as error:
-        if str(path_or_repo_id) in str(error):
+        raise OSError(f"No checkpoint can be loaded from {path_or_repo_id}: {in_short(error)}") from error
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"The weights of {path_or_repo_id} "):
             raise
-        raise ValueError(f"The checkpoint in {path_or_repo_id} cannot be loaded: {error}") from error
+        raise ValueError(f"The checkpoint in {path_or_repo_id} cannot be loaded: {in_short(error)}") from error
 
 
 def _check_sampling(sample: bool, temperature: float, action_type: str) -> None:

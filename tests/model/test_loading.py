@@ -33,7 +33,7 @@ from hf_decision_mamba import (
     DecisionMambaPolicy,
     DecisionMambaProcessor,
 )
-from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.model import PRESETS, loading_decision_mamba
 
 ROOT = Path(__file__).parents[2]
 STATE_DIM, ACT_DIM = 4, 2
@@ -225,6 +225,77 @@ def test_a_huge_config_takes_no_memory(tmp_path):
 def test_a_huge_decision_transformer_is_refused(tmp_path):
     change_json(save(tmp_path, "transformer") / "config.json", n_layer=10**9)
     with pytest.raises(ValueError, match="n_layer=1000000000 must be at least 1 and at most"):
+        DecisionMambaPolicy.from_pretrained(tmp_path)
+
+
+#: What a config may say, of any class of model, that transformers would believe: and what is said to it.
+STRANGE_SETTINGS = {
+    "labels without end": ({"num_labels": 2**70}, "num_labels must be a whole number of at most 65536"),
+    "labels that are no number": ({"num_labels": "x"}, "num_labels must be a whole number"),
+    "names that are no object": ({"id2label": [1]}, "id2label must be an object with at most 65536 entries"),
+    "a list for a type": ({"dtype": []}, r"dtype=\[\] is not floating"),
+    "a number for a type": ({"dtype": 2}, "dtype=2 is not floating"),
+    "a function for a type": ({"torch_dtype": "compile"}, "torch_dtype=<function .*is not floating"),
+    "code of the Hub": ({"_attn_implementation": "org/kernel"}, "_attn_implementation must be the name of an impl"),
+    "a list of code": ({"_attn_implementation": [None]}, "_attn_implementation must be the name of an impl"),
+    "another config": ({"configuration_files": ["config.4.0.0.json"]}, "has configuration_files, the names of other"),
+    "other weights": (
+        {"quantization_config": {"quant_method": "awq"}},
+        "has quantization_config, weights that are not",
+    ),
+    "layers": ({"per_layer_config": {"0": {"hidden_size": 10**9}}}, "has per_layer_config, layers that differ"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), STRANGE_SETTINGS.values(), ids=STRANGE_SETTINGS)
+def test_strange_settings_end_in_one_error(changes, message, kind, tmp_path):
+    change_json(save(tmp_path, kind) / "config.json", **changes)
+    loads = [DecisionMambaPolicy] if kind == "transformer" else [DecisionMambaPolicy, type(make_model(kind))]
+    for load in loads:
+        with pytest.raises(ValueError, match=message):
+            load.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["validate", "attribute_map", "estimated_parameters", "__class__", "to_dict"])
+def test_settings_do_not_take_the_place_of_what_the_config_does(name, tmp_path):
+    change_json(save(tmp_path) / "config.json", **{name: 5})
+    with pytest.raises(ValueError, match=f"config.json has {name}, which is no setting; remove it"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["1", '"x"', "[]", "null", "[" * 100_000, '{"a":' * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_json_of_another_kind(name, content, kind, tmp_path):
+    (save(tmp_path, kind) / name).write_text(content)
+    loads = [DecisionMambaPolicy] if kind == "transformer" else [DecisionMambaPolicy, type(make_model(kind))]
+    for load in loads if name == "config.json" else [DecisionMambaPolicy, DecisionMambaProcessor]:
+        with pytest.raises((ValueError, OSError), match=r"holds a|cannot be read|valid JSON|Can't load") as error:
+            load.from_pretrained(tmp_path)
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state_std": 10**400}, "state_std must be a non-empty list of numbers"),
+        ({"state_mean": [10**400] * STATE_DIM}, "state_mean must be a non-empty list of numbers"),
+        ({"target_return": 10**400}, r"target_return=10+\.\.\.0+ must be a finite number"),
+        ({"context_length": ["x" * 5000] * 5000}, r"context_length=\['x.*\] must be a whole number"),
+        ({"env_id": {"x" * 5000: 1}}, "env_id=.* must be a name, or None"),
+        ({"x" * 5000: 1}, "has an unknown setting 'xxx"),
+    ],
+)
+def test_strange_settings_of_a_processor(changes, message, tmp_path):
+    change_json(save(tmp_path) / "preprocessor_config.json", **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        DecisionMambaPolicy.from_pretrained(tmp_path)
+    assert len(str(error.value)) < 1000
+
+
+def test_an_adapter_does_not_lead_to_another_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading_decision_mamba, "is_peft_available", lambda: True)
+    (save(tmp_path) / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
+    with pytest.raises(OSError, match="holds an adapter, which names the model that it belongs to"):
         DecisionMambaPolicy.from_pretrained(tmp_path)
 
 

@@ -4,14 +4,19 @@
 transformers alone would also read pickles, follow any file name that an index gives, and draw missing weights at random
 with a warning. Checksums tell damage from a change: JSON files carry one of their content, and safetensors files one of
 their tensors. Files without a checksum (edited, or written by other tools) load without that comparison.
+
+Whatever a file of a checkpoint says, it ends in a ValueError or an OSError before memory is taken for what it declares.
 """
 
 import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_peft_available
 
 #: What this version writes, and the newest that it reads. It covers the whole folder: config, weights and processor.
 FORMAT_VERSION = 1
@@ -52,6 +57,25 @@ MAX_PARAMETERS = 50 * 10**9
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _UNSIGNED = ("checksum", "auto_map", "_commit_hash")  # the last two are changed by some versions of transformers
+#: Settings of transformers that are no fields of its configs.
+_OF_TRANSFORMERS = {
+    *("model_type", "num_labels", "torch_dtype", "name_or_path", "output_attentions", "attn_implementation"),
+    *("_attn_implementation", "experts_implementation", "_experts_implementation"),
+}
+#: Settings with which transformers would read other files, or weights of another kind.
+_REFUSED = {
+    "transformers_weights": "another name for model.safetensors",
+    "configuration_files": "the names of other config files",
+    "quantization_config": "weights that are not floating",
+    "per_layer_config": "layers that differ from one another",
+}
+_MOST_LABELS = 2**16  # of classifiers, which none of the models here is
+_LONGEST_REASON = 1000
+#: What a value of an unexpected kind leads to, in Python and in transformers.
+DAMAGE: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError),
+    *(StrictDataclassError, ValueError),
+)
 
 
 # ------------------------------------------------------------------------------------------------------------- config
@@ -62,7 +86,83 @@ def check_sizes(config: Any) -> None:
     for name, (lowest, highest) in SIZE_LIMITS.items():
         value = getattr(config, name, None)
         if value is not None and not lowest <= value <= highest:
-            raise ValueError(f"{name}={value} must be at least {lowest} and at most {highest}.")
+            raise ValueError(f"{name}={shown(value)} must be at least {lowest} and at most {highest}.")
+
+
+def check_settings(content: Any, name: str = "config.json") -> dict[str, Any]:
+    """Return what a config file says, of any class of model, when transformers can make a config of it.
+
+    Raises:
+        ValueError: it is no object, has absurdly many labels, a type of numbers that is none of weights, or settings
+            with which transformers would read other files.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds a {type(content).__name__}, not an object; get the file again.")
+    for setting, what in _REFUSED.items():
+        if content.get(setting) is not None:
+            raise ValueError(f"{name} has {setting}, {what}; remove it.")
+    labels, names = content.get("num_labels"), content.get("id2label")
+    if labels is not None and not (type(labels) is int and 0 <= labels <= _MOST_LABELS):
+        raise ValueError(f"{name}: num_labels must be a whole number of at most {_MOST_LABELS}; remove it.")
+    if names is not None and not (isinstance(names, dict) and len(names) <= _MOST_LABELS):
+        raise ValueError(f"{name}: id2label must be an object with at most {_MOST_LABELS} entries; remove it.")
+    for setting in ("dtype", "torch_dtype"):
+        dtype = content.get(setting)
+        known = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+        if known is not None and not (isinstance(known, torch.dtype) and known.is_floating_point):
+            raise ValueError(f"{name}: {setting}={shown(known)} is not floating; weights are.")
+    for setting in ("attn_implementation", "_attn_implementation"):
+        implementation = content.get(setting)
+        if implementation is not None and not (isinstance(implementation, str) and implementation.isidentifier()):
+            raise ValueError(f'{name}: {setting} must be the name of an implementation such as "eager"; remove it.')
+    return content
+
+
+def check_config_file(path: str | os.PathLike[str], **kwargs: Any) -> None:
+    """Check the config of a checkpoint of any class, before transformers makes one of it.
+
+    Args:
+        path: folder or repository, or the file; where there is none, it is for transformers to say so.
+        kwargs: arguments of `from_pretrained`.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or `check_settings` refuses it.
+    """
+    file = os.fspath(path) if os.path.isfile(path) else cached_file(path, "config.json", **_hub_arguments(kwargs))
+    if file is not None:
+        with readable(file):
+            check_settings(json.loads(Path(file).read_text(encoding="utf-8")), file)
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained` that `cached_file` knows; of a file that is not there it returns None."""
+    given = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS and value is not None}
+    return {**given, "_raise_exceptions_for_missing_entries": False}
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn whatever a file of an unexpected kind leads to into one ValueError that names it.
+
+    Raises:
+        ValueError: something other than a ValueError or OSError went wrong.
+    """
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, (ValueError, OSError)):
+            raise
+        raise ValueError(f"{name} cannot be read ({in_short(error)}); get the file again.") from error
+
+
+def in_short(error: BaseException) -> str:
+    """What an error says, on one line of bounded length that any terminal can show."""
+    try:
+        line = " ".join(str(error).split())
+    except ValueError:  # a number that is too long to be shown
+        line = type(error).__name__
+    line = line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]} ..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 class SignedJSON:
@@ -124,26 +224,47 @@ class CheckedConfig(SignedJSON):
         Raises:
             ValueError: a checksum that does not fit, a newer format, or a value from which no model can be built.
         """
-        _check_format_version(config_dict.get("format_version", 1))
-        content = verified(config_dict, "config.json")
-        if "transformers_weights" in content:
-            raise ValueError("config.json has transformers_weights, another name for model.safetensors; remove it.")
-        try:
+        content = check_settings(config_dict)
+        _check_format_version(content.get("format_version", 1))
+        content = verified(content, "config.json")
+        known = {*(field.name for field in fields(cls)), *cls.attribute_map, *_OF_TRANSFORMERS}  # type: ignore[attr-defined,arg-type]
+        for setting in content:
+            if setting not in known and hasattr(
+                cls, setting
+            ):  # a method or a property, which it would take the place of
+                raise ValueError(f"config.json has {setting}, which is no setting; remove it.")
+        with readable("config.json"):
             loaded = super().from_dict(content, **kwargs)  # type: ignore[misc]
             (loaded[0] if isinstance(loaded, tuple) else loaded).validate()  # with what kwargs changed
-        except (AttributeError, StrictDataclassError, TypeError) as error:
-            raise ValueError(f"config.json: {' '.join(str(error).split())}") from error
         return loaded
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As PreTrainedConfig's.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or `check_settings` refuses it.
+        """
+        check_config_file(pretrained_model_name_or_path, **kwargs)
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
 
 
 def _check_format_version(version: Any) -> None:
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and FORMAT_VERSION < version < 10**6:
         raise ValueError(
             f"This checkpoint has format_version={version}, and this hf_decision_mamba knows up to {FORMAT_VERSION}: "
             "upgrade hf_decision_mamba."
         )
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"format_version={version!r} must be a whole number from 1 to {FORMAT_VERSION}.")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(f"format_version={shown(version)} must be a whole number from 1 to {FORMAT_VERSION}.")
+
+
+def shown(value: Any) -> str:
+    """A value of a file as an error shows it."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number of more digits than Python shows
+        return f"a long {type(value).__name__}"
 
 
 # ------------------------------------------------------------------------------------------------------------ weights
@@ -245,11 +366,10 @@ def load_checked(
 
 def _weight_files(path: str | os.PathLike[str], variant: str | None = None, **kwargs: Any) -> list[str]:
     """The safetensors files of a checkpoint, on this machine; pickles and files elsewhere are refused."""
+    hub = _hub_arguments(kwargs)
     if os.path.isfile(path):
         files = [os.fspath(path)]
     else:
-        hub = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS and value is not None}
-        hub["_raise_exceptions_for_missing_entries"] = False
         suffix = "" if variant is None else f".{variant}"
         single = cached_file(path, f"model{suffix}.safetensors", **hub)
         index = None if single else cached_file(path, f"model.safetensors.index{suffix}.json", **hub)
@@ -265,6 +385,8 @@ def _weight_files(path: str | os.PathLike[str], variant: str | None = None, **kw
             ".pt) can run code. Save them again with model.save_pretrained(...)."
         )
     parts = Path(path, kwargs.get("subfolder") or "").glob("shard-*-model-*.safetensors")
+    if is_peft_available() and cached_file(path, "adapter_config.json", **hub) is not None:
+        raise OSError(f"{path} holds an adapter, which names the model that it belongs to; merge both, and save that.")
     if any(parts):  # which transformers would read instead of the files found here
         raise OSError(f"{path} is a distributed checkpoint; save it again with model.save_pretrained(...).")
     return files
@@ -277,10 +399,10 @@ def _shard_names(index: str) -> list[str]:
         names = sorted(set(content["weight_map"].values()))
         content["metadata"].items()
         strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{index} is not an index of weights ({error!r}); get the file again.") from error
+    except DAMAGE as error:
+        raise ValueError(f"{index} is not an index of weights ({in_short(error)}); get the file again.") from error
     if strange:
-        raise ValueError(f"{index} names {strange[0]!r}; weights must be .safetensors files beside it.")
+        raise ValueError(f"{index} names {shown(strange[0])}; weights must be .safetensors files beside it.")
     return names
 
 
@@ -292,7 +414,7 @@ def _read_tensors(file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             found = {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} is damaged and cannot be read ({error}); get the file again.") from error
+        raise ValueError(f"{file} is damaged and cannot be read ({in_short(error)}); get the file again.") from error
     if expected is not None:
         with open(file, "rb") as stream:
             if expected != _digest(_read_header(stream), stream):
@@ -356,7 +478,7 @@ def _check_tensors(
         ),
         "not floating": [name for name in shared if not stored[name][0].startswith(("F", "BF"))],
         "of another shape": [
-            f"{name} {stored[name][1]} instead of {expected[name]}"
+            f"{name} {shown(stored[name][1])} instead of {expected[name]}"
             for name in shared
             if stored[name][1] != expected[name] and not ignore_mismatched_sizes
         ],
@@ -370,4 +492,5 @@ def _check_tensors(
 
 
 def _shortened(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    first = (name if len(name) <= 100 else f"{name[:100]}..." for name in names[:count])
+    return ", ".join(first) + (", ..." if len(names) > count else "")

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import FeatureExtractionMixin
 from transformers.feature_extraction_utils import BatchFeature
 
-from .loading_decision_mamba import SignedJSON, verified
+from .loading_decision_mamba import SignedJSON, readable, shown, verified
 from .observations_decision_mamba import check_parts, flatten_observations
 
 _LONGEST_CONTEXT = 2**20
@@ -81,7 +81,7 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
             raise ValueError(f"target_return={target_return} is too large for return_scale={return_scale}.")
         self.context_length = _checked_count("context_length", context_length, _LONGEST_CONTEXT)
         if env_id is not None and not isinstance(env_id, str):
-            raise ValueError(f"env_id={env_id!r} must be a name, or None.")
+            raise ValueError(f"env_id={shown(env_id)} must be a name, or None.")
         self.env_id = env_id
         if (action_low is None) != (action_high is None):
             raise ValueError("action_low and action_high must be given together, or neither.")
@@ -107,15 +107,28 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
         Raises:
             ValueError: a checksum that does not fit, an unknown setting, or values that the class refuses.
         """
+        if not isinstance(feature_extractor_dict, dict):
+            kind = type(feature_extractor_dict).__name__
+            raise ValueError(f"preprocessor_config.json holds a {kind}, not an object; get the file again.")
         settings = verified(feature_extractor_dict, "preprocessor_config.json")
         known = {*inspect.signature(cls).parameters, "feature_extractor_type", "processor_class", "auto_map"}
         for name in settings:
             if name not in known:
                 raise ValueError(
-                    f"preprocessor_config.json has an unknown setting {name!r}: it is damaged, or of a newer "
+                    f"preprocessor_config.json has an unknown setting {name[:100]!r}: it is damaged, or of a newer "
                     "hf_decision_mamba; get the file again, or upgrade."
                 )
         return super().from_dict(settings, **kwargs)
+
+    @classmethod
+    def get_feature_extractor_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """As FeatureExtractionMixin's.
+
+        Raises:
+            OSError, ValueError: the file cannot be read.
+        """
+        with readable("preprocessor_config.json"):
+            return super().get_feature_extractor_dict(*args, **kwargs)
 
     @property
     def state_type(self) -> Literal["vector", "image"]:
@@ -221,8 +234,8 @@ _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float3
 def _checked_vector(name: str, values: Any, length: int | None = None) -> list[float]:
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a non-empty list of numbers ({error}).") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a non-empty list of numbers ({type(error).__name__}).") from error
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty list of numbers, but has shape {array.shape}.")
     if length is not None and array.size != length:
@@ -247,13 +260,13 @@ def _checked_scaling(
 
 def _checked_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not abs(value) <= _LARGEST:
-        raise ValueError(f"{name}={value!r} must be a finite number.")
+        raise ValueError(f"{name}={shown(value)} must be a finite number.")
     return float(value)
 
 
 def _checked_count(name: str, value: Any, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= highest:
-        raise ValueError(f"{name}={value!r} must be a whole number from 1 to {highest}.")
+        raise ValueError(f"{name}={shown(value)} must be a whole number from 1 to {highest}.")
     return int(value)
 
 
