@@ -12,7 +12,6 @@ os.environ.setdefault("MUJOCO_GL", "egl")  # rendering without a display
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,19 +19,6 @@ from torch import Tensor
 
 if not torch.cuda.is_available():  # Triton reads it when it is imported, which anything may do
     os.environ["TRITON_INTERPRET"] = "1"
-
-from hf_decision_mamba import model
-
-SHARED_BY_KERNELS = ("vector_cpu.py", "threads_cpu.py", "threads_kernels.py")
-
-
-def pytest_configure() -> None:
-    """Forget kernels that were compiled before the last change of what all of them use; numba would not notice."""
-    folder = Path(model.__file__).parent
-    changed = max((folder / name).stat().st_mtime for name in SHARED_BY_KERNELS)
-    for index in folder.glob("__pycache__/*.nbi"):
-        if index.stat().st_mtime < changed:
-            index.unlink()
 
 
 def pytest_unconfigure() -> None:

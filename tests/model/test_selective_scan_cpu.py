@@ -277,13 +277,6 @@ def test_shapes_that_do_not_fit_are_refused(name):
         cpu.scan_forward(**inputs, need_states=False)
 
 
-def test_the_constants_are_the_kernels():
-    from hf_decision_mamba.model import selective_scan_kernels as kernels
-
-    assert (cpu.LANES, cpu.BLOCK, cpu.CHUNK) == (kernels.LANES, kernels.BLOCK, kernels.CHUNK)
-    assert kernels.BLOCK % kernels.LANES == 0
-
-
 def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
     caching = pytest.importorskip("numba.core.caching")
     from hf_decision_mamba.model import selective_scan_kernels as kernels

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads_cpu import BLOCK, MAX_GROUPS, flat, run_items, whole
+from .sizes_cpu import BLOCK, MAX_GROUPS
+from .threads_cpu import as_flat_array, as_flat_view, run_items
 
 WORTH_A_THREAD = 1 << 16  # multiplications (b·l·c·width)
 
@@ -26,8 +27,9 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -
 
     sizes = _sizes(x, weight, bias, history)
     y = x.new_empty(x.shape[0], x.shape[1] - history, x.shape[2])
-    x_, *strides = flat(x)
-    run_items(forward, *_work(sizes), sizes, np.array(strides), x_, whole(weight, x), _biases(x, bias), whole(y, x))
+    x_, *strides = as_flat_view(x)
+    filters, outputs = as_flat_array(weight, x), as_flat_array(y, x)
+    run_items(forward, *_work(sizes), sizes, np.array(strides), x_, filters, _biases(x, bias), outputs)
     return y
 
 
@@ -42,12 +44,12 @@ def conv_backward(
     from .causal_conv_kernels import backward
 
     sizes = _sizes(x, weight, bias, history, dy)
-    (dy_, *dy_strides), (x_, *x_strides) = flat(dy), flat(x)
+    (dy_, *dy_strides), (x_, *x_strides) = as_flat_view(dy), as_flat_view(x)
     dx = x.new_empty(x.shape)
     dweight, dbias = (np.empty((sizes[-1], *shape), x_.dtype) for shape in (weight.shape, weight.shape[:1]))
     run_items(
-        backward, *_work(sizes), sizes, np.array([*x_strides, *dy_strides]), dy_, x_, whole(weight, x),
-        _biases(x, bias), whole(dx, x), dweight.ravel(), dbias.ravel(),
+        backward, *_work(sizes), sizes, np.array([*x_strides, *dy_strides]), dy_, x_, as_flat_array(weight, x),
+        _biases(x, bias), as_flat_array(dx, x), dweight.ravel(), dbias.ravel(),
     )  # fmt: skip
     # numpy adds the parts up in their order, and they depend on the shapes only: so does every bit of the result.
     gweight, gbias = (torch.from_numpy(part.sum(axis=0)) for part in (dweight, dbias))
@@ -89,4 +91,4 @@ def _work(sizes: np.ndarray) -> tuple[int, int]:
 
 
 def _biases(x: Tensor, bias: Tensor | None) -> np.ndarray:
-    return whole(x.new_zeros(x.shape[2]) if bias is None else bias, x)
+    return as_flat_array(x.new_zeros(x.shape[2]) if bias is None else bias, x)

@@ -5,12 +5,8 @@ A token's output is SiLU of a sum over a window of the tokens up to it, channel 
 sum again, so that nothing but the inputs need be saved. Importing this module imports numba.
 """
 
-import numpy as np
-
-from .threads_cpu import BLOCK
-from .threads_kernels import as_call, finish_item, part, take_item, team_of
+from .sizes_cpu import BLOCK, CHUNK, LANES
 from .vector_cpu import (
-    LANES,
     allocate,
     clear,
     compiled,
@@ -24,8 +20,6 @@ from .vector_cpu import (
     write,
     write_tiles,
 )
-
-CHUNK = 16  # tokens that are read at once
 
 # ---------------------------------------------------------------------------------------------- a work item's workspace
 # Output t sees the tokens t - lead ... t - lead + width - 1 of x, of which those that do not exist are zero; `lead` is
@@ -170,41 +164,3 @@ def gather(w, row, count, width, dx, to):
         for k in range(width):
             d = d + load(w, taps + k * LANES) * load(w, row - k * BLOCK + j)
         write(dx, to + j, count - j, d)
-
-
-# ---------------------------------------------------------------------------------------------------- a team of threads
-
-
-@team_of(forward)
-def forward_team(dtype):
-    """`forward` for a team, in one precision."""
-
-    def team(address):
-        call = as_call(address, 6)
-        sizes, strides, x = part(call, 0, np.int64), part(call, 1, np.int64), part(call, 2, dtype)
-        weight, bias, y = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype)
-        item = take_item(call)
-        while item < call[2]:
-            forward(item, item + 1, sizes, strides, x, weight, bias, y)
-            finish_item(call)
-            item = take_item(call)
-
-    return team
-
-
-@team_of(backward)
-def backward_team(dtype):
-    """`backward` for a team, in one precision."""
-
-    def team(address):
-        call = as_call(address, 9)
-        sizes, strides, dy = part(call, 0, np.int64), part(call, 1, np.int64), part(call, 2, dtype)
-        x, weight, bias = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype)
-        dx, dweight, dbias = part(call, 6, dtype), part(call, 7, dtype), part(call, 8, dtype)
-        item = take_item(call)
-        while item < call[2]:
-            backward(item, item + 1, sizes, strides, dy, x, weight, bias, dx, dweight, dbias)
-            finish_item(call)
-            item = take_item(call)
-
-    return team

@@ -20,10 +20,10 @@ from .configuration_decision_mamba import DecisionMambaConfig
 from .mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaConvLocalMixer, DecisionMambaLinearLocalMixer
 from .modeling_decision_mamba import DecisionMambaModel
 from .selective_scan_cpu import available
+from .sizes_cpu import LANES, whole_lanes
 from .threads_cpu import run_items
 
 WORTH_A_THREAD = 1 << 21  # multiplications
-LANES = 32  # as in vector_cpu, whose import would import numba
 #: Names in fused_kernels, by those in a config.
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "silu": "SILU", "swish": "SILU", "tanh": "TANH"}
 #: The config's fields that are written down here, or cannot change a decision: whoever adds a field to the config adds
@@ -215,11 +215,11 @@ class FusedModel:
         k, config = self.kernels, self.config
         size = config.embedding_size or config.hidden_size
         if config.sequence_layout == "concatenated":
-            parts, stride = list(config.token_order), _whole(2 * size + _whole(size))
+            parts, stride = list(config.token_order), whole_lanes(2 * size + whole_lanes(size))
             self._buffer("embeddings", stride)
             starts = [0, size, 2 * size]
         else:
-            parts, stride = list(self.kinds), _whole(size)
+            parts, stride = list(self.kinds), whole_lanes(size)
             self._buffer("embeddings", size)
             starts = [i * stride for i in range(3)]
             stride *= 3
@@ -343,7 +343,7 @@ class FusedModel:
             kinds = self.kinds
             return self._conv([mixer.conv[kind] for kind in kinds], x, width)
         assert isinstance(mixer, DecisionMambaLinearLocalMixer)
-        count, padded = self.config.local_mixer_window, _whole(width)
+        count, padded = self.config.local_mixer_window, whole_lanes(width)
         weight = torch.zeros(width, count, padded, dtype=mixer.proj.weight.dtype)
         weight[..., :width] = mixer.proj.weight.unflatten(1, (count, width))
         mixed = self._buffer(f"local of {width}", width)
@@ -363,12 +363,12 @@ class FusedModel:
 
     def _history(self, x: str, width: int, count: int) -> str:
         name = self._buffer(f"{count} before {width}", width, more_rows=count)
-        self._op(self.kernels.HISTORY, x, name, None, count, self._remember(count * _whole(width)))
+        self._op(self.kernels.HISTORY, x, name, None, count, self._remember(count * whole_lanes(width)))
         return name
 
     def _scan(self, x: str, delta: str, B: str, C: str, A: Tensor, D: Tensor, channels: int) -> str:
         y, states = self._buffer("y", channels), A.shape[1]
-        padded = np.zeros((_whole(channels), states), self.dtype)
+        padded = np.zeros((whole_lanes(channels), states), self.dtype)
         padded[:channels] = (A * np.log2(np.e)).numpy()
         rate = self._keep(torch.from_numpy(padded.reshape(-1, LANES, states).swapaxes(1, 2).copy()))
         buffers = [self._named[name] for name in (delta, B, C)]
@@ -381,7 +381,7 @@ class FusedModel:
 
     def _matrix(self, weight: Tensor, bias: Tensor | None, x: str, y: str, rows: int | None = None) -> None:
         outputs, inputs = weight.shape
-        tiles = np.zeros((_whole(outputs), inputs), self.dtype)
+        tiles = np.zeros((whole_lanes(outputs), inputs), self.dtype)
         tiles[:outputs] = weight.numpy()
         kept = self._keep(torch.from_numpy(tiles.reshape(-1, LANES, inputs).swapaxes(1, 2).copy()))
         self._op(
@@ -408,7 +408,7 @@ class FusedModel:
     def _buffer(self, name: str, width: int, *, per_step: bool = False, more_rows: int = 0) -> str:
         """Make room for rows of this width, unless a buffer has the name."""
         if name not in self._named:
-            padded, rows = _whole(width), 1 if per_step else len(self.kinds)
+            padded, rows = whole_lanes(width), 1 if per_step else len(self.kinds)
             self._named[name] = len(self._buffers)
             self._buffers.append([self._size, self._growth, padded, padded])
             self._size += more_rows * padded
@@ -421,13 +421,13 @@ class FusedModel:
         name = f"{name} in {buffer}"
         if name not in self._named:
             self._named[name] = len(self._buffers)
-            self._buffers.append([offset + start, growth, stride or old_stride, _whole(width)])
+            self._buffers.append([offset + start, growth, stride or old_stride, whole_lanes(width)])
         return name
 
     def _keep(self, tensor: Tensor) -> int:
         """Keep weights, every line of theirs filled up with zeros to whole vectors; returns where."""
         at, lines = self._weights_size, tensor.detach().numpy().reshape(-1, tensor.shape[-1])
-        padded = np.zeros((len(lines), _whole(lines.shape[1])), self.dtype)
+        padded = np.zeros((len(lines), whole_lanes(lines.shape[1])), self.dtype)
         padded[:, : lines.shape[1]] = lines
         self._weights.append(padded.ravel())
         self._weights_size += padded.size
@@ -437,11 +437,6 @@ class FusedModel:
         at = self._memory_size
         self._memory_size += size
         return at
-
-
-def _whole(width: int) -> int:
-    """The width filled up to whole vectors."""
-    return -(-width // LANES) * LANES
 
 
 __all__ = ["FusedModel", "fuse"]

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from .threads_kernels import as_call, finish_item, part, take_item, team_of
-from .vector_cpu import LANES, compiled, constant, exp2, fill, load, sigmoid, softplus, store, total
+from .sizes_cpu import LANES
+from .vector_cpu import compiled, constant, exp2, fill, load, sigmoid, softplus, store, total
 
 # An instruction is a line of integers: what to do with buffer x, to buffer y, for which rows, and parameters a ... g.
 # Weights, and what is remembered of an episode, are given by where they start.
@@ -246,26 +246,3 @@ def run(first, last, sizes, program, buffers, indices, timesteps, discrete, leng
             at = starts[PREDICTION] + ((length - 1) * kinds + decision) * table[PREDICTION, STRIDE]
             for j in range(out_dim):
                 out[row * out_dim + j] = w[at + j]
-
-
-@team_of(run)
-def run_team(dtype):
-    """`run` for a team, in one precision."""
-
-    def team(address):
-        call = as_call(address, 15)
-        sizes, program, buffers = part(call, 0, np.int64), part(call, 1, np.int64), part(call, 2, np.int64)
-        indices, timesteps, discrete = part(call, 3, np.int64), part(call, 4, np.int64), part(call, 5, np.int64)
-        lengths, numbers, weights = part(call, 6, np.int64), part(call, 7, dtype), part(call, 8, dtype)
-        memory, states, returns_to_go = part(call, 9, dtype), part(call, 10, dtype), part(call, 11, dtype)
-        actions, out, work = part(call, 12, dtype), part(call, 13, dtype), part(call, 14, dtype)
-        item = take_item(call)
-        while item < call[2]:
-            run(
-                item, item + 1, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights,
-                memory, states, returns_to_go, actions, out, work,
-            )  # fmt: skip
-            finish_item(call)
-            item = take_item(call)
-
-    return team

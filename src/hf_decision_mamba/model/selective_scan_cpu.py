@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads_cpu import BLOCK, MAX_GROUPS, flat, nothing, run_items, whole
+from .sizes_cpu import BLOCK, CHUNK, MAX_GROUPS, whole_lanes
+from .threads_cpu import as_flat_array, as_flat_view, placeholder, run_items
 
-LANES, CHUNK = 32, 16  # as the kernels have them, whose import would import numba
 WORTH_A_THREAD = 1 << 16  # state updates (b·l·c·n)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None  # a constant, which torch.compile can look at
 
@@ -26,7 +26,7 @@ def available() -> bool:
 
 def saved_states_shape(b: int, l: int, c: int, n: int) -> tuple[int, ...]:
     """Shape of what `scan_forward` saves for the backward: the state before each chunk, in the kernels' layout."""
-    return b, -(-l // CHUNK), -(-c // LANES) * LANES * n
+    return b, -(-l // CHUNK), whole_lanes(c) * n
 
 
 def scan_forward(
@@ -61,8 +61,8 @@ def scan_forward(
     y, final_state = u.new_empty(b, l, c), u.new_empty(b, c, n)
     saved = u.new_empty(saved_states_shape(b, l, c, n) if need_states else (0,))
     given = (D is not None, z is not None, delta_softplus, mask is not None, initial_state is not None, need_states)
-    initial = whole(initial_state, u)
-    outputs = whole(y, u), whole(final_state, u), whole(saved, u)
+    initial = as_flat_array(initial_state, u)
+    outputs = as_flat_array(y, u), as_flat_array(final_state, u), as_flat_array(saved, u)
     _run(forward, sizes, np.array(given), strides, *inputs, initial, *outputs)
     return y, final_state, saved
 
@@ -98,7 +98,7 @@ def scan_backward(
     if saved_states.shape != saved_states_shape(b, l, c, n):
         raise ValueError("The scan has saved no states for its backward: run scan_forward with need_states=True.")
     inputs, strides = _inputs(u, delta, A, B, C, D, z, delta_bias, mask)
-    dy_flat, *dy_strides = flat(dy)
+    dy_flat, *dy_strides = as_flat_view(dy)
     du, ddelta = u.new_empty(b, l, c), u.new_empty(b, l, c)
     dz = None if z is None else u.new_empty(b, l, c)
     dinitial = None if initial_state is None else u.new_empty(b, c, n)
@@ -106,10 +106,11 @@ def scan_backward(
     dA, dD, dbias = (np.empty((groups, *shape), dtype) for shape in ((c, n), (c,), (c,)))
     dB, dC = (np.empty((-(-c // BLOCK), b, l, n), dtype) for _ in range(2))
     given = (z is not None, delta_softplus, mask is not None, dfinal_state is not None, dinitial is not None)
+    dfinal, saved = as_flat_array(dfinal_state, u), as_flat_array(saved_states, u)
+    du_, ddelta_, dz_, dinitial_ = (as_flat_array(t, u) for t in (du, ddelta, dz, dinitial))
     _run(
-        backward, sizes, np.array(given), np.array([*strides, *dy_strides], np.int64),
-        dy_flat, whole(dfinal_state, u), *inputs, whole(saved_states, u), whole(du, u), whole(ddelta, u),
-        dA.ravel(), dB.ravel(), dC.ravel(), dD.ravel(), whole(dz, u), dbias.ravel(), whole(dinitial, u),
+        backward, sizes, np.array(given), np.array([*strides, *dy_strides], np.int64), dy_flat, dfinal, *inputs, saved,
+        du_, ddelta_, dA.ravel(), dB.ravel(), dC.ravel(), dD.ravel(), dz_, dbias.ravel(), dinitial_,
     )  # fmt: skip
     # numpy adds the parts up in their order, and they depend on the shapes only: so does every bit of the result.
     gA, gB, gC, gD, gbias = (torch.from_numpy(part.sum(axis=0)) for part in (dA, dB, dC, dD, dbias))
@@ -159,12 +160,12 @@ def _inputs(
     mask: Tensor | None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The kernels' arrays (u, delta, A log2(e), B, C, D, z, bias, mask), and the strides of u, delta, B, C, z."""
-    (u_, *u_s), (delta_, *delta_s), (B_, *B_s), (C_, *C_s) = (flat(t) for t in (u, delta, B, C))
-    z_, *z_s = (nothing(u.dtype), 0, 0) if z is None else flat(z)
-    rate = whole(A, u) * u_.dtype.type(np.log2(np.e))
+    (u_, *u_s), (delta_, *delta_s), (B_, *B_s), (C_, *C_s) = (as_flat_view(t) for t in (u, delta, B, C))
+    z_, *z_s = (placeholder(u.dtype), 0, 0) if z is None else as_flat_view(z)
+    rate = as_flat_array(A, u) * u_.dtype.type(np.log2(np.e))
     zeros = np.zeros(u.shape[2], u_.dtype)
-    D_, bias = (zeros if t is None else whole(t, u) for t in (D, delta_bias))
-    mask_ = nothing(torch.bool) if mask is None else mask.detach().to(torch.bool).contiguous().numpy().ravel()
+    D_, bias = (zeros if t is None else as_flat_array(t, u) for t in (D, delta_bias))
+    mask_ = placeholder(torch.bool) if mask is None else mask.detach().to(torch.bool).contiguous().numpy().ravel()
     return [u_, delta_, rate, B_, C_, D_, z_, bias, mask_], np.array([*u_s, *delta_s, *B_s, *C_s, *z_s], np.int64)
 
 

@@ -5,12 +5,8 @@ Equations: Gu & Dao, "Mamba" (arXiv 2312.00752), algorithm 2. The backward recom
 from the state saved at its start. Importing this module imports numba.
 """
 
-import numpy as np
-
-from .threads_cpu import BLOCK
-from .threads_kernels import as_call, finish_item, part, take_item, team_of
+from .sizes_cpu import BLOCK, CHUNK, LANES
 from .vector_cpu import (
-    LANES,
     LN2,
     allocate,
     clear,
@@ -29,8 +25,6 @@ from .vector_cpu import (
     write,
     write_tiles,
 )
-
-CHUNK = 16  # tokens between two saved states
 
 # ---------------------------------------------------------------------------------------------- a work item's workspace
 # A `row` holds one number for each channel of the block, for each token of a chunk: [CHUNK, BLOCK]. A `tile` holds
@@ -323,53 +317,3 @@ def backward(
         write_tiles(w, drate, states, count, dA, (group * channels + c0) * states)
         for j in range(count):
             dD[group * channels + c0 + j], dbias[group * channels + c0 + j] = w[DSKIP + j], w[DBIAS + j]
-
-
-# ---------------------------------------------------------------------------------------------------- a team of threads
-
-
-@team_of(forward)
-def forward_team(dtype):
-    """`forward` for a team, in one precision."""
-
-    def team(address):
-        call = as_call(address, 16)
-        sizes, flags, strides = part(call, 0, np.int64), part(call, 1, np.bool_), part(call, 2, np.int64)
-        u, delta, rate, B = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype), part(call, 6, dtype)
-        C, D, z, bias = part(call, 7, dtype), part(call, 8, dtype), part(call, 9, dtype), part(call, 10, dtype)
-        mask, initial, y = part(call, 11, np.bool_), part(call, 12, dtype), part(call, 13, dtype)
-        final, saved = part(call, 14, dtype), part(call, 15, dtype)
-        item = take_item(call)
-        while item < call[2]:
-            forward(
-                item, item + 1, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, mask, initial, y, final, saved
-            )  # fmt: skip
-            finish_item(call)
-            item = take_item(call)
-
-    return team
-
-
-@team_of(backward)
-def backward_team(dtype):
-    """`backward` for a team, in one precision."""
-
-    def team(address):
-        call = as_call(address, 24)
-        sizes, flags, strides = part(call, 0, np.int64), part(call, 1, np.bool_), part(call, 2, np.int64)
-        dy, dfinal, u, delta = part(call, 3, dtype), part(call, 4, dtype), part(call, 5, dtype), part(call, 6, dtype)
-        rate, B, C, D = part(call, 7, dtype), part(call, 8, dtype), part(call, 9, dtype), part(call, 10, dtype)
-        z, bias, mask = part(call, 11, dtype), part(call, 12, dtype), part(call, 13, np.bool_)
-        saved, du, ddelta = part(call, 14, dtype), part(call, 15, dtype), part(call, 16, dtype)
-        dA, dB, dC, dD = part(call, 17, dtype), part(call, 18, dtype), part(call, 19, dtype), part(call, 20, dtype)
-        dz, dbias, dinitial = part(call, 21, dtype), part(call, 22, dtype), part(call, 23, dtype)
-        item = take_item(call)
-        while item < call[2]:
-            backward(
-                item, item + 1, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, mask, saved,
-                du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
-            )  # fmt: skip
-            finish_item(call)
-            item = take_item(call)
-
-    return team

@@ -16,11 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 256  # channels of a work item, a multiple of the vectors' lanes; long rows are what memory is fast at
-MAX_GROUPS = 16  # groups of batch rows: bounds the memory of partial sums and sets the threads that can help
 
-
-def flat(tensor: Tensor) -> tuple[np.ndarray, int, int]:
+def as_flat_view(tensor: Tensor) -> tuple[np.ndarray, int, int]:
     """The memory that a (b, l, x) tensor spans, from its first number to its last, and its first two strides."""
     tensor = tensor.detach()
     if tensor.stride(2) != 1:
@@ -30,15 +27,15 @@ def flat(tensor: Tensor) -> tuple[np.ndarray, int, int]:
     return memory, tensor.stride(0), tensor.stride(1)
 
 
-def whole(tensor: Tensor | None, like: Tensor) -> np.ndarray:
+def as_flat_array(tensor: Tensor | None, like: Tensor) -> np.ndarray:
     """A tensor as one flat array: a view if it is contiguous."""
     if tensor is None:
-        return nothing(like.dtype)
+        return placeholder(like.dtype)
     return tensor.detach().contiguous().view(-1).numpy()
 
 
 @functools.cache
-def nothing(dtype: torch.dtype) -> np.ndarray:
+def placeholder(dtype: torch.dtype) -> np.ndarray:
     """Stands for a tensor that is not there; the kernels do not touch it."""
     return torch.zeros(1, dtype=dtype).numpy()
 
@@ -53,6 +50,9 @@ def run_items(kernel: Callable[..., None], items: int, threads: int, *arguments:
         MemoryError, RuntimeError: a work item failed, so that the results hold what was in the memory before; the
             message names the kernel.
     """
+    dtypes = "".join(array.dtype.char for array in arguments)
+    assert all(array.ndim == 1 and array.flags.c_contiguous for array in arguments), "kernels take flat arrays"
+    assert {*dtypes} <= {*"lq?f"} or {*dtypes} <= {*"lq?d"}, f"kernels take int64, bool and one precision: {dtypes}"
     threads = 1 if _forked else min(torch.get_num_threads(), items, threads)
     try:
         if threads <= 1:
@@ -66,7 +66,7 @@ def run_items(kernel: Callable[..., None], items: int, threads: int, *arguments:
     from .threads_kernels import team_address
 
     call = np.array([0, 0, items, *(x for array in arguments for x in (array.ctypes.data, array.size))], np.int64)
-    parallel(team_address(kernel, arguments[-1].dtype.name), call.ctypes.data, threads, 0)
+    parallel(team_address(kernel, dtypes), call.ctypes.data, threads, 0)
     if (finished := call[1]) != items:
         raise RuntimeError(
             f"{_name(kernel)} failed: {items - finished} of {items} work items did not finish. What they raised is "

@@ -7,7 +7,7 @@ the items that were finished are counted, so that `run_items` can raise. Importi
 """
 
 import functools
-from collections.abc import Callable
+import inspect
 
 import numpy as np
 
@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
 
-from .vector_cpu import inlined
+from .vector_cpu import compiled, inlined
 
 HEAD = 3  # numbers of a call before its arrays
 
@@ -66,27 +66,33 @@ def part(call, k, dtype):
     return carray(as_pointer(call[HEAD + 2 * k]), (call[HEAD + 1 + 2 * k],), dtype)
 
 
-def team_of(kernel):
-    """Note that the decorated function makes, for a dtype, what every thread runs in a team that runs `kernel`."""
-
-    def note(make):
-        makers[kernel] = make
-        return make
-
-    return note
-
-
 @functools.cache
-def team_address(kernel, precision):
-    """Address of a kernel's team function, compiled or from the disk, for `"float32"` or `"float64"`."""
-    signature, function = types.void(types.voidptr), makers[kernel](getattr(np, precision))
-    try:
-        team = cfunc(signature, cache=True)(function)
-    except RuntimeError:  # "no locator available", as in `vector_cpu.compiled`
-        team = cfunc(signature)(function)
+def team_address(kernel, dtypes):
+    """The address of what every thread of a team runs: `kernel`, for arrays of these dtypes (characters of numpy).
+
+    The function is written from the kernel's own signature, compiled, or loaded from the disk.
+    """
+    arrays = list(inspect.signature(kernel.py_func).parameters)[2:]
+    types_of = zip(arrays, (np.dtype(character).type.__name__ for character in dtypes), strict=True)
+    name = f"{kernel.__name__}_team_{dtypes.replace('?', 'b')}"
+    parts = [f"    {array} = part(call, {k}, np.{dtype})" for k, (array, dtype) in enumerate(types_of)]
+    source = TEAM.format(name=name, count=len(arrays), parts="\n".join(parts), arrays=", ".join(arrays))
+    names = {**globals(), "kernel": kernel}
+    exec(compile(source, kernel.py_func.__code__.co_filename, "exec"), names)
+    names[name].__module__ = kernel.__module__
+    team = compiled(names[name], functools.partial(cfunc, types.void(types.voidptr)))
     teams.append(team)  # its machine code lives as long as it does
     return team.address
 
 
-makers: dict[object, Callable] = {}
+TEAM = """
+def {name}(address):
+    call = as_call(address, {count})
+{parts}
+    item = take_item(call)
+    while item < call[2]:
+        kernel(item, item + 1, {arrays})
+        finish_item(call)
+        item = take_item(call)
+"""
 teams: list[object] = []

@@ -4,12 +4,12 @@
 numba compiles loops over scalars and leaves it to LLVM to vectorise them, which LLVM gives up on long loops. So the
 kernels are written over vectors: `load` takes LANES neighbouring numbers, arithmetic acts on all of them, `store` puts
 them back, and LLVM maps that to whatever registers the machine has. Importing this module imports numba.
-
-numba's cache on the disk notices a change of the file that a kernel stands in, but not of this one: after a change
-here, delete the `.nbi` files in `__pycache__` (the tests do so themselves).
 """
 
+import functools
+import hashlib
 import operator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,8 @@ try:
 except ImportError as error:
     raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
 
-from .threads_cpu import BLOCK
+from .sizes_cpu import BLOCK, LANES
 
-LANES = 32  # of a vector; in float32 two of the widest registers, so that a sum over lanes is paid for every second one
 LN2 = float(np.log(2.0))
 INT32 = ir.IntType(32)
 
@@ -243,14 +242,24 @@ def _twice_atanh(s):
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
-def compiled(function):
-    """`numba.njit`, keeping the machine code on disk wherever numba finds a folder that it may write to."""
+def compiled(function, compiler=None):
+    """Compile as `numba.njit` does, keeping the machine code on disk wherever there is a folder that can be written to.
+
+    numba takes machine code from the disk if the file that the function stands in has not been touched. It would not
+    see a change of this file, so it is told to compare what stands in all of them.
+    """
+    compiler = compiler or functools.partial(njit, **OPTIONS)
     try:
-        return njit(cache=True, **OPTIONS)(function)
+        kernel = compiler(cache=True)(function)
     except RuntimeError:  # "no locator available": compile again in every process
-        return njit(**OPTIONS)(function)
+        return compiler()(function)
+    source = Path(function.__code__.co_filename).read_bytes()
+    kernel._cache._cache_file._source_stamp = hashlib.sha256(SHARED_SOURCES + source).hexdigest()
+    return kernel
 
 
+_SHARED = ("sizes_cpu.py", "vector_cpu.py", "threads_kernels.py")  # what all kernels are compiled from, too
+SHARED_SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in _SHARED)
 inlined = njit(forceinline=True, **OPTIONS)  # a call costs more than these do
 
 
