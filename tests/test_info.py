@@ -1,6 +1,7 @@
 """`hf-decision-mamba info`: what a bug report needs, from the functions that decide it, and no secrets."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from hf_decision_mamba import info
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.info import installation_info
+from hf_decision_mamba.model import threads_cpu
 from hf_decision_mamba.model.selective_scan import choose_backend
 
 
@@ -32,6 +34,13 @@ def test_the_backend_is_the_one_that_would_run_and_is_tried(found):
         assert words.startswith(f"{choose_backend(torch.empty(0))}: a small example ran in ")
         assert words.endswith("and agrees with the reference")
     assert Path(found["kernels"]["kept in"]).is_dir()
+
+
+def test_it_names_the_library_whose_threads_the_kernels_run_on(found, monkeypatch):
+    (path,) = re.findall(r"^torch's, of (.*)$", found["kernels"]["threads"])
+    assert Path(path).is_file() and Path(path).is_relative_to(Path(torch.__file__).parent)
+    monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
+    assert threads_cpu.whose_threads() == "a pool of our own: torch's OpenMP has no entry here"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from .files import replacing
 from .memory import frame_stack, observation_shape
 from .model import DecisionMambaCache, DecisionMambaModel, DecisionMambaProcessor
 from .model.cache_decision_mamba import NO_ACTION
+from .model.scan_inputs import ScanInputs
 from .model.selective_scan import NAMESPACE, reference_forward
 from .policy import DecisionMambaPolicy
 
@@ -294,7 +295,7 @@ def _traced(step: DecisionStep, rows: int, batch: Any = None) -> ExportedProgram
 
 def _plain_scan(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The scan as exporters can read it; its last two arguments choose kernels."""
-    y, final_state = reference_forward(*inputs[:-2])
+    y, final_state = reference_forward(ScanInputs(*inputs[:-2]))
     return y, final_state, y.new_empty(0)
 
 

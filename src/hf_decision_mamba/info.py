@@ -24,6 +24,9 @@ from .model import DecisionMambaConfig, DecisionMambaModel
 from .model.causal_conv import causal_conv
 from .model.fused_cpu import fuse
 from .model.selective_scan import BACKENDS, choose_backend, selective_scan
+from .model.selective_scan_cpu import why_no_numba
+from .model.sizes_cpu import LANES
+from .model.threads_cpu import whose_threads
 
 _PACKAGES = (
     *("torch", "transformers", "huggingface_hub", "datasets", "accelerate", "safetensors", "numpy"),
@@ -163,19 +166,20 @@ def _small_convolution(device: torch.device, backend: str | None) -> Tensor:
 
 
 def _kernels() -> dict[str, Any]:
-    """How wide the vectors of the CPU kernels are, and where their machine code is kept."""
-    try:
-        from llvmlite import binding
+    """How wide the vectors of the CPU kernels are, whose threads they run on, where their machine code is kept."""
+    if (reason := why_no_numba()) is not None:
+        return {"CPU kernels": f"none ({reason})"}
+    from llvmlite import binding
 
-        from .model import selective_scan_kernels
-    except ImportError as error:
-        return {"CPU kernels": f"none ({error})"}
+    from .model import selective_scan_kernels
+
     features = binding.get_host_cpu_features()
     widest = next((bits for name, bits in (("avx512f", 512), ("avx", 256)) if features.get(name)), 128)
     kept = getattr(selective_scan_kernels.forward.stats, "cache_path", None)
     registers = f"registers of {widest} bits ({binding.get_host_cpu_name()})"
     return {
-        "vectors": f"{selective_scan_kernels.LANES} numbers, in {registers}",
+        "vectors": f"{LANES} numbers, in {registers}",
+        "threads": whose_threads(),
         "kept in": kept or "memory only: no folder can be written to, so every process compiles",
     }
 

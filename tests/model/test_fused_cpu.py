@@ -307,7 +307,7 @@ class TestWhatIsLeftToTorch:
         assert fuse(model) is None
 
     def test_everything_without_numba(self, monkeypatch):
-        monkeypatch.setattr(fused_cpu, "available", lambda: False)
+        monkeypatch.setattr(fused_cpu, "why_no_numba", lambda: "numba is not installed")
         assert fuse(make_model()) is None
 
     def test_other_models(self):

@@ -1,6 +1,7 @@
 """The scan as a torch op: backends agree, gradients are right, the choice of a backend is explained."""
 
 import logging
+import re
 import sys
 import types
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_decision_mamba.model import mamba_ssm_cuda, selective_scan
+from hf_decision_mamba.model import mamba_ssm_cuda, selective_scan, selective_scan_cpu, threads_kernels
 from hf_decision_mamba.model import selective_scan as scan_function
 from hf_decision_mamba.model.causal_conv import causal_conv
 from hf_decision_mamba.model.selective_scan import choose_backend
@@ -106,12 +107,34 @@ def test_the_backend_is_chosen_by_device():
 
 
 def test_without_numba_the_reference_runs_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(sys.modules[choose_backend.__module__], "available", lambda: False)
+    monkeypatch.setattr(selective_scan_cpu, "_HAS_NUMBA", False)
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
         assert choose_backend(torch.zeros(1)) == "reference"
         with pytest.raises(ValueError, match="numba is not installed"):
             choose_backend(torch.zeros(1), "numba")
+
+
+@pytest.mark.parametrize(
+    ("example", "reason"),
+    [
+        (lambda first, last, x, y: y.fill(0), r"\(AssertionError: Not equal to tolerance"),
+        (lambda first, last, x, y: x.atomic_rmw, r"\(RuntimeError: .* has no attribute 'atomic_rmw'\)"),
+    ],
+    ids=["other numbers", "no such attribute"],
+)
+def test_with_a_numba_that_compiles_something_else_the_reference_runs_and_says_so(monkeypatch, caplog, example, reason):
+    example.__name__ = "example"
+    monkeypatch.setattr(threads_kernels, "example", example)
+    selective_scan_cpu._what_is_wrong.cache_clear()
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        assert choose_backend(torch.zeros(1)) == "reference"
+    monkeypatch.undo()
+    selective_scan_cpu._what_is_wrong.cache_clear()
+    assert choose_backend(torch.zeros(1)) == "numba"
+    (line,) = caplog.messages
+    assert re.search(rf"which is slow: numba \S+ does not compile as the kernels need it {reason}", line), line
 
 
 def test_unknown_backends_are_refused():
@@ -185,9 +208,6 @@ def test_the_backend_on_a_gpu_is_triton_even_where_mamba_ssm_works(install, monk
     assert choose_backend(on_cuda(64, 60, 256)) == "triton"
     assert choose_backend(on_cuda(0)) == "triton"
     assert imports.imported == []
-    monkeypatch.setattr(mamba_ssm_cuda, "FASTER_FROM_TOKENS", 1000)  # as a measurement might say
-    assert choose_backend(on_cuda(64, 60, 256)) == "triton"
-    assert choose_backend(on_cuda(64, 3000, 256)) == "mamba_ssm"
 
 
 def test_on_a_gpu_without_triton_the_reference_runs_and_says_so(monkeypatch, caplog):

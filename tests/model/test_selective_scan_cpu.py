@@ -4,10 +4,12 @@ The loop is differentiated by autograd, so that the kernel's hand-written backwa
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ pytest.importorskip("numba")
 
 from hf_decision_mamba.model import selective_scan_cpu as cpu
 from hf_decision_mamba.model import threads_cpu
+from hf_decision_mamba.model.scan_inputs import ScanInputs
 
 GRADIENTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -65,9 +68,9 @@ def make_inputs(b=2, l=5, c=7, n=3, *, dtype=torch.float64, options=(), delta_so
 
 def run_kernel(inputs, dy, dfinal_state):
     """Outputs and gradients of the kernel, by name."""
-    y, final_state, saved = cpu.scan_forward(**inputs, need_states=True)
+    y, final_state, saved = cpu.scan_forward(ScanInputs(**inputs), need_states=True)
     assert saved.shape == cpu.saved_states_shape(*y.shape, final_state.shape[2])
-    grads = cpu.scan_backward(dy, dfinal_state, **inputs, saved_states=saved)
+    grads = cpu.scan_backward(dy, dfinal_state, ScanInputs(**inputs), saved)
     return {"y": y, "final_state": final_state, **{f"d{name}": g for name, g in zip(GRADIENTS, grads, strict=True)}}
 
 
@@ -175,7 +178,7 @@ def test_large_steps_and_fast_decay_underflow_to_zero(dtype):
     assert_same_as_naive(inputs)
     inputs["delta"] = torch.full_like(inputs["delta"], 800.0)
     inputs["u"] = torch.zeros_like(inputs["u"])
-    _, final_state, _ = cpu.scan_forward(**inputs, need_states=False)
+    _, final_state, _ = cpu.scan_forward(ScanInputs(**inputs), need_states=False)
     assert torch.equal(final_state[:, :32], torch.zeros_like(final_state[:, :32]))  # exp(-800 * 1.6) and less
 
 
@@ -184,14 +187,14 @@ def test_nan_and_infinity_are_not_hidden(name):
     inputs = make_inputs(dtype=torch.float32, options=("D", "z", "delta_bias", "initial_state"))
     inputs[name] = inputs[name].clone()
     inputs[name].view(-1)[0] = float("nan")
-    y, _, _ = cpu.scan_forward(**inputs, need_states=False)
+    y, _, _ = cpu.scan_forward(ScanInputs(**inputs), need_states=False)
     assert y[0].isnan().any() and y[1:].isnan().any() == (name in ("A", "D", "delta_bias"))
 
 
 def test_overflow_is_never_a_finite_number():
     inputs = make_inputs(1, 3, 2, 1, dtype=torch.float32)
     inputs["A"], inputs["delta"] = torch.full((2, 1), 100.0), torch.full((1, 3, 2), 5.0)  # exp(500)
-    _, final_state, _ = cpu.scan_forward(**inputs, need_states=False)
+    _, final_state, _ = cpu.scan_forward(ScanInputs(**inputs), need_states=False)
     assert not final_state.isfinite().any()
 
 
@@ -230,11 +233,11 @@ def test_a_forked_child_scans_alone():
     code = """
     import os, torch
     torch.get_num_threads = lambda: 3
-    from hf_decision_mamba.model.selective_scan_cpu import scan_forward
+    from hf_decision_mamba.model.selective_scan_cpu import ScanInputs, scan_forward
     g = torch.Generator().manual_seed(0)
     u, delta = torch.randn(16, 40, 64, generator=g), torch.randn(16, 40, 64, generator=g)
     A, B = -torch.rand(64, 8, generator=g), torch.randn(16, 40, 8, generator=g)
-    run = lambda: scan_forward(u, delta, A, B, B, None, None, None, True, None, None, False)[0]
+    run = lambda: scan_forward(ScanInputs(u, delta, A, B, B), False)[0]
     expected = run()
     child = os.fork()
     if child == 0:
@@ -248,10 +251,10 @@ def test_a_forked_child_scans_alone():
 
 def test_without_need_states_nothing_is_saved():
     inputs = make_inputs()
-    y, final_state, saved = cpu.scan_forward(**inputs, need_states=False)
+    y, final_state, saved = cpu.scan_forward(ScanInputs(**inputs), need_states=False)
     assert saved.numel() == 0
     with pytest.raises(ValueError, match="need_states=True"):
-        cpu.scan_backward(y, final_state, **inputs, saved_states=saved)
+        cpu.scan_backward(y, final_state, ScanInputs(**inputs), saved)
 
 
 def test_an_empty_batch_gives_empty_results():
@@ -263,10 +266,10 @@ def test_an_empty_batch_gives_empty_results():
 def test_other_dtypes_are_refused():
     half = make_inputs(dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"float32 or float64 tensors, u is torch\.bfloat16"):
-        cpu.scan_forward(**half, need_states=False)
+        cpu.scan_forward(ScanInputs(**half), need_states=False)
     mixed = {**make_inputs(dtype=torch.float32), "B": torch.zeros(2, 5, 3, dtype=torch.float64)}
     with pytest.raises(ValueError, match=r"u is torch\.float32 and B torch\.float64"):
-        cpu.scan_forward(**mixed, need_states=False)
+        cpu.scan_forward(ScanInputs(**mixed), need_states=False)
 
 
 @pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias", "mask", "initial_state"])
@@ -274,7 +277,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
     inputs = make_inputs(options=("D", "z", "delta_bias", "mask", "initial_state"))
     inputs[name] = inputs[name][:-1]
     with pytest.raises(ValueError, match=rf"^{name} has shape .* u of shape \(2, 5, 7\) needs"):
-        cpu.scan_forward(**inputs, need_states=False)
+        cpu.scan_forward(ScanInputs(**inputs), need_states=False)
 
 
 def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
@@ -289,11 +292,41 @@ def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
     assert kernels.compiled(double)(21) == 42
 
 
+def test_kernels_are_compiled_again_when_what_they_are_made_of_has_changed(tmp_path):
+    """Copies of the code, as beside a checkpoint, in which only a file that the kernels share changes, not in size."""
+    code = """
+    import numpy as np, sys
+    sys.path.insert(0, sys.argv[1])
+    from kernels_of_a_test.threads_kernels import example
+    x, y = np.ones(80, np.float32), np.ones(80, np.float32)
+    example(0, 2, x, y)
+    print(y[0], sum(example.stats.cache_hits.values()))
+    """
+    package = tmp_path / "kernels_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in ("sizes_cpu.py", "vector_cpu.py", "threads_kernels.py"):
+        shutil.copy(Path(cpu.__file__).with_name(name), package)
+    stamp = (package / "threads_kernels.py").stat()
+    found = []
+    for lanes in ("LANES = 32", "LANES = 32", "LANES = 16"):
+        sizes = package / "sizes_cpu.py"
+        sizes.write_text(sizes.read_text().replace("LANES = 32", lanes))
+        os.utime(sizes, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        arguments = [sys.executable, "-B", "-c", textwrap.dedent(code), str(tmp_path)]
+        found.append(subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120).stdout.split())
+    (first, cold), (again, warm), (other, changed) = found
+    assert float(first) == float(again) == pytest.approx(33.3133, abs=1e-3)
+    assert float(other) == pytest.approx(17.3133, abs=1e-3)
+    assert (cold, warm, changed) == ("0", "1", "0")
+
+
 def test_importing_the_modules_does_not_import_numba():
     code = """
     import sys
     from hf_decision_mamba.model import causal_conv, selective_scan_cpu
-    assert selective_scan_cpu.available() and "numba" not in sys.modules
+    assert "numba" not in sys.modules
+    assert selective_scan_cpu.why_no_numba() is None and "numba" in sys.modules
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=120)
     assert done.returncode == 0

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from hf_decision_mamba.model import causal_conv_triton, selective_scan_triton
 from hf_decision_mamba.model.causal_conv import causal_conv
+from hf_decision_mamba.model.scan_inputs import ScanInputs
 from hf_decision_mamba.model.selective_scan import choose_backend, reference_forward, selective_scan
 
 pytestmark = pytest.mark.skipif(
@@ -90,7 +91,9 @@ def run_exact(inputs, dy, dfinal, delta_softplus=True):
         for k in names
     }
     *tensors, mask, initial_state = exact.values()
-    return with_gradients(exact, *reference_forward(*tensors, delta_softplus, mask, initial_state), dy, dfinal)
+    return with_gradients(
+        exact, *reference_forward(ScanInputs(*tensors, delta_softplus, mask, initial_state)), dy, dfinal
+    )
 
 
 def with_gradients(inputs, y, final, dy, dfinal):
@@ -249,9 +252,9 @@ def test_shapes_that_do_not_fit_are_refused(name):
 
 def test_without_saved_states_there_is_no_backward():
     inputs = {**make_inputs(), "delta_softplus": True}
-    y, final, saved = selective_scan_triton.scan_forward(**inputs, need_states=False)
+    y, final, saved = selective_scan_triton.scan_forward(ScanInputs(**inputs), need_states=False)
     with pytest.raises(ValueError, match="need_states=True"):
-        selective_scan_triton.scan_backward(y, final, **inputs, saved_states=saved)
+        selective_scan_triton.scan_backward(y, final, ScanInputs(**inputs), saved)
 
 
 def test_cpu_tensors_are_for_the_interpreter_only(monkeypatch):

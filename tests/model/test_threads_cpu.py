@@ -1,7 +1,10 @@
 """Work items on torch's threads, on threads of our own and on one: what fails in any of them reaches the caller."""
 
 import inspect
+import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 pytest.importorskip("numba")
 
 from hf_decision_mamba.model import causal_conv_kernels, fused_kernels, selective_scan_kernels, threads_cpu
+from hf_decision_mamba.model.scan_inputs import ScanInputs
 from hf_decision_mamba.model.selective_scan_cpu import scan_backward, scan_forward
 from hf_decision_mamba.model.threads_cpu import run_items
 
@@ -64,17 +68,39 @@ def test_memory_that_runs_out_is_an_error_and_no_result(threads_from, monkeypatc
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: None)
     states = 1 << 16  # for which a workspace takes half a gigabyte, and all that is given and returned a megabyte
     u, A, B = torch.ones(2, 1, 1), torch.ones(1, states), torch.ones(2, 1, states)
-    few = u, u, A[:, :2], B[..., :2], B[..., :2], None, None, None, True, None, None, True
-    many = u, u, A, B, B, None, None, None, True, None, None, True
-    y, final_state, saved = scan_forward(*few)
-    scan_backward(y, final_state, *few[:-1], saved)  # compiled, and on threads that are there
+    few, many = ScanInputs(u, u, A[:, :2], B[..., :2], B[..., :2]), ScanInputs(u, u, A, B, B)
+    y, final_state, saved = scan_forward(few, True)
+    scan_backward(y, final_state, few, saved)  # compiled, and on threads that are there
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), hard))
     try:
         with pytest.raises((MemoryError, RuntimeError), match=r"selective_scan_kernels\.forward failed: "):
-            scan_forward(*many)
+            scan_forward(many, True)
         with pytest.raises((MemoryError, RuntimeError), match=r"selective_scan_kernels\.backward failed: "):
-            scan_backward(y, None, *many[:-1], torch.empty(2, 1, 32 * states))
+            scan_backward(y, None, many, torch.empty(2, 1, 32 * states))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_kernels_stay_inside_their_arrays():
+    """Every kernel's property tests once more with kernels that check all that they read and write."""
+    code = """
+    import numpy as np, pytest
+    names = ("selective_scan_cpu.py::test_equals_the_equations[dtype0]", "fused_cpu.py::test_any_size",
+             "causal_conv.py::test_equals_pytorchs_convolution[dtype0]")
+    done = pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/model/test_{name}" for name in names)])
+    from hf_decision_mamba.model.causal_conv_kernels import forward
+    x, one = np.zeros(40, np.float32), np.zeros(1, np.float32)
+    sizes, strides = np.array([1, 1, 40, 1, 1, 1]), np.zeros(2, np.int64)
+    forward(0, 1, sizes, strides, x, x, x, x)
+    for outside in ((x, x, x, x[:39]), (x[:39], x, x, x), (x, one, x, x)):
+        with pytest.raises(IndexError):
+            forward(0, 1, sizes, strides, *outside)
+    raise SystemExit(done)
+    """
+    environment = {**os.environ, "DECISION_MAMBA_CHECK_BOUNDS": "1"}
+    arguments = [sys.executable, "-c", textwrap.dedent(code)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(arguments, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr

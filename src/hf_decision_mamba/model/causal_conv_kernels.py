@@ -125,10 +125,10 @@ def backward(first, last, sizes, strides, dy, x, weight, bias, dx, dweight, dbia
                 stop = min(start + CHUNK, outputs + width - 1)
                 read_rows(w, seen, start - lead, stop - lead + width - 1, count, length, x, i * x_b + c0, x_t)
                 read_rows(w, dsum + before, start, stop, count, outputs, dy, i * dy_b + c0, dy_t)
-                unconvolve(w, stop - start, count, width, seen, dsum + before)
+                sums_backward(w, stop - start, count, width, seen, dsum + before)
                 for t in range(max(start, lead), min(stop, lead + length)):
                     to = (i * length + t - lead) * channels + c0
-                    gather(w, dsum + before + (t - start) * BLOCK, count, width, dx, to)
+                    input_backward(w, dsum + before + (t - start) * BLOCK, count, width, dx, to)
                 for at in range(0, before, LANES):
                     store(w, dsum + at, load(w, dsum + (stop - start) * BLOCK + at))
         write_tiles(w, dfilter, width, count, dweight, (group * channels + c0) * width)
@@ -137,7 +137,7 @@ def backward(first, last, sizes, strides, dy, x, weight, bias, dx, dweight, dbia
 
 
 @compiled
-def unconvolve(w, tokens, count, width, seen, dsum):
+def sums_backward(w, tokens, count, width, seen, dsum):
     """Turn the gradients of a chunk's outputs into those of their sums; add to those of filters and biases."""
     for j in range(0, count, LANES):
         dbias = load(w, DBIAS + j)
@@ -157,7 +157,7 @@ def unconvolve(w, tokens, count, width, seen, dsum):
 
 
 @compiled
-def gather(w, row, count, width, dx, to):
+def input_backward(w, row, count, width, dx, to):
     """The gradient of a token of x: it is first in the window of the output at w[row], k-th in that k rows before."""
     for j in range(0, count, LANES):
         d, taps = constant(w, 0), FIXED + (FILTER + j) * width

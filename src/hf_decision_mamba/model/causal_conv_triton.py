@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .causal_conv_cpu import check_shapes
+from .selective_scan_triton import by_channel
 
 CHUNK, BLOCK = 16, 64  # tokens and channels of a program
 
@@ -25,7 +26,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -
     from .causal_conv_triton_kernels import forward
 
     b, l, c, width = check_shapes(x, weight, bias, history)
-    x = _rows(x)
+    x = by_channel(x)
     y = x.new_empty(b, l - history, c)
     with torch.cuda.device_of(x):
         forward[_grid(b, l - history, c)](
@@ -46,7 +47,7 @@ def conv_backward(
     from .causal_conv_triton_kernels import backward_inputs, backward_sums
 
     b, l, c, width = check_shapes(x, weight, bias, history, dy)
-    x, dy, weight = _rows(x), _rows(dy), weight.contiguous()
+    x, dy, weight = by_channel(x), by_channel(dy), weight.contiguous()
     outputs, lead = l - history, width - 1 - history
     exact = torch.promote_types(x.dtype, torch.float32)
     grid = _grid(b, outputs, c)
@@ -62,11 +63,6 @@ def conv_backward(
     # Added up by torch in a fixed order: atomic additions would vary from run to run.
     gbias = None if bias is None else dbias.sum(0).to(bias.dtype)
     return dx, dweight.sum(0).mT.to(weight.dtype).contiguous(), gbias
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with its channels side by side, where it lies if they are."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _grid(b: int, tokens: int, c: int) -> tuple[int, int, int]:

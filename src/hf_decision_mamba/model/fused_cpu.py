@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 from .configuration_decision_mamba import DecisionMambaConfig
 from .mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaConvLocalMixer, DecisionMambaLinearLocalMixer
 from .modeling_decision_mamba import DecisionMambaModel
-from .selective_scan_cpu import available
+from .selective_scan_cpu import why_no_numba
 from .sizes_cpu import LANES, whole_lanes
 from .threads_cpu import run_items
 
@@ -59,7 +59,7 @@ def fuse(model: nn.Module) -> "FusedModel | None":
     nothing that `FIELDS` does not know and whose modules nobody has replaced or hooked. A `scan_backend` other than the
     CPU's kernels asks for torch everywhere.
     """
-    if type(model) is not DecisionMambaModel or not available():
+    if type(model) is not DecisionMambaModel or why_no_numba() is not None:
         return None
     settings = _settings(model.config)
     if not all(_is_known(name, value) for name, value in settings):

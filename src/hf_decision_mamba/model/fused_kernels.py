@@ -151,16 +151,16 @@ def conv(work, x, y, width, tokens, kinds, taps, weights, weight, bias):
 
 
 @compiled
-def scan(work, x, x_stride, y, width, delta, B, B_stride, C, C_stride, weights, rate, skip, tokens, states, absent,
+def scan(work, x, x_stride, y, width, raw, B, B_stride, C, C_stride, weights, rate, skip, tokens, states, absent,
          memory, where):  # fmt: skip
     """States and rate, which is A log2(e), lie in tiles [vector of channels, state, LANES]."""
     for j in range(0, width, LANES):
         tile, state = rate + j * states, where + j * states
         for t in range(absent, tokens):
-            step, value = softplus(load(work, delta + t * width + j)), load(work, x + t * x_stride + j)
-            push, out = step * value, load(weights, skip + j) * value
+            delta, value = softplus(load(work, raw + t * width + j)), load(work, x + t * x_stride + j)
+            push, out = delta * value, load(weights, skip + j) * value
             for n in range(states):
-                h = exp2(step * load(weights, tile + n * LANES)) * load(memory, state + n * LANES)
+                h = exp2(delta * load(weights, tile + n * LANES)) * load(memory, state + n * LANES)
                 h = h + push * fill(work, B + t * B_stride + n)
                 store(memory, state + n * LANES, h)
                 out = out + h * fill(work, C + t * C_stride + n)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .configuration_decision_mamba import DecisionMambaConfig
 from .mixers_decision_mamba import take_steps
-from .selective_scan import step_sizes
+from .selective_scan import effective_delta
 
 
 class ScanTerms(NamedTuple):
@@ -89,5 +89,5 @@ def scan_terms(scan: dict[str, Any], config: DecisionMambaConfig, mask: Tensor |
         delta, A = delta[..., :: config.head_dim], A[:: config.head_dim, :1]
         bias = None if bias is None else bias[:: config.head_dim]
     bias = None if bias is None else bias.to(dtype)
-    taken = step_sizes(delta.to(dtype), bias, scan.get("delta_softplus", True), mask)
+    taken = effective_delta(delta.to(dtype), bias, scan.get("delta_softplus", True), mask)
     return ScanTerms(taken, A.to(dtype), B, C if mask is None else C * mask[..., None])

@@ -14,10 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# From how many tokens on mamba-ssm's scan was measured to be faster than our own on a GPU. It was measured nowhere yet,
-# so it is never chosen, only asked for; `benchmarks/gpu.py` measures it.
-FASTER_FROM_TOKENS: int | None = None
-
 
 def why_no_mamba_ssm(u: Tensor) -> str | None:
     """Why mamba-ssm's scan cannot run on a tensor, None if it can."""
@@ -27,13 +23,6 @@ def why_no_mamba_ssm(u: Tensor) -> str | None:
         return "mamba-ssm has no float64"
     found = _load("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda", "selective_scan_fn")
     return found if isinstance(found, str) else None
-
-
-def faster(u: Tensor) -> bool:
-    """Whether a scan over u (b, l, c) was measured to be faster in mamba-ssm, and can run there."""
-    if FASTER_FROM_TOKENS is None or u.dim() != 3 or u.shape[1] < FASTER_FROM_TOKENS:
-        return False
-    return why_no_mamba_ssm(u) is None
 
 
 def mamba_ssm_scan(

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import logging
 
-from .mamba_ssm_cuda import faster, mamba_ssm_scan, why_no_mamba_ssm
-from .selective_scan_cpu import available
+from .mamba_ssm_cuda import mamba_ssm_scan, why_no_mamba_ssm
+from .scan_inputs import ScanInputs
 from .selective_scan_cpu import saved_states_shape as numba_shape
 from .selective_scan_cpu import scan_backward as numba_backward
 from .selective_scan_cpu import scan_forward as numba_forward
+from .selective_scan_cpu import why_no_numba
 from .selective_scan_triton import saved_states_shape as triton_shape
 from .selective_scan_triton import scan_backward as triton_backward
 from .selective_scan_triton import scan_forward as triton_forward
@@ -33,6 +34,83 @@ BACKENDS = ("reference", "numba", "triton", "mamba_ssm")
 _FORWARD = {"numba": numba_forward, "triton": triton_forward}
 _BACKWARD = {"numba": numba_backward, "triton": triton_backward}
 _SAVED_SHAPE = {"numba": numba_shape, "triton": triton_shape}
+
+
+# ------------------------------------------------------------------------------------------------------- reference
+
+
+def reference_forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Scan in plain torch, one token at a time; all tensors of one dtype."""
+    u, raw, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state = inputs
+    delta = effective_delta(raw, delta_bias, delta_softplus, mask)
+    y, states = _unrolled_states(u, delta, A, B, C, initial_state)
+    if D is not None:
+        y = y + D * u
+    if z is not None:
+        y = y * F.silu(z)
+    return y, states[-1]
+
+
+def effective_delta(raw: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None) -> Tensor:
+    """Compute Δ (b, l, c): positive step sizes, exactly zero where a token is absent."""
+    delta = raw if delta_bias is None else raw + delta_bias
+    delta = F.softplus(delta) if delta_softplus else delta
+    return delta if mask is None else delta * mask[..., None]
+
+
+def _unrolled_states(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """C_t · h_t (b, l, c), and the states h_{-1}, h_0, ..., h_{l-1}, each (b, c, n)."""
+    states = [u.new_zeros(u.shape[0], u.shape[2], A.shape[1]) if initial_state is None else initial_state]
+    readouts = []
+    for t in range(u.shape[1]):
+        decay = torch.exp(delta[:, t, :, None] * A)
+        h = decay * states[-1] + (delta[:, t] * u[:, t])[..., None] * B[:, t, None, :]
+        readouts.append(torch.einsum("bcn,bn->bc", h, C[:, t]))
+        states.append(h)
+    return torch.stack(readouts, dim=1) if readouts else torch.zeros_like(u), states
+
+
+def reference_backward(dy: Tensor, dfinal_state: Tensor | None, inputs: ScanInputs) -> tuple[Tensor | None, ...]:
+    """Return the gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state), None for absent ones."""
+    u, raw, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state = inputs
+    delta = effective_delta(raw, delta_bias, delta_softplus, mask)
+    y, states = _unrolled_states(u, delta, A, B, C, initial_state)
+
+    dz = None
+    if z is not None:
+        gate = torch.sigmoid(z)
+        ungated = y if D is None else y + D * u
+        dz = dy * ungated * gate * (1 + z * (1 - gate))
+        dy = dy * z * gate
+    dD = None if D is None else (dy * u).sum((0, 1))
+    du = torch.zeros_like(u) if D is None else dy * D
+
+    ddelta, dA, dB, dC = torch.zeros_like(delta), torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
+    dh = torch.zeros_like(states[0]) if dfinal_state is None else dfinal_state.clone()
+    for t in reversed(range(u.shape[1])):
+        decay = torch.exp(delta[:, t, :, None] * A)
+        dh = dh + dy[:, t, :, None] * C[:, t, None, :]
+        dC[:, t] = torch.einsum("bcn,bc->bn", states[t + 1], dy[:, t])
+        dB[:, t] = torch.einsum("bcn,bc->bn", dh, delta[:, t] * u[:, t])
+        dinput = torch.einsum("bcn,bn->bc", dh, B[:, t])  # gradient of Δ_t u_t
+        dexponent = dh * states[t] * decay  # gradient of Δ_t A
+        du[:, t] += dinput * delta[:, t]
+        ddelta[:, t] = dinput * u[:, t] + (dexponent * A).sum(-1)
+        dA += torch.einsum("bcn,bc->cn", dexponent, delta[:, t])
+        dh = dh * decay
+
+    if mask is not None:
+        ddelta = ddelta * mask[..., None]
+    if delta_softplus:
+        shifted = raw if delta_bias is None else raw + delta_bias
+        ddelta = ddelta * torch.where(shifted > 20, torch.ones_like(shifted), torch.sigmoid(shifted))
+    dbias = None if delta_bias is None else ddelta.sum((0, 1))
+    return du, ddelta, dA, dB, dC, dD, dz, dbias, None if initial_state is None else dh
+
+
+# ---------------------------------------------------------------------------------------- the choice of a backend
 
 
 def selective_scan(
@@ -97,7 +175,7 @@ def choose_backend(u: Tensor, backend: str | None = None) -> str:
             advice = "Use scan_backend=None to choose by device."
             raise ValueError(f"scan_backend={backend!r} cannot run: {reason}. {advice}")
         return backend
-    return "mamba_ssm" if faster(u) else own_backend(u)
+    return own_backend(u)
 
 
 def own_backend(u: Tensor) -> str:
@@ -117,108 +195,9 @@ def _why_not(backend: str, u: Tensor) -> str | None:
         return why_no_triton(u)
     if backend == "mamba_ssm":
         return why_no_mamba_ssm(u)
-    if backend == "numba" and u.device.type != "cpu":
-        return f"the tensors live on {u.device}"
-    return "numba is not installed (pip install numba)" if backend == "numba" and not available() else None
-
-
-# ------------------------------------------------------------------------------------------------------- reference
-
-
-def reference_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The scan in plain torch, one token at a time; arguments as `selective_scan`, all of one dtype."""
-    step = step_sizes(delta, delta_bias, delta_softplus, mask)
-    y, states = _unrolled_states(u, step, A, B, C, initial_state)
-    if D is not None:
-        y = y + D * u
-    if z is not None:
-        y = y * F.silu(z)
-    return y, states[-1]
-
-
-def reference_backward(
-    dy: Tensor,
-    dfinal_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients for (u, delta, A, B, C, D, z, delta_bias, initial_state), None for absent ones."""
-    step = step_sizes(delta, delta_bias, delta_softplus, mask)
-    y, states = _unrolled_states(u, step, A, B, C, initial_state)
-
-    dz = None
-    if z is not None:
-        gate = torch.sigmoid(z)
-        ungated = y if D is None else y + D * u
-        dz = dy * ungated * gate * (1 + z * (1 - gate))
-        dy = dy * z * gate
-    dD = None if D is None else (dy * u).sum((0, 1))
-    du = torch.zeros_like(u) if D is None else dy * D
-
-    dstep, dA, dB, dC = torch.zeros_like(step), torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
-    dh = torch.zeros_like(states[0]) if dfinal_state is None else dfinal_state.clone()
-    for t in reversed(range(u.shape[1])):
-        decay = torch.exp(step[:, t, :, None] * A)
-        dh = dh + dy[:, t, :, None] * C[:, t, None, :]
-        dC[:, t] = torch.einsum("bcn,bc->bn", states[t + 1], dy[:, t])
-        dB[:, t] = torch.einsum("bcn,bc->bn", dh, step[:, t] * u[:, t])
-        dinput = torch.einsum("bcn,bn->bc", dh, B[:, t])  # gradient of Δ_t u_t
-        dexponent = dh * states[t] * decay  # gradient of Δ_t A
-        du[:, t] += dinput * step[:, t]
-        dstep[:, t] = dinput * u[:, t] + (dexponent * A).sum(-1)
-        dA += torch.einsum("bcn,bc->cn", dexponent, step[:, t])
-        dh = dh * decay
-
-    if mask is not None:
-        dstep = dstep * mask[..., None]
-    ddelta = dstep
-    if delta_softplus:
-        shifted = delta if delta_bias is None else delta + delta_bias
-        ddelta = dstep * torch.where(shifted > 20, torch.ones_like(shifted), torch.sigmoid(shifted))
-    dbias = None if delta_bias is None else ddelta.sum((0, 1))
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, None if initial_state is None else dh
-
-
-def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None) -> Tensor:
-    """Δ (b, l, c): positive step sizes, exactly zero where a token is absent."""
-    step = delta if delta_bias is None else delta + delta_bias
-    step = F.softplus(step) if delta_softplus else step
-    return step if mask is None else step * mask[..., None]
-
-
-def _unrolled_states(
-    u: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """C_t · h_t (b, l, c), and the states h_{-1}, h_0, ..., h_{l-1}, each (b, c, n)."""
-    states = [u.new_zeros(u.shape[0], u.shape[2], A.shape[1]) if initial_state is None else initial_state]
-    readouts = []
-    for t in range(u.shape[1]):
-        decay = torch.exp(step[:, t, :, None] * A)
-        h = decay * states[-1] + (step[:, t] * u[:, t])[..., None] * B[:, t, None, :]
-        readouts.append(torch.einsum("bcn,bn->bc", h, C[:, t]))
-        states.append(h)
-    return torch.stack(readouts, dim=1) if readouts else torch.zeros_like(u), states
+    if backend == "numba":
+        return why_no_numba() if u.device.type == "cpu" else f"the tensors live on {u.device}"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------- the torch op
@@ -247,10 +226,10 @@ def _scan(
     backend: str,
     needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
     if backend in _FORWARD:
-        return _FORWARD[backend](*inputs, needs_grad)
-    y, final_state = reference_forward(*inputs)
+        return _FORWARD[backend](inputs, needs_grad)
+    y, final_state = reference_forward(inputs)
     return y, final_state.clone() if final_state is initial_state else final_state, u.new_empty(0)
 
 
@@ -282,11 +261,11 @@ def _scan_backward(
     saved: Tensor,
     backend: str,
 ) -> list[Tensor]:
-    inputs = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
     if backend in _BACKWARD:
-        grads = _BACKWARD[backend](dy, dfinal_state, *inputs, saved)
+        grads = _BACKWARD[backend](dy, dfinal_state, inputs, saved)
     else:
-        grads = reference_backward(dy, dfinal_state, *inputs)
+        grads = reference_backward(dy, dfinal_state, inputs)
     return [grad for grad in grads if grad is not None]
 
 

@@ -34,12 +34,12 @@ ROW = CHUNK * BLOCK
 ABSENT = 0  # (CHUNK,) 1 where the token is absent
 SKIP = ABSENT + LANES * -(-CHUNK // LANES)  # (BLOCK,) D
 BIAS = SKIP + BLOCK  # (BLOCK,) the bias of Δ
-STEP = BIAS + BLOCK  # row: Δ
-PUSH = STEP + ROW  # row: Δ u, what the input pushes into the state
+DELTA = BIAS + BLOCK  # row: Δ
+PUSH = DELTA + ROW  # row: Δ u, what the input pushes into the state
 READOUT = PUSH + ROW  # row: C · h
-SLOPE = READOUT + ROW  # row: dΔ / d delta; from here on for the backward only
-DSTEP = SLOPE + ROW  # row: gradient of Δ, the part through exp(Δ A), divided by ln 2
-DPUSH = DSTEP + ROW
+SLOPE = READOUT + ROW  # row: derivative of Δ, of softplus; from here on for the backward only
+DDELTA = SLOPE + ROW  # row: gradient of Δ, the part through exp(Δ A), divided by ln 2
+DPUSH = DDELTA + ROW
 DREADOUT = DPUSH + ROW
 DGATE = DREADOUT + ROW  # row: gradient of z / (C · h + D u)
 DSKIP = DGATE + ROW  # (BLOCK,)
@@ -81,20 +81,20 @@ def read_maps(w, tokens, states, has_mask, mask, at, B, at_B, B_t, C, at_C, C_t)
 
 
 @compiled
-def read_steps(w, tokens, count, use_softplus, backward, delta, at_delta, delta_t, u, at_u, u_t):
-    """The rows Δ, Δ u and, for the backward, dΔ / d delta of a chunk; all zero where the token is absent."""
+def read_deltas(w, tokens, count, use_softplus, backward, raw, at_raw, raw_t, u, at_u, u_t):
+    """The rows Δ, Δ u and, for the backward, its slope over a chunk; `raw` is before softplus; zero where absent."""
     for k in range(tokens):
         for j in range(0, count, LANES):
             row, left = k * BLOCK + j, count - j
-            step = push = slope = constant(w, 0)
+            delta = push = slope = constant(w, 0)
             if w[ABSENT + k] == 0:
-                step = read(delta, at_delta + k * delta_t + j, left) + load(w, BIAS + j)
+                delta = read(raw, at_raw + k * raw_t + j, left) + load(w, BIAS + j)
                 slope = constant(w, 1)
                 if use_softplus:
-                    slope = softplus_slope(step)
-                    step = softplus(step)
-                push = step * read(u, at_u + k * u_t + j, left)
-            store(w, STEP + row, step)
+                    slope = softplus_slope(delta)
+                    delta = softplus(delta)
+                push = delta * read(u, at_u + k * u_t + j, left)
+            store(w, DELTA + row, delta)
             store(w, PUSH + row, push)
             if backward:
                 store(w, SLOPE + row, slope)
@@ -111,9 +111,9 @@ def scan_tile(w, j, tokens, states):
     map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
     for k in range(tokens):
         row = k * BLOCK + j
-        step, push, readout = load(w, STEP + row), load(w, PUSH + row), constant(w, 0)
+        delta, push, readout = load(w, DELTA + row), load(w, PUSH + row), constant(w, 0)
         for n in range(states):
-            decay = exp2(step * load(w, rate + n * LANES))
+            decay = exp2(delta * load(w, rate + n * LANES))
             h = decay * load(w, state + n * LANES) + push * fill(w, map_B + k * states + n)
             store(w, state + n * LANES, h)
             readout = readout + h * fill(w, map_C + k * states + n)
@@ -163,7 +163,7 @@ def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias
                 at_u, at_delta = i * u_b + start * u_t + c0, i * delta_b + start * delta_t + c0
                 at_B, at_C = i * B_b + start * B_t, i * C_b + start * C_t
                 read_maps(w, tokens, states, has_mask, mask, i * length + start, B, at_B, B_t, C, at_C, C_t)
-                read_steps(w, tokens, count, use_softplus, False, delta, at_delta, delta_t, u, at_u, u_t)
+                read_deltas(w, tokens, count, use_softplus, False, delta, at_delta, delta_t, u, at_u, u_t)
                 to_saved = ((i * chunks + start // CHUNK) * padded + c0) * states
                 for j in range(0, count, LANES):
                     if save:
@@ -187,10 +187,10 @@ def rescan_tile(w, j, tokens, states):
     map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
     for k in range(tokens):
         row = k * BLOCK + j
-        step, push, readout = load(w, STEP + row), load(w, PUSH + row), constant(w, 0)
+        delta, push, readout = load(w, DELTA + row), load(w, PUSH + row), constant(w, 0)
         for n in range(states):
             at = k * size + n * LANES
-            decay = exp2(step * load(w, rate + n * LANES))
+            decay = exp2(delta * load(w, rate + n * LANES))
             h = decay * load(w, past + at) + push * fill(w, map_B + k * states + n)
             store(w, decays + at, decay)
             store(w, past + at + size, h)
@@ -199,7 +199,7 @@ def rescan_tile(w, j, tokens, states):
 
 
 @compiled
-def unscan_tile(w, j, tokens, states):
+def scan_tile_backward(w, j, tokens, states):
     """Carry the gradient of the states backwards through the chunk that `rescan_tile` has just filled in."""
     size, tile = states * LANES, j * states
     rate, drate = FIXED + RATE * states + tile, FIXED + DRATE * states + tile
@@ -209,8 +209,8 @@ def unscan_tile(w, j, tokens, states):
         row = k * BLOCK + j
         map_B, map_C = FIXED + MAP_B * states + k * states, FIXED + MAP_C * states + k * states
         dmap_B, dmap_C = FIXED + DMAP_B * states + k * states, FIXED + DMAP_C * states + k * states
-        step, push, dreadout = load(w, STEP + row), load(w, PUSH + row), load(w, DREADOUT + row)
-        dstep = dpush = constant(w, 0)
+        delta, push, dreadout = load(w, DELTA + row), load(w, PUSH + row), load(w, DREADOUT + row)
+        ddelta = dpush = constant(w, 0)
         for n in range(states):
             lane, at = n * LANES, k * size + n * LANES
             dh = load(w, dstate + lane) + dreadout * fill(w, map_C + n)
@@ -220,9 +220,9 @@ def unscan_tile(w, j, tokens, states):
             dh = dh * load(w, decays + at)
             store(w, dstate + lane, dh)
             dexponent = dh * load(w, past + at)
-            store(w, drate + lane, load(w, drate + lane) + dexponent * step)
-            dstep = dstep + dexponent * load(w, rate + lane)
-        store(w, DSTEP + row, dstep)
+            store(w, drate + lane, load(w, drate + lane) + dexponent * delta)
+            ddelta = ddelta + dexponent * load(w, rate + lane)
+        store(w, DDELTA + row, ddelta)
         store(w, DPUSH + row, dpush)
 
 
@@ -248,13 +248,13 @@ def write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, c
         for j in range(0, count, LANES):
             row, left, at = k * BLOCK + j, count - j, to + k * channels + j
             input_, g, dpush = read(u, at_u + k * u_t + j, left), load(w, DREADOUT + row), load(w, DPUSH + row)
-            write(du, at, left, dpush * load(w, STEP + row) + load(w, SKIP + j) * g)
+            write(du, at, left, dpush * load(w, DELTA + row) + load(w, SKIP + j) * g)
             if has_z:
                 ungated = load(w, READOUT + row) + load(w, SKIP + j) * input_
                 write(dz, at, left, ungated * load(w, DGATE + row))
             dx = constant(w, 0)
             if w[ABSENT + k] == 0:
-                dx = (dpush * input_ + load(w, DSTEP + row) * LN2) * load(w, SLOPE + row)
+                dx = (dpush * input_ + load(w, DDELTA + row) * LN2) * load(w, SLOPE + row)
             write(ddelta, at, left, dx)
             store(w, DBIAS + j, load(w, DBIAS + j) + dx)
             store(w, DSKIP + j, load(w, DSKIP + j) + g * input_)
@@ -297,7 +297,7 @@ def backward(
                 at_dy, at_z = i * dy_b + start * dy_t + c0, i * z_b + start * z_t + c0
                 at_B, at_C = i * B_b + start * B_t, i * C_b + start * C_t
                 read_maps(w, tokens, states, has_mask, mask, i * length + start, B, at_B, B_t, C, at_C, C_t)
-                read_steps(w, tokens, count, use_softplus, True, delta, at_delta, delta_t, u, at_u, u_t)
+                read_deltas(w, tokens, count, use_softplus, True, delta, at_delta, delta_t, u, at_u, u_t)
                 read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t)
                 clear(w, dmap_B, CHUNK * states)
                 clear(w, dmap_C, CHUNK * states)
@@ -306,7 +306,7 @@ def backward(
                     for at in range(0, LANES * states, LANES):
                         store(w, past + at, load(saved, at_saved + j * states + at))
                     rescan_tile(w, j, tokens, states)
-                    unscan_tile(w, j, tokens, states)
+                    scan_tile_backward(w, j, tokens, states)
                 to = ((block * batch + i) * length + start) * states
                 for at in range(tokens * states):
                     dB[to + at], dC[to + at] = w[dmap_B + at], w[dmap_C + at]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .selective_scan_cpu import check_shapes
+from .scan_inputs import ScanInputs
 
 CHUNK = 8  # tokens between two saved states; with 16 the backward would need more registers than there are
 GROUP, GROUP_BACKWARD = 16, 8  # states in registers at a time, where that many divide them
@@ -53,21 +53,8 @@ def saved_states_shape(b: int, l: int, c: int, n: int) -> tuple[int, ...]:
     return b, max(1, -(-l // CHUNK)) - 1, n, c
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-    need_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scan a batch of sequences; arguments as `selective_scan`, floating point numbers of any precision and strides.
+def scan_forward(inputs: ScanInputs, need_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Scan a batch of sequences of floating point numbers of any precision and strides.
 
     States and sums are float32, or float64 if u is.
 
@@ -80,10 +67,8 @@ def scan_forward(
     """
     from .selective_scan_triton_kernels import forward
 
-    b, l, c, n = check_shapes(
-        u, A, mask, delta=delta, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
-    )
-    inputs, strides, options = _inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
+    (b, l, c, n), u = inputs.sizes(), inputs.u
+    given, strides, options = _given(inputs)
     sizes, grid = _sizes(b, l, c, n)
     exact = torch.promote_types(u.dtype, torch.float32)
     y, final_state = u.new_empty(b, l, c), u.new_empty(b, c, n, dtype=exact)
@@ -91,27 +76,14 @@ def scan_forward(
     groups = _groups(n, GROUP)
     waiting = saved.new_empty((b, l, c) if groups["SEVERAL"] else 0)
     with torch.cuda.device_of(u):
-        forward[grid](*inputs, y, final_state, saved, waiting, *sizes, *strides, **options, **groups, SAVE=need_states)
+        forward[grid](*given, y, final_state, saved, waiting, *sizes, *strides, **options, **groups, SAVE=need_states)
     return y, final_state, saved
 
 
 def scan_backward(
-    dy: Tensor,
-    dfinal_state: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-    saved_states: Tensor,
+    dy: Tensor, dfinal_state: Tensor | None, inputs: ScanInputs, saved_states: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients for (u, delta, A, B, C, D, z, delta_bias, initial_state), None where the input is None.
+    """Return the gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state), None where the input is None.
 
     `dy` (b, l, c) and `dfinal_state` (b, c, n) are the gradients of `scan_forward`'s results; the rest are its
     arguments and what it saved. Every gradient has the dtype of what it is for.
@@ -121,13 +93,13 @@ def scan_backward(
     """
     from .selective_scan_triton_kernels import backward
 
-    optional = {"D": D, "z": z, "delta_bias": delta_bias, "initial_state": initial_state}
-    b, l, c, n = check_shapes(u, A, mask, delta=delta, B=B, C=C, dy=dy, dfinal_state=dfinal_state, **optional)
+    b, l, c, n = inputs.sizes(dy, dfinal_state)
     if saved_states.shape != saved_states_shape(b, l, c, n):
         raise ValueError("The scan has saved no states for its backward: run scan_forward with need_states=True.")
-    inputs, strides, options = _inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state)
+    u, delta, A, B, C, D, z, delta_bias, _, _, initial_state = inputs
+    given, strides, options = _given(inputs)
     sizes, grid = _sizes(b, l, c, n)
-    dy = _rows(dy)
+    dy = by_channel(dy)
     du, ddelta = u.new_empty(b, l, c), delta.new_empty(b, l, c)
     dz = u if z is None else z.new_empty(b, l, c)
     dinitial = None if initial_state is None else initial_state.new_empty(b, c, n)
@@ -137,7 +109,7 @@ def scan_backward(
     dA, dD, dbias, dB, dC = room(b, n, c), room(b, c), room(b, c), room(grid[1], b, l, n), room(grid[1], b, l, n)
     with torch.cuda.device_of(u):
         backward[grid](
-            dy, u if dfinal_state is None else dfinal_state.contiguous(), *inputs, saved_states, waiting,
+            dy, u if dfinal_state is None else dfinal_state.contiguous(), *given, saved_states, waiting,
             du, ddelta, dA, dB, dC, dD, dz, dbias, u if dinitial is None else dinitial,
             *sizes, *strides, *dy.stride()[:2], **options, **groups, HAS_DFINAL=dfinal_state is not None,
         )  # fmt: skip
@@ -150,8 +122,8 @@ def scan_backward(
     return du, ddelta, gA, total(dB, B), total(dC, C), total(dD, D), gz, total(dbias, delta_bias), dinitial
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x with its channels side by side and rows of less than 2³¹ numbers, where it lies if it is so."""
+def by_channel(x: Tensor) -> Tensor:
+    """Return x with its channels side by side and rows of less than 2³¹ numbers: x itself if it is so."""
     return x if x.stride(-1) == 1 and x.shape[1] * x.stride(1) < 2**31 else x.contiguous()
 
 
@@ -166,23 +138,12 @@ def _groups(n: int, at_most: int) -> dict[str, Any]:
     return {"GROUP": group, "SEVERAL": n > group}
 
 
-def _inputs(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[list[Tensor], list[int], dict[str, Any]]:
+def _given(inputs: ScanInputs) -> tuple[list[Tensor], list[int], dict[str, Any]]:
     """The kernels' inputs in their order, u for what is not there; the strides of u, delta, B, C, z; the options."""
     from .selective_scan_triton_kernels import tl
 
-    strided = [u if x is None else _rows(x) for x in (u, delta, B, C, z)]
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state = inputs
+    strided = [u if x is None else by_channel(x) for x in (u, delta, B, C, z)]
     u_, delta_, B_, C_, z_ = strided
     D_, bias, initial = (u if x is None else x.contiguous() for x in (D, delta_bias, initial_state))
     mask_ = u if mask is None else mask.to(torch.bool).contiguous().view(torch.uint8)

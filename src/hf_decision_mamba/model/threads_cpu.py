@@ -11,6 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,17 +82,27 @@ def _name(kernel: Callable[..., None]) -> str:
 
 
 @functools.cache
-def _openmp() -> Callable[..., None] | None:
-    """The entry of the OpenMP runtime that runs a function on its team of threads; None if there is no such runtime.
+def _openmp() -> Any:
+    """The entry of torch's OpenMP runtime that runs a function on its team of threads; None if there is no such entry.
 
-    torch loads libgomp on Linux; Intel's and LLVM's runtimes there have the same entry.
+    torch loads libgomp on Linux; Intel's and LLVM's runtimes there have the same entry. It is looked up from torch's
+    own library, because another package may have loaded a runtime too, whose threads would fight with torch's.
     """
     try:
-        parallel = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):  # another runtime, or another operating system
+        parallel = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel
+    except (AttributeError, OSError):  # another runtime, or another operating system
         return None
     parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
     return parallel
+
+
+def whose_threads() -> str:
+    """Say whose threads the kernels run on: the path of the OpenMP runtime that is torch's, or a pool."""
+    if (parallel := _openmp()) is None:
+        return "a pool of our own: torch's OpenMP has no entry here"
+    found = (ctypes.c_void_p * 4)()  # Dl_info, whose first entry is the file's name
+    ctypes.CDLL(None).dladdr(ctypes.cast(parallel, ctypes.c_void_p), found)
+    return f"torch's, of {os.fsdecode(ctypes.string_at(found[0] or 0))}"
 
 
 def _run_on_pool(kernel: Callable[..., None], items: int, threads: int, arguments: tuple[np.ndarray, ...]) -> None:

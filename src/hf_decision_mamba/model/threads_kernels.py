@@ -18,7 +18,8 @@ try:
 except ImportError as error:
     raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
 
-from .vector_cpu import compiled, inlined
+from .sizes_cpu import LANES
+from .vector_cpu import compiled, fill, inlined, read, softplus, total, write
 
 HEAD = 3  # numbers of a call before its arrays
 
@@ -96,3 +97,15 @@ def {name}(address):
         item = take_item(call)
 """
 teams: list[object] = []
+
+
+@compiled
+def example(first, last, x, y):
+    """For `selective_scan_cpu` to try numba on: of every 40 numbers x softplus(x), plus the first times a vector's sum.
+
+    It is made of what the kernels use of numba although numba does not promise to keep it.
+    """
+    for item in range(first, last):
+        for j in range(0, 40, LANES):
+            part = read(x, 40 * item + j, 40 - j)
+            write(y, 40 * item + j, 40 - j, softplus(part) + fill(x, 40 * item) * total(part))

@@ -9,6 +9,7 @@ them back, and LLVM maps that to whatever registers the machine has. Importing t
 import functools
 import hashlib
 import operator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ except ImportError as error:
 from .sizes_cpu import BLOCK, LANES
 
 LN2 = float(np.log(2.0))
-INT32 = ir.IntType(32)
+INT32, INTP = ir.IntType(32), ir.IntType(8 * np.dtype(np.intp).itemsize)
+CHECKED = (
+    os.environ.get("DECISION_MAMBA_CHECK_BOUNDS") == "1"
+)  # kernels that raise instead of leaving an array: for tests
 
 # ------------------------------------------------------------------------------------------------------ the vector type
 
@@ -109,18 +113,28 @@ def power_of_two(typingctx, shifted):
     return shifted(shifted), codegen
 
 
-def pointer(context, builder, array, value, index, kind):
-    data = context.make_array(array)(context, builder, value).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+def pointer(context, builder, array, value, index, kind, count):
+    """A pointer to `count` numbers from array[index] on; that they are inside is checked in checked mode only."""
+    found = context.make_array(array)(context, builder, value)
+    if CHECKED:
+        beyond = builder.icmp_signed(">", builder.add(index, count), found.nitems)
+        outside = builder.or_(beyond, builder.icmp_signed("<", index, INTP(0)))
+        with builder.if_then(outside, likely=False):
+            context.call_conv.return_user_exc(builder, IndexError, ("a kernel reads or writes outside of an array",))
+    return builder.bitcast(builder.gep(found.data, [index]), kind.as_pointer())
+
+
+def at_most_lanes(builder, left):
+    return builder.select(builder.icmp_signed("<", left, INTP(LANES)), left, INTP(LANES))
 
 
 @intrinsic
 def load(typingctx, array, index):
-    """The vector array[index : index + LANES]; nothing is checked."""
+    """The vector array[index : index + LANES]."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, *args, context.get_value_type(vector))
+        at = pointer(context, builder, array, *args, context.get_value_type(vector), INTP(LANES))
         return builder.load(at, align=array.dtype.bitwidth // 8)
 
     return vector(array, types.intp), codegen
@@ -128,11 +142,11 @@ def load(typingctx, array, index):
 
 @intrinsic
 def fill(typingctx, array, index):
-    """A vector whose lanes all are array[index]; nothing is checked."""
+    """A vector whose lanes all are array[index]."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, *args, context.get_value_type(array.dtype))
+        at = pointer(context, builder, array, *args, context.get_value_type(array.dtype), INTP(1))
         return broadcast(context, builder, vector, array.dtype, builder.load(at))
 
     return vector(array, types.intp), codegen
@@ -151,10 +165,10 @@ def constant(typingctx, like, number):
 
 @intrinsic
 def store(typingctx, array, index, value):
-    """array[index : index + LANES] = value; nothing is checked."""
+    """array[index : index + LANES] = value."""
 
     def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, args[0], args[1], context.get_value_type(value))
+        at = pointer(context, builder, array, args[0], args[1], context.get_value_type(value), INTP(LANES))
         builder.store(args[2], at, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -239,7 +253,7 @@ def _twice_atanh(s):
     return run
 
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", **({"boundscheck": True} if CHECKED else {})}
 
 
 def compiled(function, compiler=None):
@@ -249,6 +263,8 @@ def compiled(function, compiler=None):
     see a change of this file, so it is told to compare what stands in all of them.
     """
     compiler = compiler or functools.partial(njit, **OPTIONS)
+    if CHECKED:
+        function.__qualname__ += "_checked"  # numba names the file of the machine code after it
     try:
         kernel = compiler(cache=True)(function)
     except RuntimeError:  # "no locator available": compile again in every process
@@ -316,8 +332,8 @@ def load_first(typingctx, array, index, left):
     def codegen(context, builder, signature, args):
         kind = context.get_value_type(vector)
         operands = [
-            pointer(context, builder, array, args[0], args[1], kind), INT32(bits // 8), first_lanes(builder, args[2]),
-            ir.Constant(kind, [0.0] * LANES),
+            pointer(context, builder, array, args[0], args[1], kind, at_most_lanes(builder, args[2])), INT32(bits // 8),
+            first_lanes(builder, args[2]), ir.Constant(kind, [0.0] * LANES),
         ]  # fmt: skip
         function = ir.FunctionType(kind, [operand.type for operand in operands])
         name = f"llvm.masked.load.v{LANES}f{bits}.p0"
@@ -332,7 +348,7 @@ def store_first(typingctx, array, index, left, value):
     bits = array.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, args[0], args[1], args[3].type)
+        at = pointer(context, builder, array, args[0], args[1], args[3].type, at_most_lanes(builder, args[2]))
         operands = [args[3], at, INT32(bits // 8), first_lanes(builder, args[2])]
         function = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
         name = f"llvm.masked.store.v{LANES}f{bits}.p0"
