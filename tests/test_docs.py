@@ -31,13 +31,17 @@ def clone(tmp_path, monkeypatch):
 
 
 def test_the_python_snippets_of_the_readme_run_as_printed(clone):
-    act, loop, model, *_ = snippets("python")
+    act, loop, many, model, *_ = snippets("python")
     names: dict = {}
     exec(act, names)
     assert names["action"].shape == (3,)
     names["env"] = gymnasium.wrappers.TimeLimit(names["env"], 30)
     exec(loop, names)
     assert names["truncated"]
+    many = many.replace("num_envs=4", "num_envs=4, max_episode_steps=10").replace("range(1000)", "range(24)")
+    exec(many, names)
+    earned = 3600 - names["policy"].returns_to_go  # the third episodes began after twice ten steps and one that resets
+    assert (earned > 0).all() and (earned < 5).all()
     exec(model, names)
     assert names["output"].action_preds.shape == (2, 20, 3)
 

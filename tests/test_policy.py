@@ -2,11 +2,16 @@
 
 import copy
 import json
+import pickle
 import re
+import threading
+from multiprocessing.reduction import ForkingPickler
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
@@ -167,9 +172,28 @@ def test_actions_that_were_taken_are_one_for_each_row():
     with pytest.raises(ValueError, match="took: the number of rows is not known yet"):
         policy.took(np.zeros((1, A)))
     policy.reset(num_envs=3)
+    with pytest.raises(ValueError, match="took: no action has been chosen since the reset; call act first"):
+        policy.took(np.zeros((3, A)))
     policy.act(np.zeros((3, S)))
     with pytest.raises(ValueError, match=r"actions have shape \(2, 2\); give \(3, 2\), one per row"):
         policy.took(np.zeros((2, A)))
+
+
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+def test_what_was_taken_before_a_reset_of_its_row_is_no_action_of_the_new_episode(mode):
+    observations, rewards = episode(6, rows=2)
+    taken = np.full((2, A), 0.2, np.float32)
+    late, early = make_policy(mode), make_policy(mode)
+    for policy in (late, early):
+        policy.reset(num_envs=2)
+        policy.act(observations[0])
+    early.took(taken)
+    early.reset_rows([1])
+    late.reset_rows([1])
+    late.took([[0.2, 0.2], [np.nan, 0]])
+    for t in range(1, 6):
+        expected = early.act(observations[t], rewards[t])
+        np.testing.assert_array_equal(late.act(observations[t], rewards[t]), expected)
 
 
 def test_a_decision_transformer_sees_zeros_for_the_action_it_is_asked_for():
@@ -486,6 +510,419 @@ class TestDiscreteActions:
         assert actions == both[1]
 
 
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+class TestTooLarge:
+    """Finite numbers from which no finite answer can be computed: refused, and never remembered."""
+
+    @pytest.mark.parametrize(
+        ("weights", "given", "reward", "message"),
+        [
+            (torch.float32, 3e38, 0, r"observation is 3e\+38 in row 1, dimension 2; scaled for the model that is inf"),
+            (
+                torch.float32,
+                1e20,
+                0,
+                r"row 1, dimension 2; .* 2e\+20, and it computes in torch.float32 .* up to 1e\+16",
+            ),
+            (
+                torch.bfloat16,
+                1e20,
+                0,
+                r"row 1, dimension 2; .* it computes in torch.bfloat16 with numbers up to 1e\+16",
+            ),
+            (
+                torch.float16,
+                1e5,
+                0,
+                r"row 1, dimension 2; .* it computes in torch.float16 with numbers up to 6.55e\+04",
+            ),
+            (torch.float64, 3e38, 0, r"row 1, dimension 2; scaled for the model that is inf"),
+            (torch.float32, 0, 1e300, r"return-to-go is -1e\+300 in row 1; scaled for the model that is -inf"),
+            (torch.float64, 0, 1e40, r"return-to-go is -1e\+40 in row 1; scaled for the model that is -inf"),
+            (
+                torch.float16,
+                0,
+                1e6,
+                r"return-to-go is -999970 in row 1; .* Check rewards, target return and return_scale",
+            ),
+        ],
+    )
+    def test_it_is_named_and_nothing_changes(self, mode, weights, given, reward, message):
+        policy, calm = (make_policy(mode, make_model().to(weights)) for _ in range(2))
+        observations, rewards = episode(8, rows=2)
+        bad = observations[4].copy()
+        bad[1, 2] += given
+        for t in range(8):
+            if t in (0, 4):  # before an episode has begun, too
+                earned = [0, reward] if t else None
+                if t or given:
+                    with pytest.raises(ValueError, match=message):
+                        policy.act(bad, earned)
+                    with pytest.raises(ValueError, match=message):
+                        policy.act(bad, earned)
+            expected = calm.act(observations[t], rewards[t])
+            np.testing.assert_array_equal(policy.act(observations[t], rewards[t]), expected)
+
+    def test_targets(self, mode):
+        policy, (observations, rewards) = make_policy(mode), episode(4, rows=2)
+        expected = play(policy, observations, rewards)
+        policy.reset(num_envs=2)
+        play(policy, observations[:3], rewards[:3])
+        message = r"target_return is 1e\+40 in row 1; scaled for the model that is inf"
+        with pytest.raises(ValueError, match=message):
+            policy.reset([1.0, 1e40])
+        with pytest.raises(ValueError, match=message):
+            policy.reset_rows([0, 1], [1.0, 1e40])
+        np.testing.assert_array_equal(policy.act(observations[3], rewards[2]), expected[3])
+
+    @pytest.mark.parametrize("size", [1e3, 1e9, 9e15])
+    def test_what_is_not_refused_is_computed(self, mode, size):
+        """In float32 as in float64, and so is what comes after it."""
+        single, double = make_policy(mode), make_policy(mode, make_model().double())
+        observations, rewards = episode(6)
+        observations[2] = MEAN + size * STD * observations[2] / np.abs(observations[2]).max()
+        actions = play(single, observations, rewards)
+        np.testing.assert_allclose(actions, play(double, observations, rewards), atol=1e-4)
+
+    def test_an_answer_that_is_not_finite_is_undone(self, mode):
+        """What a model sees may be large enough for that only together with its weights."""
+        model = make_model()
+        with torch.no_grad():
+            model.embed_state.weight *= 1e27
+        policy, calm, (observations, rewards) = make_policy(mode, model), make_policy(mode, model), episode(6, rows=2)
+        bad = observations[3].copy()
+        bad[1] = [1e15, -1e15, 1e15, -1e15]
+        for t in range(6):
+            if t == 3:
+                with pytest.raises(ValueError, match=r"answer in row 1 is nan in dimension 0: .* torch.float32"):
+                    policy.act(bad, rewards[t])
+            expected = calm.act(observations[t], rewards[t])
+            np.testing.assert_array_equal(policy.act(observations[t], rewards[t]), expected)
+
+    def test_logits_that_are_not_finite(self, mode):
+        policy = TestDiscreteActions.make(mode, sample=True, seed=3)
+        with torch.no_grad():
+            policy.model.predict_action.weight.fill_(3e38)
+        with pytest.raises(ValueError, match=r"The model's answer in row 0 is .*its weights, are too large"):
+            policy.act(np.ones(S))
+
+
+class TestWeightsThatAreNotFinite:
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    @pytest.mark.parametrize("preset", ["dema-b3ld", "dema-post", "dmm-conv", "dmm-mamba2", "decision-mamba"])
+    def test_each_of_them_is_named(self, preset, mode):
+        model = make_model(preset, n_layer=1)
+        for name, parameter in model.named_parameters():
+            with torch.no_grad():
+                before = parameter.clone()
+                parameter.view(-1)[0] = np.nan
+                with pytest.raises(ValueError, match=rf"cannot act: its weights '{re.escape(name)}' are not finite"):
+                    play(make_policy(mode, model), *episode(2))
+                parameter.copy_(before)
+        assert np.isfinite(play(make_policy(mode, model), *episode(2))).all()
+
+    def test_of_a_player(self):
+        for name in ("embed_state.conv1.weight", "predict_action.weight", "layers.0.mixer.A_log"):
+            policy = make_player_policy()
+            with torch.no_grad():
+                policy.model.get_parameter(name).view(-1)[0] = np.inf if "mixer" not in name else np.nan
+            with pytest.raises(ValueError, match=f"its weights '{name}' are not finite"):
+                policy.act(np.full((SIDE, SIDE), 200, np.uint8))
+
+
+ACTORS = {
+    "window": ("window", make_model),
+    "recurrent": ("recurrent", make_model),
+    "recurrent dmm": ("recurrent", lambda: make_model("dmm")),
+    "recurrent bfloat16": ("recurrent", lambda: make_model().bfloat16()),
+    "window decision-transformer": ("window", make_transformer),
+}
+
+
+def copied_by(how: str, policy: DecisionMambaPolicy) -> DecisionMambaPolicy:
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(policy))
+    if how == "process":  # as multiprocessing sends it: tensors by their memory
+        return pickle.loads(ForkingPickler.dumps(policy))
+    return {"copy": copy.copy, "deepcopy": copy.deepcopy}[how](policy)
+
+
+class TestCopies:
+    @pytest.mark.parametrize("how", ["copy", "deepcopy", "pickle", "process"])
+    @pytest.mark.parametrize("actor", ACTORS)
+    def test_a_copy_goes_on_from_where_the_policy_stands(self, actor, how):
+        mode, make = ACTORS[actor]
+        policy, (observations, rewards) = make_policy(mode, make()), episode(4 * K, rows=2)
+        policy.reset([10.0, 30.0])
+        expected = play(policy, observations, rewards)
+        policy.reset([10.0, 30.0])
+        play(policy, observations[: K + 2], rewards[: K + 2])
+        other = copied_by(how, policy)
+        for t in range(K + 2, 4 * K):  # in turn, so that what both wrote to would show
+            np.testing.assert_array_equal(other.act(observations[t], rewards[t - 1]), expected[t])
+            np.testing.assert_array_equal(policy.act(observations[t], rewards[t - 1]), expected[t])
+        other.reset([10.0, 30.0])
+        np.testing.assert_array_equal(play(other, observations, rewards), expected)
+        assert (other.model is policy.model) == (how == "copy")
+
+    @pytest.mark.parametrize("how", ["copy", "deepcopy", "pickle", "process"])
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_draws_and_frames_go_on_too(self, mode, how):
+        policy, (frames, points) = make_player_policy(mode, sample=True, seed=1), film(2 * K)
+        expected = play(policy, frames, points)
+        policy.reset(seed=1)
+        play(policy, frames[:K], points[:K])
+        other = copied_by(how, policy)
+        for t in range(K, 2 * K):
+            assert other.act(frames[t], points[t - 1]) == policy.act(frames[t], points[t - 1]) == expected[t]
+
+    def test_a_copy_before_the_first_decision(self):
+        observations, rewards = episode(3)
+        policy = make_policy()
+        for begin in (lambda: None, policy.reset, policy.warm_up):
+            begin()
+            other = copied_by("pickle", policy)
+            np.testing.assert_array_equal(
+                play(other, observations, rewards), play(make_policy(), observations, rewards)
+            )
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_weights_that_change_after_it_are_the_originals(self, mode):
+        policy, (observations, rewards) = make_policy(mode), episode(6)
+        expected = play(policy, observations, rewards)
+        policy.reset()
+        play(policy, observations[:3], rewards[:3])
+        other = copy.deepcopy(policy)
+        with torch.no_grad():
+            policy.model.predict_action.bias += 1
+        for t in range(3, 6):
+            np.testing.assert_array_equal(other.act(observations[t], rewards[t - 1]), expected[t])
+        policy.reset()
+        assert np.abs(play(policy, observations, rewards) - expected).max() > 0.1
+
+
+class TestInterrupts:
+    """A KeyboardInterrupt after the model has answered, before the decision is done."""
+
+    @staticmethod
+    def interrupt(policy, monkeypatch, *arguments) -> None:
+        def stop(actions):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(policy.processor, "denormalize_actions", stop)
+            with pytest.raises(KeyboardInterrupt):
+                policy.act(*arguments)
+
+    @staticmethod
+    def is_lost(mode: str, acting: str) -> bool:
+        """Whether the states of before are gone: to copy them for every decision would be slow."""
+        return mode == "recurrent" and acting == "one compiled call"
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_the_decision_is_undone(self, mode, acting, monkeypatch):
+        policy, (observations, rewards) = make_policy(mode), episode(2 * K + 3)
+        expected = play(policy, observations, rewards)
+        policy.reset()
+        moments = [0, 1, K + 2, 2 * K + 1]  # before there are rows, and where the tape is wound back
+        for t in range(2 * K + 3):
+            reward = rewards[t - 1] if t else None
+            if t in moments[: 1 if self.is_lost(mode, acting) else None]:
+                self.interrupt(policy, monkeypatch, observations[t], reward)
+            np.testing.assert_array_equal(policy.act(observations[t], reward), expected[t])
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_a_decision_that_cannot_be_undone_asks_for_a_reset(self, mode, acting, monkeypatch):
+        policy, (observations, rewards) = make_policy(mode), episode(4, rows=2)
+        expected = play(policy, observations, rewards)
+        policy.reset()
+        play(policy, observations[:2], rewards[:2])
+        before = policy.returns_to_go
+        self.interrupt(policy, monkeypatch, observations[2], rewards[1])
+        np.testing.assert_array_equal(policy.returns_to_go, before)
+        if self.is_lost(mode, acting):
+            message = "broke off half-way, so what the model remembers is lost; call reset"
+            for use in (lambda: policy.act(observations[2], rewards[1]), lambda: policy.reset_rows([0])):
+                with pytest.raises(ValueError, match=message):
+                    use()
+        else:
+            np.testing.assert_array_equal(policy.act(observations[2], rewards[1]), expected[2])
+        policy.reset()
+        np.testing.assert_array_equal(play(policy, observations, rewards), expected)
+
+    @pytest.mark.parametrize("acting", ["one compiled call"], indirect=True)
+    def test_room_that_was_not_made_is_not_used(self, monkeypatch):
+        """Kernels write where they are told to, and check nothing."""
+        policy, (observations, rewards) = make_policy(), episode(K)
+        expected = play(policy, observations, rewards)
+        policy.reset(num_envs=1)
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        for t in range(K):
+            reward = rewards[t - 1] if t else None
+            with monkeypatch.context() as patch:
+                patch.setattr(np, "zeros", stop)
+                with pytest.raises(KeyboardInterrupt):
+                    policy.act(observations[t], reward)
+            np.testing.assert_array_equal(policy.act(observations[t], reward), expected[t])
+
+
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+def test_threads_that_share_a_policy_take_turns(mode):
+    policy, turns, errors = make_policy(mode), [], []
+    policy.reset(num_envs=8)
+
+    def work(seed: int) -> None:
+        try:
+            for observation in episode(15, seed, rows=8)[0]:
+                turns.append(np.isfinite(policy.act(observation, 1.0)).all())
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and turns == 60 * [True]
+    np.testing.assert_array_equal(policy.returns_to_go, 30.0 - 59)
+
+
+class TestWarmUp:
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    def test_the_first_decision_prepares_nothing(self, mode, monkeypatch, acting):
+        policy, prepared = make_policy(mode), []
+        if acting == "one compiled call":
+            from hf_decision_mamba.policy import fuse
+
+            monkeypatch.setattr("hf_decision_mamba.policy.fuse", lambda model: prepared.append(model) or fuse(model))
+        policy.warm_up()
+        before = len(prepared)
+        assert before == (acting == "one compiled call")
+        policy.act(np.zeros(S))
+        assert len(prepared) == before
+        policy.reset()  # with the weights of now
+        assert len(prepared) == 2 * before
+        policy.act(np.zeros(S))
+        assert len(prepared) == 2 * before
+
+    @pytest.mark.parametrize("kind", [*ACTORS, "player"])
+    def test_episodes_and_draws_stay_as_they_are(self, kind):
+        if kind == "player":
+            policy, (observations, rewards) = make_player_policy("window", sample=True, seed=1), film(2 * K, rows=2)
+        else:
+            mode, make = ACTORS[kind]
+            policy, (observations, rewards) = make_policy(mode, make()), episode(2 * K, rows=2)
+        expected = play(policy, observations, rewards)
+        state = torch.get_rng_state()
+        policy.reset(seed=1 if kind == "player" else None)
+        policy.warm_up()
+        for t in range(2 * K):
+            np.testing.assert_array_equal(policy.act(observations[t], rewards[t - 1] if t else None), expected[t])
+            if t in (0, K + 1):
+                policy.warm_up()
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_a_short_time_embedding_is_enough(self):
+        make_policy("window", make_model(max_ep_len=3, use_timestep_embedding=True)).warm_up()
+        make_policy("window", make_transformer(max_ep_len=3)).warm_up()
+
+
+def make_cart_pole_policy(mode: str, sample: bool) -> DecisionMambaPolicy:
+    model = make_model(action_type="discrete", act_dim=2).double()
+    processor = make_processor(action_low=None, action_high=None, state_mean=[0.0] * 4, state_std=[0.3] * 4)
+    return DecisionMambaPolicy(model, processor, mode, sample=sample, seed=5)
+
+
+@pytest.mark.parametrize(("mode", "sample"), [("window", False), ("recurrent", True)])
+@pytest.mark.parametrize("autoreset_mode", list(AutoresetMode))
+def test_episodes_of_vector_environments_are_those_that_are_played_alone(autoreset_mode, mode, sample):
+    """From the first action to the last, in every way in which gymnasium's vector environments reset themselves."""
+    envs = gymnasium.make_vec(
+        "CartPole-v1", 3, vectorization_mode="sync", vector_kwargs={"autoreset_mode": autoreset_mode}
+    )
+    policy = make_cart_pole_policy(mode, sample)
+    played: list[list[list[int]]] = [[[]], [[]], [[]]]  # by row, episode and step
+    numbers, began = [[0], [1], [2]], 3  # of each row's episodes among all, in the order of their beginning
+    observations, _ = envs.reset(seed=[0, 1, 2])
+    policy.reset(num_envs=3)
+    rewards, waits = None, np.zeros(3, bool)
+    for _ in range(70):
+        actions = policy.act(observations, rewards)
+        for row in np.flatnonzero(~waits):
+            played[row][-1].append(int(actions[row]))
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        over = terminated | truncated
+        policy.reset_rows(over, autoreset_mode=envs.metadata["autoreset_mode"])
+        if autoreset_mode == AutoresetMode.DISABLED and over.any():
+            observations, _ = envs.reset(options={"reset_mask": over})
+        waits = over & (autoreset_mode == AutoresetMode.NEXT_STEP)
+        for row in np.flatnonzero(over):
+            played[row].append([])
+            numbers[row].append(began)
+            began += 1
+    envs.close()
+
+    assert min(map(len, played)) > 2
+    alone = make_cart_pole_policy(mode, sample)
+    for row in range(3):
+        env = gymnasium.make("CartPole-v1")
+        observation, _ = env.reset(seed=row)
+        for number, expected in zip(numbers[row], played[row], strict=True):
+            alone.reset(seed=5)
+            for _ in range(number):  # the episodes that began before it, whose draws are others
+                alone.reset(num_envs=1)
+            alone.reset()
+            actions, reward, done = [], None, False
+            while not done and len(actions) < len(expected):
+                actions.append(int(alone.act(observation, reward)))
+                observation, reward, terminated, truncated, _ = env.step(actions[-1])
+                done = terminated or truncated
+            assert actions == expected and (done or expected is played[row][-1])
+            if done:
+                observation, _ = env.reset()
+        env.close()
+
+
+class TestRowsThatWait:
+    def test_what_they_see_and_earn_does_not_count(self):
+        """The last observation of a simulation that broke down is often not finite."""
+        policy, (observations, rewards) = make_policy("window", make_model(max_ep_len=4)), episode(8, rows=2)
+        policy.reset(num_envs=2)
+        play(policy, observations[:3], rewards[:3])
+        policy.reset_rows([False, True], target_return=7.0, autoreset_mode="NextStep")
+        broken = observations[3].copy()
+        broken[1] = np.nan
+        assert np.isfinite(policy.act(broken, [rewards[2, 0], np.nan])).all()
+        np.testing.assert_array_equal(policy.returns_to_go[1], 7.0)
+        expected = make_policy(model=policy.model, target_return=7.0)
+        with pytest.raises(ValueError, match="observation is nan in row 1, dimension 0"):
+            policy.act(broken, rewards[3])  # now it would
+        for t in range(4, 8):
+            actions = policy.act(observations[t], rewards[t - 1])
+            single = expected.act(observations[t, 1], rewards[t - 1, 1])
+            np.testing.assert_allclose(actions[1], single, atol=1e-6)
+
+    @pytest.mark.parametrize("model", [make_model(max_ep_len=3, use_timestep_embedding=True), make_transformer(3)])
+    def test_an_episode_may_last_as_long_as_the_model_knows(self, model):
+        policy, (observations, rewards) = make_policy(model=model), episode(4, rows=2)
+        play(policy, observations[:3], rewards[:3])
+        policy.reset_rows([0, 1], autoreset_mode=AutoresetMode.NEXT_STEP)
+        policy.act(observations[3], rewards[2])
+        policy.act(observations[3], rewards[2])
+        np.testing.assert_array_equal(policy.returns_to_go, [30, 30])
+
+    def test_unknown_modes_are_refused(self):
+        policy = make_policy()
+        policy.reset(num_envs=1)
+        with pytest.raises(
+            ValueError, match=r"autoreset_mode='next' is unknown; give envs.metadata\['autoreset_mode'\]"
+        ):
+            policy.reset_rows([0], autoreset_mode="next")
+
+
 class TestTime:
     def test_models_without_timesteps_act_beyond_max_ep_len(self):
         policy = make_policy("recurrent", make_model(max_ep_len=3))
@@ -518,6 +955,11 @@ class TestBadInput:
             ([[0, 0, 0, 0], [0, np.nan, 0, 0]], r"observation is nan in row 1, dimension 1"),
             ([0, 0, 0, 1e300], r"observation is inf in row 0, dimension 3"),
             (np.zeros((3, S)), r"observation has 3 rows, but the policy was reset for 2; call reset\(num_envs=3\)"),
+            ({"position": np.zeros(S)}, "observation is dict of object; give numbers"),
+            ([[None] * S] * 2, "observation is list of object; give numbers"),
+            (["0"] * S, "observation is list of <U1; give numbers"),
+            (np.zeros((2, S), complex), "observation is ndarray of complex128; give numbers"),
+            ([[0, 0, 0, 0], [0, 0]], "observation cannot be read as an array of numbers"),
         ],
     )
     def test_observation(self, observation, message):
@@ -533,6 +975,7 @@ class TestBadInput:
             ([0.0, np.nan], r"reward is nan in row 1"),
             (np.inf, r"reward is inf in row 0"),
             ([1.0, 2.0, 3.0], r"reward has shape \(3,\); give one number or \(2,\)"),
+            ("much", "reward is str of <U4; give numbers"),
         ],
     )
     def test_reward(self, reward, message, mode):
@@ -572,11 +1015,32 @@ class TestBadInput:
                 r"target_return has shape \(2,\); give one number or \(3,\)",
             ),
             ({"num_envs": 0}, "num_envs=0 must be at least 1"),
+            ({"num_envs": 2.5}, "num_envs=2.5 must be a whole number"),
+            ({"num_envs": "2"}, "num_envs='2' must be a whole number"),
+            ({"num_envs": True}, "num_envs=True must be a whole number"),
+            ({"num_envs": 10**12}, "num_envs=1000000000000 must be at most 1048576"),
+            ({"target_return": "high"}, "target_return is str of <U4; give numbers"),
+            ({"target_return": [1.0, None]}, "target_return is list of object; give numbers"),
+            ({"seed": 0.5}, "seed=0.5 must be a whole number"),
         ],
     )
     def test_reset(self, arguments, message):
+        policy, (observations, rewards) = make_policy(), episode(4)
+        expected = play(policy, observations, rewards)
+        policy.reset()
+        play(policy, observations[:3], rewards[:3])
         with pytest.raises(ValueError, match=message):
-            make_policy().reset(**arguments)
+            policy.reset(**arguments)
+        np.testing.assert_array_equal(policy.act(observations[3], rewards[2]), expected[3])  # nothing had changed
+
+    def test_more_rows_than_there_is_memory_for(self, monkeypatch):
+        def full(*_):
+            raise MemoryError("Unable to allocate 9 TiB")
+
+        for name in ("FusedMemory", "WindowMemory"):
+            monkeypatch.setattr(f"hf_decision_mamba.policy.{name}", full)
+        with pytest.raises(ValueError, match=r"num_envs=1000: so many rows cannot be remembered \(Unable to allocate"):
+            make_policy().reset(num_envs=1000)
 
     @pytest.mark.parametrize(
         ("rows", "target_return", "message"),
@@ -584,6 +1048,12 @@ class TestBadInput:
             ([2], None, r"rows=\[2\] go beyond the policy's rows, 0 to 1"),
             (np.array([True]), None, r"mask of shape \(1,\); the policy has 2 rows"),
             ([0, 1], [1.0, 2.0, 3.0], r"target_return has shape \(3,\)"),
+            ([0], np.nan, "target_return=nan must be finite"),
+            ([0], "high", "target_return is str of <U4; give numbers"),
+            (["a"], None, "rows is list of <U1; give numbers"),
+            (np.array([0.0, 1.0]), None, r"rows are float64 of shape \(2,\); give a boolean mask \(2,\) or indices"),
+            ([[0], [1]], None, r"rows are int64 of shape \(2, 1\); give a boolean mask"),
+            (None, None, "rows is NoneType of object; give numbers"),
         ],
     )
     def test_reset_rows(self, rows, target_return, message):
@@ -591,8 +1061,37 @@ class TestBadInput:
         with pytest.raises(ValueError, match="number of rows is not known yet"):
             policy.reset_rows([0])
         policy.reset(num_envs=2)
+        (observations, rewards), other = episode(3, rows=2), make_policy()
+        play(policy, observations[:2], rewards[:2])
         with pytest.raises(ValueError, match=message):
             policy.reset_rows(rows, target_return)
+        policy.reset_rows([])
+        expected = play(other, observations, rewards)[2]
+        np.testing.assert_array_equal(policy.act(observations[2], rewards[1]), expected)  # nothing had changed
+
+    @pytest.mark.parametrize(
+        ("actions", "message"),
+        [
+            ([[np.nan, 0], [0, 0]], "action is nan in row 0, dimension 0; only finite numbers"),
+            ([[0, 0], [0, 1e30]], r"action is 1e\+30 in row 1, dimension 1; scaled for the model that is 1e\+30"),
+            ("left", "actions is str of <U4; give numbers"),
+        ],
+    )
+    def test_took(self, actions, message):
+        policy, (observations, rewards) = make_policy("recurrent"), episode(2, rows=2)
+        expected = play(policy, observations, rewards)[1]
+        policy.reset()
+        policy.act(observations[0])
+        with pytest.raises(ValueError, match=message):
+            policy.took(actions)
+        np.testing.assert_array_equal(policy.act(observations[1], rewards[0]), expected)
+
+    @pytest.mark.parametrize("actions", [[0, 3], [-1, 0], [0.0, 1.0], [[0], [1]]])
+    def test_took_what_is_none_of_the_discrete_actions(self, actions):
+        policy = TestDiscreteActions.make()
+        policy.act(np.zeros((2, S)))
+        with pytest.raises(ValueError, match=r"give whole numbers from 0 to 2|actions have shape \(2, 1\)"):
+            policy.took(actions)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -610,8 +1109,13 @@ class TestBadInput:
             ({"sample": True}, "sample=True needs discrete actions"),
             ({"temperature": 0.0}, "temperature=0.0 must be a positive number"),
             ({"temperature": 0.5}, "temperature=0.5 has no meaning without sample=True"),
+            ({"temperature": "warm"}, "temperature='warm' a positive number"),
+            ({"sample": "no"}, "sample='no' must be True or False"),
             ({"seed": -1}, "seed=-1 must be at least 0"),
+            ({"seed": "0"}, "seed='0' must be a whole number"),
             ({"context_length": 0}, "context_length=0 must be at least 1"),
+            ({"context_length": 2.0}, "context_length=2.0 must be a whole number"),
+            ({"context_length": 10**9}, "context_length=1000000000 must be at most 1048576"),
             ({"model": make_model(state_dim=9)}, "normalises 4 state dimensions, but the model reads state_dim=9"),
             ({"model": make_model(act_dim=9)}, "bounds 2 action dimensions, but the model predicts act_dim=9"),
         ],

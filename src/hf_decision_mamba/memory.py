@@ -7,6 +7,7 @@ Source: the Transformer-like and RNN-like modes of DeMa (arXiv 2405.12094, secti
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,6 +22,8 @@ from .model.fused_cpu import FusedModel
 
 Array = NDArray[Any]
 
+_TAPES = ("states", "actions", "returns_to_go", "timesteps")
+
 
 class Memory(Protocol):
     """What a policy asks of its memory."""
@@ -33,6 +36,12 @@ class Memory(Protocol):
 
     def reset_rows(self, rows: Array) -> None:
         """Put rows (indices) back to the start of an episode."""
+
+    def save(self, exactly: bool) -> Any:
+        """What `restore` needs to undo the next prediction; `exactly` also where that costs a copy."""
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`; false where that would have taken a copy."""
 
 
 class FusedMemory:
@@ -67,7 +76,7 @@ class FusedMemory:
         self.returns_to_go[:, now] = returns_to_go
         self.timesteps[:, now] = steps
         lengths = np.minimum(steps + 1, self.context_length)
-        start = self.end - int(lengths.max())
+        start = now if self.context_length == 1 else self.end - int(lengths.max())
         return self.fused.predict(
             self.states[:, start : self.end],
             self.returns_to_go[:, start : self.end],
@@ -87,6 +96,31 @@ class FusedMemory:
         if self.memory is not None:
             self.memory[rows] = 0
 
+    def save(self, exactly: bool) -> Any:
+        """The tape's end, its frames, and a copy of recurrent states only where it is asked for: that takes time."""
+        return self.end, self.frames, self.memory.copy() if exactly and self.memory is not None else None
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`: what was written on the tape lies behind its end then, and is not read."""
+        self.end, self.frames, memory = saved
+        self.fused._room = self.fused._groups = 0  # it may have been interrupted while it made more room
+        if self.memory is None:
+            return True
+        self.memory = self.memory if memory is None else memory
+        return memory is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled kernels are a module, which is no part of a copy.
+        fused = {name: value for name, value in vars(self.fused).items() if name != "kernels"}
+        return {**vars(self), "fused": fused}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from .model import fused_kernels
+
+        vars(self).update(state)
+        self.fused = FusedModel.__new__(FusedModel)
+        vars(self.fused).update(state["fused"], kernels=fused_kernels)
+
     def _encoded(self, frames: Array, steps: Array) -> Array:
         """What the encoder makes of the stacks whose newest frames these are: each is encoded once."""
         self.frames = _stacked(self.frames, torch.from_numpy(frames), torch.from_numpy(steps == 0))
@@ -96,7 +130,7 @@ class FusedMemory:
 
     def _wind_back(self) -> None:
         kept = self.context_length  # one less than a window of steps, and the action in front of them
-        for tape in (self.states, self.actions, self.returns_to_go, self.timesteps):
+        for tape in (getattr(self, name) for name in _TAPES):
             tape[:, :kept] = tape[:, self.end - kept : self.end].copy()
         self.end = kept
 
@@ -165,6 +199,25 @@ class WindowMemory:
         """Forget the last action; the steps themselves are masked because their rows are short again."""
         self.actions[torch.from_numpy(rows), self.end - 1] = self.no_action
 
+    def save(self, exactly: bool) -> Any:
+        """The tape's end."""
+        return self.end
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`, as `FusedMemory.restore`."""
+        self.end = saved
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As bytes: of a tensor, another process would get the same memory, and two policies would write on one tape.
+        tapes = {name: getattr(self, name).cpu().view(torch.uint8).numpy() for name in _TAPES}
+        return {**vars(self), **tapes, "dtypes": {name: getattr(self, name).dtype for name in _TAPES}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        dtypes = state.pop("dtypes")
+        tapes = {name: torch.from_numpy(state[name]).view(dtypes[name]).to(state["device"]) for name in _TAPES}
+        vars(self).update(state, **tapes)
+
     def _stacked(self, start: int, steps: NDArray[np.int64]) -> Tensor:
         """Stacks (n, k, frames, height, width) of the frames from `start` on, that end at time steps `steps` (n,)."""
         places = torch.arange(start, self.end)[:, None] + torch.arange(1 - self.frame_stack, 1)
@@ -174,13 +227,13 @@ class WindowMemory:
 
     def _wind_back(self) -> None:
         kept = self.kept  # one less than a window of steps, and what is read in front of them
-        for tape in (self.states, self.actions, self.returns_to_go, self.timesteps):
+        for tape in (getattr(self, name) for name in _TAPES):
             tape[:, :kept] = tape[:, self.end - kept : self.end]
         self.end = kept
 
 
 class RecurrentMemory:
-    """The model's recurrent state of every row, and the action that it took last."""
+    """The model's recurrent state of every row, and the action that it took last; no tensor is ever written to."""
 
     def __init__(self, model: PreTrainedModel, count: int, timesteps: bool):
         self.model = model
@@ -209,13 +262,26 @@ class RecurrentMemory:
 
     def remember(self, actions: Array) -> None:
         """Note the actions (n, ...) that were taken."""
-        self.last_actions.copy_(torch.from_numpy(actions))
+        self.last_actions = torch.from_numpy(actions).to(self.last_actions, copy=True)
 
     def reset_rows(self, rows: Array) -> None:
         """Put rows (indices) back to the start of an episode."""
         index = torch.from_numpy(rows)
         self.cache.reset(index)
+        self.last_actions = self.last_actions.clone()
         self.last_actions[index] = self.no_action
+
+    def save(self, exactly: bool) -> Any:
+        """The tensors of now: a prediction puts new ones in their place."""
+        cache = copy(self.cache)
+        for name in ("local_states", "conv_states", "ssm_states"):
+            setattr(cache, name, list(getattr(cache, name)))
+        return cache, self.last_actions, self.frames
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`."""
+        self.cache, self.last_actions, self.frames = saved
+        return True
 
 
 def _stacked(stacks: Tensor, newest: Tensor, begins: Tensor) -> Tensor:

@@ -7,8 +7,13 @@ DeMa (arXiv 2405.12094, section 4).
 from __future__ import annotations
 
 import inspect
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
+from threading import RLock
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -19,7 +24,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .memory import FusedMemory, Memory, RecurrentMemory, WindowMemory, kinds_of, observation_shape
 from .model import DecisionMambaProcessor
-from .model.fused_cpu import fuse
+from .model.fused_cpu import FusedModel, fuse
 from .model.loading_decision_mamba import (
     DAMAGE,
     CheckedConfig,
@@ -32,6 +37,11 @@ from .model.loading_decision_mamba import (
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
 
+_MOST_ROWS = _LONGEST_CONTEXT = 2**20
+_LARGEST = 1e16  # of the numbers that a model sees: in float32, norms square larger ones to infinity and see zeros
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_PLAIN = 1e6  # up to here no sane weights overflow, so that a decision need not be one that can be undone
+
 
 class DecisionMambaPolicy:
     """Act in one environment or in many at once: numpy observations in, numpy actions out.
@@ -39,6 +49,9 @@ class DecisionMambaPolicy:
     Every row of a batch is an episode of its own, with its own history and return-to-go. The model sees as previous
     action what `act` returned, so after clipping to the action bounds. Of images a row gives its newest frame, and the
     policy stacks the last ones as `WindowDataset` does: before an episode's first frame, that frame repeats.
+
+    It acts with the weights that the model has at `reset`. An error of `act` leaves the policy as it was. Threads that
+    share a policy take turns; copies (`copy`, `pickle`) go on from where it stands, each on its own.
 
     Args:
         model: a `DecisionMambaModel`, or in window mode any model with `DecisionTransformerModel`'s forward. It is put
@@ -80,8 +93,8 @@ class DecisionMambaPolicy:
             raise ValueError(f"{type(model).__name__} carries no state between decisions; use mode='window'.")
         if mode == "recurrent" and context_length is not None:
             raise ValueError(f"context_length={context_length} has no meaning in mode='recurrent'; leave it out.")
-        if context_length is not None and context_length < 1:
-            raise ValueError(f"context_length={context_length} must be at least 1.")
+        if context_length is not None:
+            _check_whole_number("context_length", context_length, 1, _LONGEST_CONTEXT)
         _check_dimensions(model, processor)
         self.state_type, self.action_type = kinds_of(model.config)
         _check_sampling(sample, temperature, self.action_type)
@@ -101,6 +114,15 @@ class DecisionMambaPolicy:
         )
         self._target_return: NDArray[np.float64] | None = None  # of the last reset, one number or one per row
         self._memory: Memory | None = None
+        self._fused: FusedModel | None = None  # of the episodes that begin next, where `_prepared`
+        self._prepared = False
+        self._returns_to_go: NDArray[np.float64]
+        self._steps: NDArray[np.int64]
+        self._streams: list[np.random.Generator]
+        self._waiting: NDArray[np.bool_] | None = None  # rows whose episode begins after the next decision
+        self._acted = False
+        self._whole = True  # false during a decision, and after one that was neither finished nor undone
+        self._lock = RLock()
 
     @classmethod
     def from_pretrained(
@@ -182,54 +204,75 @@ class DecisionMambaPolicy:
         Raises:
             ValueError: no target return anywhere, or one that is not finite or not one per row.
         """
-        target_return = self.processor.target_return if target_return is None else target_return
-        if target_return is None:
-            raise ValueError(
-                "No target return: this checkpoint stores none. Say which return to ask for with "
-                "policy.reset(target_return=...), or set processor.target_return."
-            )
-        targets = np.asarray(target_return, dtype=np.float64)
-        if targets.ndim and num_envs is None:
-            num_envs = targets.shape[0]
-        if num_envs is not None and num_envs < 1:
-            raise ValueError(f"num_envs={num_envs} must be at least 1.")
-        _per_row("target_return", targets, num_envs or 1)
-        if seed is not None:
-            self._restart_draws(seed)
-        self._target_return = targets
-        self._memory = None
-        self.model.eval()
-        if num_envs is not None:
-            self._start(num_envs)
+        with self._lock, self._all_or_nothing():
+            self._prepared = False  # the model may have changed
+            self._begin(target_return, num_envs, seed)
 
-    def reset_rows(self, rows: ArrayLike, target_return: float | ArrayLike | None = None) -> None:
+    def warm_up(self) -> None:
+        """Do now what the first decision would wait for: compiling the kernels, or loading them from numba's cache.
+
+        After it the first decision takes no longer than any other. Running episodes and the draws stay as they are; the
+        model is put in evaluation mode. If it is changed afterwards, it needs a `reset`.
+        """
+        with self._lock, self._all_or_nothing(), torch.inference_mode():
+            running = self._memory is not None
+            rows = self._steps.size if running else 1
+            self._prepare()
+            memory: Any = self._new_memory(rows)
+            states = np.zeros((rows, *self.observation_shape), np.uint8 if self.state_type == "image" else np.float32)
+            returns, steps = np.zeros(rows, np.float32), np.zeros(rows, np.int64)
+            memory.predict(states, returns, steps)
+            if self.mode == "window":  # as wide as it gets
+                memory.end = memory.states.shape[1] - 1
+                longest = self.model.config.max_ep_len if self._needs_timesteps else _LONGEST_CONTEXT
+                memory.predict(states, returns, steps + min(self.context_length, longest) - 1)
+            if running:
+                self._fused, self._prepared = None, False
+
+    def reset_rows(
+        self, rows: ArrayLike, target_return: float | ArrayLike | None = None, *, autoreset_mode: Any = None
+    ) -> None:
         """Start new episodes in some rows, while the others go on.
+
+        Call it after each step with the rows whose episodes have ended, and say how the environment resets them:
+
+        ```python
+        observations, rewards, terminated, truncated, _ = envs.step(policy.act(observations, rewards))
+        policy.reset_rows(terminated | truncated, autoreset_mode=envs.metadata["autoreset_mode"])
+        ```
 
         Args:
             rows: a boolean mask (n,) or indices.
             target_return: one number or one per selected row; what each row was last asked for when not given.
+            autoreset_mode: gymnasium's. In `AutoresetMode.NEXT_STEP`, the default of `gymnasium.make_vec`, the last
+                observation of an episode comes first, and the next step resets the environment whatever the action is.
+                So the next `act` returns an action for these rows that does not count, and their episodes begin with
+                the `act` after it. In the other modes, and when not given, the next `act` sees a first observation.
 
         Raises:
-            ValueError: before the number of rows is known, or a mask, index or target return that does not fit.
+            ValueError: before the number of rows is known, or a mask, index, target return or mode that does not fit.
         """
-        count = self._rows("reset_rows")
-        memory = cast(Memory, self._memory)
-        index = np.asarray(rows)
-        if index.dtype == np.bool_ and index.shape != (count,):
-            raise ValueError(f"rows is a mask of shape {index.shape}; the policy has {count} rows.")
-        index = np.flatnonzero(index) if index.dtype == np.bool_ else np.atleast_1d(index.astype(np.int64))
-        if index.size == 0:
-            return
-        if index.min() < 0 or index.max() >= count:
-            raise ValueError(f"rows={index.tolist()} go beyond the policy's rows, 0 to {count - 1}.")
-        if target_return is not None:
-            self._targets[index] = _per_row("target_return", np.asarray(target_return, dtype=np.float64), index.size)
-        self._returns_to_go[index] = self._targets[index]
-        self._steps[index] = 0
-        for row, stream in zip(index, self._next_streams(index.size), strict=True):
-            self._streams[row] = stream
-        with torch.inference_mode():  # in which the memory was made
-            memory.reset_rows(index)
+        waits = _waits_for_a_step(autoreset_mode)
+        with self._lock:
+            count = self._rows("reset_rows")
+            self._check_whole()
+            index = _row_indices(rows, count)
+            if index.size == 0:
+                return
+            targets = self._targets[index]
+            if target_return is not None:
+                targets = self._checked_targets(_numbers("target_return", target_return, np.float64), index.size)
+            waiting = np.zeros(count, np.bool_) if self._waiting is None else self._waiting
+            self._whole = False
+            waiting[index] = waits
+            self._waiting = waiting if waiting.any() else None
+            self._targets[index] = self._returns_to_go[index] = targets
+            self._steps[index] = 0
+            for row, stream in zip(index, self._next_streams(index.size), strict=True):
+                self._streams[row] = stream
+            with torch.inference_mode():  # in which the memory was made
+                cast(Memory, self._memory).reset_rows(index)
+            self._whole = True
 
     def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> Actions:
         """Choose the next action of every row.
@@ -250,69 +293,108 @@ class DecisionMambaPolicy:
             the processor's `action_start` (0, if the environment does), are one np.int64 or (n,) int64.
 
         Raises:
-            ValueError: an observation or reward of the wrong shape or type or not finite (nothing has changed then),
-                no target return, or a time step at or beyond `max_ep_len` (only where the model embeds time steps);
-                or a prediction that is not finite.
+            ValueError: an observation or reward of the wrong shape or type, not finite or too large to compute with, a
+                model whose answer is not finite, no target return, or a time step at or beyond `max_ep_len` (only where
+                the model embeds time steps); nothing has changed then. Or the decision before was interrupted
+                (KeyboardInterrupt) where it cannot be undone: call `reset`.
         """
-        observations, single = self._checked_observations(observation)
-        if self._target_return is None:
-            self.reset()
-        if self._memory is None:
-            self._start(observations.shape[0])
-        memory, count = cast(Memory, self._memory), self._steps.size
-        if observations.shape[0] != count:
-            raise ValueError(
-                f"observation has {observations.shape[0]} rows, but the policy was reset for {count}; "
-                f"call reset(num_envs={observations.shape[0]}) to change their number."
-            )
-        rewards = self._checked_rewards(reward)
-        self._check_time()
-
-        self._returns_to_go -= rewards
-        if self.state_type == "vector":
-            observations = self.processor.normalize_states(observations)
-        returns_to_go = self.processor.scale_returns(self._returns_to_go)
-        with torch.inference_mode():
-            actions = self._choose(memory.predict(observations, returns_to_go, self._steps))
-            memory.remember(self._as_seen(actions))
-        self._steps += 1
-        actions = actions + self.processor.action_start if self.action_type == "discrete" else actions.copy()
-        return actions[0] if single else actions  # a copy: the caller may write into what it gets
+        with self._lock, torch.inference_mode(), np.errstate(over="ignore", invalid="ignore"):  # refused below
+            if self._memory is not None:
+                return self._act(observation, reward)
+            with self._all_or_nothing():
+                return self._act(observation, reward)
 
     def took(self, actions: ArrayLike) -> None:
         """Say which actions were really taken, where they are not the ones that the last `act` returned.
 
         Args:
             actions: as `act` returns them, of all rows (noise was added, or some were drawn at random): from now on the
-                model sees these as previous actions.
+                model sees these as previous actions. Ignored in rows that have just been reset.
 
         Raises:
-            ValueError: there was no `act` before, or the actions have another shape than those that it returned.
+            ValueError: there was no `act` before, or actions of another shape or kind than those that it returned, not
+                finite, too large to compute with, or none of the discrete ones.
         """
-        count = self._rows("took")
-        taken = np.asarray(actions, dtype=np.float32 if self.action_type == "continuous" else np.int64)
-        expected = (count, self.act_dim) if self.action_type == "continuous" else (count,)
-        if taken.shape != expected:
-            raise ValueError(f"actions have shape {taken.shape}; give {expected}, one per row.")
-        if self.action_type == "discrete":
-            taken = taken - self.processor.action_start
-        with torch.inference_mode():  # in which the memory was made
-            cast(Memory, self._memory).remember(self._as_seen(taken))
+        with self._lock:
+            count = self._rows("took")
+            self._check_whole()
+            if not self._acted:
+                raise ValueError("took: no action has been chosen since the reset; call act first.")
+            expected = (count, self.act_dim) if self.action_type == "continuous" else (count,)
+            taken = _numbers("actions", actions, np.float32 if self.action_type == "continuous" else None)
+            if taken.shape != expected:
+                raise ValueError(f"actions have shape {taken.shape}; give {expected}, one per row.")
+            if self.action_type == "discrete":
+                taken = taken - self.processor.action_start
+            begins = self._steps == 0
+            taken = np.where(begins.reshape(-1, *[1] * (taken.ndim - 1)), 0, taken).astype(taken.dtype)
+            seen = self._checked_actions(taken)
+            self._whole = False
+            with torch.inference_mode():  # in which the memory was made
+                memory = cast(Memory, self._memory)
+                memory.remember(seen)
+                memory.reset_rows(np.flatnonzero(begins))
+            self._whole = True
+
+    def _act(self, observation: ArrayLike, reward: float | ArrayLike | None) -> Actions:
+        """Everything is checked before anything changes, and changes at once when the decision has been made."""
+        observations, single = self._checked_observations(observation)
+        if self._target_return is None:
+            self._begin()
+        states, large = self._seen_states(observations)
+        if self._memory is None:
+            self._start(observations.shape[0])
+        count, waiting = self._steps.size, self._waiting
+        if observations.shape[0] != count:
+            raise ValueError(
+                f"observation has {observations.shape[0]} rows, but the policy was reset for {count}; "
+                f"call reset(num_envs={observations.shape[0]}) to change their number."
+            )
+        self._check_whole()
+        returns_to_go = self._returns_to_go - self._checked_rewards(reward)
+        self._check_time()
+        returns, larger = self._seen_returns("return-to-go", returns_to_go)
+
+        memory = cast(Memory, self._memory)
+        saved = memory.save(exactly=large or larger)
+        self._whole = False
+        try:
+            actions = self._decide(memory, states, returns)
+            steps = self._steps + 1
+            if waiting is not None:
+                steps[waiting] = 0
+            given = actions + self.processor.action_start if self.action_type == "discrete" else actions.copy()
+            given = given[0] if single else given  # a copy: the caller may write into what it gets
+        except BaseException as error:
+            drawn = self.sample and not isinstance(error, ValueError)  # an answer is refused before anything is drawn
+            self._whole = memory.restore(saved) and not drawn
+            raise
+        # No call stands between these, so that an interrupt finds all of them done, or none.
+        self._returns_to_go, self._steps, self._waiting = returns_to_go, steps, None
+        self._acted = self._whole = True
+        return given
+
+    def _decide(self, memory: Memory, states: NDArray[Any], returns: NDArray[np.float32]) -> NDArray[Any]:
+        """Actions for what the model sees, remembered as taken."""
+        predicted = memory.predict(states, returns, self._steps)
+        self._check_answer(predicted)
+        actions = self._choose(predicted)
+        memory.remember(self._as_seen(actions))
+        if self._waiting is not None:
+            memory.reset_rows(np.flatnonzero(self._waiting))
+        return actions
 
     def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
         """The actions that predictions (n, act_dim) stand for: clipped, or of logits the most likely or drawn ones."""
-        if not np.isfinite(predicted).all():
-            row, dimension = np.argwhere(~np.isfinite(predicted))[0]
-            raise ValueError(
-                f"the model predicts {predicted[row, dimension]} in row {row}, dimension {dimension} of the action: "
-                "its weights diverged or are damaged. Use an earlier checkpoint, or get it again."
-            )
         if self.action_type == "continuous":
             return self.processor.denormalize_actions(predicted)
         if not self.sample:
             return predicted.argmax(axis=-1).astype(np.int64)
-        # The largest of logits with Gumbel noise is a draw from their softmax.
-        noise = np.stack([stream.gumbel(size=self.act_dim) for stream in self._streams])
+        # The largest of logits with Gumbel noise is a draw from their softmax. A row that waits draws nothing.
+        noise = np.zeros(predicted.shape)
+        for row, stream in enumerate(self._streams):
+            if self._waiting is None or not self._waiting[row]:
+                noise[row] = stream.gumbel(size=self.act_dim)
         return (predicted / self.temperature + noise).argmax(axis=-1).astype(np.int64)
 
     def _as_seen(self, actions: NDArray[Any]) -> NDArray[Any]:
@@ -320,8 +402,7 @@ class DecisionMambaPolicy:
         return self.processor.normalize_actions(actions) if self.action_type == "continuous" else actions
 
     def _restart_draws(self, seed: int) -> None:
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be at least 0.")
+        _check_whole_number("seed", seed, 0)
         self.seed, self._episodes = seed, 0
 
     def _next_streams(self, count: int) -> list[np.random.Generator]:
@@ -329,36 +410,103 @@ class DecisionMambaPolicy:
         first, self._episodes = self._episodes, self._episodes + count
         return [np.random.default_rng([self.seed, episode]) for episode in range(first, self._episodes)]
 
+    def _prepare(self) -> None:
+        """Get the model ready to act with the weights that it has now."""
+        self.model.eval()
+        self._fused = fuse(self.model)
+        dtype = self.model.dtype
+        self._largest = _FLOAT32_MAX if dtype == torch.float64 else min(_LARGEST, torch.finfo(dtype).max)
+        self._plain = min(_PLAIN, self._largest) ** 2
+        self._prepared = True
+
+    def _begin(
+        self, target_return: float | ArrayLike | None = None, num_envs: int | None = None, seed: int | None = None
+    ) -> None:
+        """As `reset`, with the model as it was prepared; of what fails, nothing is undone."""
+        target_return = self.processor.target_return if target_return is None else target_return
+        if target_return is None:
+            raise ValueError(
+                "No target return: this checkpoint stores none. Say which return to ask for with "
+                "policy.reset(target_return=...), or set processor.target_return."
+            )
+        if not self._prepared:
+            self._prepare()
+        targets = _numbers("target_return", target_return, np.float64)
+        if num_envs is None and targets.ndim:
+            num_envs = targets.shape[0]
+        if num_envs is not None:
+            _check_whole_number("num_envs", num_envs, 1, _MOST_ROWS)
+        self._checked_targets(targets, num_envs or 1)
+        if seed is not None:
+            self._restart_draws(seed)
+        self._target_return, self._memory, self._waiting, self._whole = targets, None, None, True
+        if num_envs is not None:
+            self._start(num_envs)
+
     def _start(self, count: int) -> None:
         """Make room for so many rows, all at the start of an episode."""
+        if not self._prepared:
+            self._prepare()
         self._targets = _per_row("target_return", cast(NDArray[np.float64], self._target_return), count)
         self._returns_to_go = self._targets.copy()
         self._steps = np.zeros(count, dtype=np.int64)
+        self._acted = False
         self._streams = self._next_streams(count)
-        with torch.inference_mode():
-            self._memory = self._new_memory(count)
+        try:
+            with torch.inference_mode():
+                memory = self._new_memory(count)
+        except (MemoryError, RuntimeError) as error:  # numpy's, and torch's
+            raise ValueError(f"num_envs={count}: so many rows cannot be remembered ({error}); take fewer.") from error
+        self._memory, self._fused, self._prepared = memory, None, False
 
     def _new_memory(self, count: int) -> Memory:
-        """Room for so many rows; the weights that it acts with are the model's of now."""
+        """Room for so many rows, of the model as it was prepared."""
         context_length = None if self.mode == "recurrent" else self.context_length
-        fused = fuse(self.model)
-        if fused is not None:
-            return FusedMemory(self.model, fused, count, context_length)
+        if self._fused is not None:
+            return FusedMemory(self.model, self._fused, count, context_length)
         if context_length is None:
             return RecurrentMemory(self.model, count, self._needs_timesteps)
         return WindowMemory(self.model, count, context_length, self._previous_actions, self._needs_timesteps)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Whatever fails inside leaves the policy as it was; for what puts new arrays in the place of old ones."""
+        before = vars(self).copy()
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def _rows(self, what: str) -> int:
         if self._memory is None:
             raise ValueError(f"{what}: the number of rows is not known yet; call reset(num_envs=...) or act first.")
         return self._steps.size
 
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise ValueError(
+                "The last decision or reset broke off half-way, so what the model remembers is lost; call reset."
+            )
+
+    def __copy__(self) -> DecisionMambaPolicy:
+        """A policy of the same model and processor that goes on by itself."""
+        return deepcopy(self, {id(shared): shared for shared in (self.model, self.processor)})
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {**state, "_fused": None, "_prepared": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
+
     def _checked_observations(self, observation: ArrayLike) -> tuple[NDArray[Any], bool]:
         """Observations (n, ...), and whether the caller gave a single one without rows; frames are a copy."""
         shape, image = self.observation_shape, self.state_type == "image"
         observation = observation if image else self.processor.flatten_observations(observation)
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which is reported below
-            observations = np.array(observation) if image else np.asarray(observation, dtype=np.float32)
+        observations = _numbers("observation", observation, None if image else np.float32)
+        if image:
+            observations = observations.copy()
         single = observations.ndim == len(shape)
         rows = observations.shape[: observations.ndim - len(shape)]
         if len(rows) > 1 or observations.shape != (*rows, *shape) or observations.size == 0:
@@ -373,23 +521,77 @@ class DecisionMambaPolicy:
             )
         if single:
             observations = observations[None]
-        if not image and not np.isfinite(observations).all():
-            row, dimension = np.argwhere(~np.isfinite(observations))[0]
-            raise ValueError(
-                f"observation is {observations[row, dimension]} in row {row}, dimension {dimension}; "
-                "only finite numbers can be acted on. Check the environment or sensor."
-            )
         return observations, single
+
+    def _seen_states(self, observations: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+        """Observations as the model sees them, and whether any is large; those of rows that wait do not count."""
+        if self.state_type == "image":
+            return observations, False
+        states = self.processor.normalize_states(observations)
+        if self._waiting is not None and len(self._waiting) == len(states):
+            states[self._waiting] = 0
+        return states, self._is_large("observation", observations, states, "Check the environment or sensor.")
+
+    def _seen_returns(self, name: str, returns: NDArray[np.float64]) -> tuple[NDArray[np.float32], bool]:
+        """Returns (n,) as the model sees them, and whether any is large."""
+        scaled = self.processor.scale_returns(returns)
+        return scaled, self._is_large(name, returns, scaled, "Check rewards, target return and return_scale.")
+
+    def _is_large(self, name: str, given: NDArray[Any], seen: NDArray[Any], advice: str) -> bool:
+        """Whether numbers (n, ...) are so large that the model's answer may be none; too large ones are refused."""
+        if np.vdot(seen, seen) <= self._plain:
+            return False
+        refused = np.argwhere(~(np.abs(seen) <= self._largest))
+        if refused.size:
+            place = tuple(refused[0])
+            where = " in row " + ", dimension ".join(map(str, place))
+            reason = "only finite numbers can be acted on."
+            if np.isfinite(given[place]):
+                reason = f"scaled for the model that is {seen[place]:.3g}, and it computes in {self.model.dtype} with "
+                reason += f"numbers up to {self._largest:.3g}."
+            raise ValueError(f"{name} is {given[place]:.6g}{where}; {reason} {advice}")
+        return True
+
+    def _check_answer(self, predicted: NDArray[np.float32]) -> None:
+        """Refuse predictions (n, act_dim) that are not finite, and say why they are not."""
+        if math.isfinite(np.vdot(predicted, predicted)) or np.isfinite(predicted).all():
+            return
+        for name, tensor in self.model.named_parameters():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"The model cannot act: its weights {name!r} are not finite. Load or train it again.")
+        row, dimension = np.argwhere(~np.isfinite(predicted))[0]
+        raise ValueError(
+            f"The model's answer in row {row} is {predicted[row, dimension]} in dimension {dimension}: what it saw, or "
+            f"its weights, are too large to compute with in {self.model.dtype}. Check the environment or sensor."
+        )
+
+    def _checked_actions(self, taken: NDArray[Any]) -> NDArray[Any]:
+        """Actions (n, ...) that were taken as the model sees them."""
+        if self.action_type == "continuous":
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                seen = self._as_seen(taken)
+            self._is_large("action", taken, seen, "Give the actions that were taken.")
+            return seen
+        if taken.dtype.kind not in "iu" or not ((taken >= 0) & (taken < self.act_dim)).all():
+            raise ValueError(f"actions are {taken.tolist()}; give whole numbers from 0 to {self.act_dim - 1}.")
+        return taken.astype(np.int64)
+
+    def _checked_targets(self, targets: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+        """One target return per row (n,), from one number or one per row."""
+        targets = _per_row("target_return", targets, count)
+        with np.errstate(over="ignore"):  # refused
+            self._seen_returns("target_return", targets)
+        return targets
 
     def _checked_rewards(self, reward: float | ArrayLike | None) -> NDArray[np.float64] | float:
         """What to take off the return-to-go of every row: 0 where no action has been taken yet."""
         if reward is None:
             return 0.0
-        rewards = np.asarray(reward, dtype=np.float64)
+        rewards = _numbers("reward", reward, np.float64)
         if rewards.shape not in ((), self._steps.shape):
             raise ValueError(f"reward has shape {rewards.shape}; give one number or ({self._steps.size},).")
         rewards = np.where(self._steps > 0, rewards, 0.0)
-        if not np.isfinite(rewards).all():
+        if not math.isfinite(np.vdot(rewards, rewards)) and not np.isfinite(rewards).all():
             row = int(np.flatnonzero(~np.isfinite(rewards))[0])
             raise ValueError(f"reward is {rewards[row]} in row {row}; give a finite number, or None without rewards.")
         return rewards
@@ -425,6 +627,8 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
 
 
 def _check_sampling(sample: bool, temperature: float, action_type: str) -> None:
+    if not isinstance(sample, (bool, np.bool_)) or not isinstance(temperature, (int, float, np.number)):
+        raise ValueError(f"sample={sample!r} must be True or False, and temperature={temperature!r} a positive number.")
     if sample and action_type == "continuous":
         raise ValueError("sample=True needs discrete actions, but this model's are continuous; leave it out.")
     if not (np.isfinite(temperature) and temperature > 0):
@@ -472,6 +676,52 @@ def _is_missing(path_or_repo_id: str | os.PathLike[str], error: BaseException | 
             return not isinstance(error, LocalEntryNotFoundError)
         error = error.__cause__ or error.__context__
     return False
+
+
+def _numbers(name: str, values: Any, dtype: Any) -> NDArray[Any]:
+    """Values as an array of this type, or of their own if it is None; beyond the type's range they are infinite.
+
+    Raises:
+        ValueError: they are no numbers.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's are of all three kinds
+        raise ValueError(f"{name} cannot be read as an array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {type(values).__name__} of {array.dtype}; give numbers.")
+    return array if dtype is None else np.asarray(array, dtype, order="C")
+
+
+def _check_whole_number(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name}={value!r} must be a whole number.")
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}.")
+    if most is not None and value > most:
+        raise ValueError(f"{name}={value} must be at most {most}.")
+
+
+def _row_indices(rows: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Indices of the rows that a boolean mask (n,) or indices name."""
+    index = _numbers("rows", rows, None)
+    if index.dtype == np.bool_:
+        if index.shape != (count,):
+            raise ValueError(f"rows is a mask of shape {index.shape}; the policy has {count} rows.")
+        return np.flatnonzero(index)
+    if index.size and (index.dtype.kind not in "iu" or index.ndim > 1):
+        raise ValueError(f"rows are {index.dtype} of shape {index.shape}; give a boolean mask ({count},) or indices.")
+    if index.size and (index.min() < 0 or index.max() >= count):
+        raise ValueError(f"rows={index.tolist()} go beyond the policy's rows, 0 to {count - 1}.")
+    return np.atleast_1d(index.astype(np.int64))
+
+
+def _waits_for_a_step(autoreset_mode: Any) -> bool:
+    """Whether an environment in this mode of gymnasium resets itself in the step after an episode's last one."""
+    mode = getattr(autoreset_mode, "value", autoreset_mode)
+    if mode not in (None, "NextStep", "SameStep", "Disabled"):
+        raise ValueError(f"autoreset_mode={autoreset_mode!r} is unknown; give envs.metadata['autoreset_mode'].")
+    return bool(mode == "NextStep")
 
 
 def _per_row(name: str, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -220,7 +220,8 @@ class DecisionMambaProcessor(SignedJSON, FeatureExtractionMixin):
         actions = _float32(actions)
         if self.action_low is None or self.action_high is None:
             return actions
-        return np.clip(actions, _float32(self.action_low), _float32(self.action_high))
+        # As np.clip, in less time.
+        return np.minimum(np.maximum(actions, _float32(self.action_low)), _float32(self.action_high))
 
 
 def _float32(values: Any) -> np.ndarray:
