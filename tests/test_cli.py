@@ -96,7 +96,6 @@ def test_an_environment_of_the_working_folder_is_found(tmp_path, monkeypatch):
     try:
         main(["collect", "cart_here:Cart-v0", "--episodes", "2", "--output", "carts"])
         main(["train", "--dataset_name=carts", *TINY, "--max_steps=1", "--eval_episodes=1", "--output_dir=run"])
-        main(["evaluate", "run", "--episodes", "1", "--output", "run"])
     finally:
         sys.modules.pop("cart_here", None)
         del gymnasium.registry["Cart-v0"]

@@ -287,8 +287,10 @@ def make_particular_policy(kind, mode="window", **overrides) -> DecisionMambaPol
 
 
 class TestSpaces:
-    @pytest.mark.parametrize("mode", ["window", "recurrent"])
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("kind", "mode"),
+        [*((kind, "window") for kind in KINDS), ("a dictionary", "recurrent"), ("actions from 3 on", "recurrent")],
+    )
     def test_evaluation_earns_what_acting_on_raw_observations_earns(self, kind, mode, particular):
         policy = make_particular_policy(kind, mode)
         result = evaluate(policy, episodes=3, num_envs=2)
