@@ -993,9 +993,7 @@ class TestBadInput:
         with torch.no_grad():
             model.embed_state.weight.fill_(1e38)
         policy = make_policy(mode, model)
-        with pytest.raises(
-            ValueError, match=r"the model predicts nan in row 0, dimension 0 of the action: its weights"
-        ):
+        with pytest.raises(ValueError, match=r"answer in row 0 is nan in dimension 0: what it saw, or its weights, are too"):
             policy.act(np.ones(S))
 
     def test_no_target_return(self):

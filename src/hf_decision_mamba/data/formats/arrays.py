@@ -132,8 +132,8 @@ def read_flat_arrays(
         "terminations": Column(label, names.get("terminations", "terminations"), terminations, offsets),
         "truncations": Column(label, names.get("truncations", "truncations"), truncations, offsets),
     }
-    values = {ours: replace(read[ours], offsets=offsets) for ours in VALUES}
-    return assemble(name, _with_grey_frames({**values, **flags}), facts)
+    cut = {ours: replace(read[ours], offsets=offsets) for ours in VALUES}
+    return assemble(name, _with_grey_frames({**cut, **flags}), facts)
 
 
 def flat_columns(label: str, found: Iterable[str], columns: Mapping[str, str]) -> dict[str, str]:
