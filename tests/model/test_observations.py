@@ -88,8 +88,8 @@ def test_in_words():
         spaces.Dict({"words": spaces.Text(5), "numbers": BOX}),
         spaces.Dict({"nothing": spaces.Dict({}), "numbers": BOX}),
         spaces.Sequence(BOX),
-        spaces.Box(0, 1, (64, 64, 3), np.float32),
-        spaces.Dict({"eye": spaces.Box(0, 255, (3, 64, 64), np.uint8)}),
+        spaces.Box(0, 255, (64, 64, 3), np.uint8),
+        spaces.Box(0, 255, (3, 64, 64), np.uint8),
         spaces.Dict({1: BOX}),
     ],
 )

@@ -342,7 +342,7 @@ def describe_observations(what: str, space: Space) -> list[dict[str, Any]] | Non
     """
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_frame(space) or _is_stack(space)):
+    if isinstance(space, spaces.Box) and (len(space.shape) == 1 or is_frame(space)):
         return None
     parts: list[dict[str, Any]] = []
     _add_parts(what, space, [], parts)
@@ -383,8 +383,8 @@ def is_frame(space: Space) -> bool:
     return space.dtype == np.uint8 and len(space.shape or ()) == 2
 
 
-def _is_stack(space: Space) -> bool:
-    """Whether a space's observations are bytes of frames with an axis of channels."""
+def has_channels(space: Space) -> bool:
+    """Whether a space's observations are bytes of frames with an axis of channels, of which data keep one frame."""
     shape = space.shape or ()
     picture = len(shape) == 3 and (1 in shape or sorted(shape)[1] >= _SMALLEST_PICTURE)
     return space.dtype == np.uint8 and picture

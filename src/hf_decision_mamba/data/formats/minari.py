@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..facts import SourceFacts, describe_actions, describe_env_kwargs, describe_observations
+from ..facts import SourceFacts, describe_actions, describe_env_kwargs, describe_observations, has_channels
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
 from .d4rl import check_all_stored
@@ -109,7 +109,7 @@ def _facts(text: str, data: Any) -> SourceFacts:
         where=text,
         env_id=None if spec is None else spec.id,
         env_kwargs=None if spec is None else describe_env_kwargs(spec),
-        observation_parts=describe_observations(f"data set {text!r}", data.observation_space),
+        observation_parts=_parts(f"data set {text!r}", data.observation_space),
         **describe_actions(f"data set {text!r}, column 'actions'", data.action_space),
     )
 
@@ -126,9 +126,14 @@ def _columns(text: str, space: Any, episode: Any) -> dict[str, np.ndarray]:
     }
 
 
+def _parts(where: str, space: Any) -> list[dict[str, Any]] | None:
+    """Return what vectors are concatenated from; None where observations stay as they are."""
+    return None if has_channels(space) else describe_observations(where, space)
+
+
 def _observations(where: str, space: Any, values: Any) -> np.ndarray:
     """Return vectors (T + 1, S) or frames, (T + 1, H, W) or stacks of them."""
-    parts = describe_observations(where, space)
+    parts = _parts(where, space)
     if parts is None:
         return np.asarray(values)
     columns: list[tuple[str, np.ndarray]] = []
