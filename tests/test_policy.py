@@ -955,7 +955,10 @@ class TestBadInput:
             ([[0, 0, 0, 0], [0, np.nan, 0, 0]], r"observation is nan in row 1, dimension 1"),
             ([0, 0, 0, 1e300], r"observation is inf in row 0, dimension 3"),
             (np.zeros((3, S)), r"observation has 3 rows, but the policy was reset for 2; call reset\(num_envs=3\)"),
-            ({"position": np.zeros(S)}, "observation is dict of object; give numbers"),
+            (
+                {"position": np.zeros(S)},
+                "observation is a dictionary of position, but this checkpoint has no observation_parts",
+            ),
             ([[None] * S] * 2, "observation is list of object; give numbers"),
             (["0"] * S, "observation is list of <U1; give numbers"),
             (np.zeros((2, S), complex), "observation is ndarray of complex128; give numbers"),
