@@ -782,6 +782,15 @@ def test_a_card_cannot_name_files_elsewhere(place: str, tmp_path: Path) -> None:
         load_trajectories(tmp_path / "made")
 
 
+def test_a_card_cannot_name_files_that_are_no_tables(tmp_path: Path) -> None:
+    """`datasets` would read HDF5, which may lead to any other file."""
+    shutil.copy(SHIPPED.parents[1] / "tests" / "data" / "samples" / "d4rl.hdf5", tmp_path / "a.h5")
+    shutil.copy(HOPPER, tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.h5\n---\n")
+    with pytest.raises(ValueError, match=r"its card \(README\.md\) says that .*a\.h5 is part of it, which is no table"):
+        load_trajectories(tmp_path)
+
+
 def test_a_folder_may_be_reached_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     shutil.copy(HOPPER, tmp_path / "blobs" / "1")  # as in the cache of the Hub

@@ -260,6 +260,89 @@ def test_names_what_is_wrong(arguments: dict[str, Any], message: str, tmp_path: 
     assert "data set 'minari:bad-v0'" in str(raised.value)
 
 
+def test_the_environment_that_a_file_names_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, "a-v0", env_id="Hopper-v5")
+    path = tmp_path / "a-v0" / "data" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["env_spec"])
+    spec.update(entry_point="os:system", kwargs={"command": "touch ran"})
+    del metadata["observation_space"]
+    path.write_text(json.dumps({**metadata, "env_spec": json.dumps(spec)}))
+    with pytest.raises(
+        ValueError, match=r"cannot be read from .*a-v0: .* does not say its observation_space and action"
+    ):
+        load_trajectories("minari:a-v0")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_episodes": 10**12}, "counts more than 16,777,216 episodes"),
+        ({"total_episodes": "x"}, "cannot be read from .*TypeError"),
+        ({"observation_space": "[" * 100_000}, "cannot be read from .*RecursionError"),
+        ({"observation_space": 5}, "does not say its observation_space"),
+        (
+            {"observation_space": serialize_space(spaces.Discrete(10**12))},
+            "3 values, each one of 1000000000000, are too",
+        ),
+    ],
+)
+def test_the_file_about_a_data_set_is_not_believed(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make(tmp_path, "a-v0", spaces.Discrete(4))
+    path = tmp_path / "a-v0" / "data" / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_trajectories("minari:a-v0")
+    assert len(str(error.value)) < 1000
+
+
+def spoil(file: h5py.File, how: str) -> None:
+    """Put something into a file that minari would read, wherever it leads."""
+    episode = file["episode_0"]
+    if how == "link":
+        episode["infos/x"] = h5py.ExternalLink("/etc/passwd", "x")
+    elif how == "loop":
+        episode["infos/again"] = episode["infos"] if "infos" in episode else episode.create_group("infos")
+    elif how == "twice":
+        episode["infos/x"] = episode["rewards"]
+    else:
+        episode.create_dataset("infos/x", (10**12,), "f4", chunks=(1000,))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("link", "column 'episode_0/infos/x' is a link, which is not followed"),
+        ("loop", "'episode_0/infos/again' is in the file under two names; keep one"),
+        ("twice", "is in the file under two names; keep one"),
+        ("huge", "column 'episode_0/infos/x': 1,000,000,000,000 values of shape .* cannot be right"),
+    ],
+)
+def test_nothing_but_the_file_itself_is_read(how: str, message: str, tmp_path: Path) -> None:
+    make(tmp_path, "a-v0")
+    with h5py.File(tmp_path / "a-v0" / "data" / "main_data.hdf5", "a") as file:
+        spoil(file, how)
+    with pytest.raises(ValueError, match=message):
+        load_trajectories("minari:a-v0")
+
+
+def test_texts_beside_the_columns_are_allowed_but_not_one_over_and_over(tmp_path: Path) -> None:
+    make(tmp_path, "a-v0")
+    path = tmp_path / "a-v0" / "data" / "main_data.hdf5"
+    with h5py.File(path, "a") as file:
+        texts = file["episode_0"].create_dataset("infos/x", (3000,), h5py.string_dtype())
+        texts[0] = "a" * 200_000
+        place = texts.id.get_offset()
+    assert load_trajectories("minari:a-v0").num_steps == 5
+    content = bytearray(path.read_bytes())
+    content[place : place + 16 * 3000] = content[place : place + 16] * 3000  # where the text of each is
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="column 'episode_0/infos/x': its values are longer than the file can hold"):
+        load_trajectories("minari:a-v0")
+
+
 def test_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=rf"no data set 'minari:a/b-v0': it is not in {tmp_path} .*no network for a"

@@ -17,10 +17,11 @@ from ..facts import SourceFacts, describe_actions, describe_env_kwargs, describe
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
 from .d4rl import check_all_stored
-from .rows import DAMAGE, in_short, reading
+from .rows import ALWAYS_UNPACKED, DAMAGE, check_taken, in_short, reading
 
 PREFIX = "minari:"
 
+_HDF5 = "main_data.hdf5"
 _MOST_EPISODES = 1 << 24
 
 
@@ -38,9 +39,15 @@ def read_minari(text: str, facts: SourceFacts) -> Trajectories:
     """
     data = open_minari(text, text.removeprefix(PREFIX))
     facts = facts.over(_facts(text, data))
-    _check_sizes(text, data)
-    with reading(text, f"the folder {data.storage.data_path}"):
-        episodes = [_columns(text, data.observation_space, episode) for episode in data.iterate_episodes()]
+    folder, taken, episodes = Path(data.storage.data_path), 0, []
+    if (folder / _HDF5).is_file():
+        check_all_stored(text, folder / _HDF5)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    with reading(text, f"the folder {folder}"):
+        for episode in data.iterate_episodes():
+            episodes.append(_columns(text, data.observation_space, episode))
+            taken += episodes[-1]["observations"].nbytes
+            check_taken(text, str(folder), taken, size)
     return read_episode_arrays(episodes, text, text, {}, facts)
 
 
@@ -80,13 +87,6 @@ def _check_metadata(path: Path) -> None:
         )
     if not 0 <= said["total_episodes"] <= _MOST_EPISODES:
         raise ValueError(f"{path.name} counts more than {_MOST_EPISODES:,} episodes")
-
-
-def _check_sizes(text: str, data: Any) -> None:
-    """Check the file of a data set, as far as it can be done before minari reads it."""
-    path = Path(data.storage.data_path) / "main_data.hdf5"
-    if path.is_file():
-        check_all_stored(text, path)
 
 
 def find_minari(text: str) -> Path:
@@ -157,6 +157,8 @@ def _part(where: str, part: dict[str, Any], values: np.ndarray) -> np.ndarray:
     if "counts" not in part:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is reported with its place
             return values.astype(np.float32)
+    if len(values) * part["size"] * 4 > ALWAYS_UNPACKED:
+        raise ValueError(f"{where}: {values.size:,} values, each one of {max(part['counts'])}, are too many")
     places = values.astype(np.int64) - part["starts"]
     wrong = np.argwhere((places < 0) | (places >= part["counts"]))
     if len(wrong):

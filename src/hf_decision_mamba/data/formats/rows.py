@@ -26,6 +26,8 @@ from tqdm.contrib.concurrent import thread_map
 from .arrow import depth_of, is_binary, is_number, item_type
 
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@[^/]+/(?P<path>.*)")
+#: What `datasets` reads without following a file to others, or running code: it knows many more kinds of files.
+_TABLE = re.compile(r"\.(parquet|jsonl?|ndjson|arrow|csv|tsv)(\.(gz|bz2|xz|zst|lz4))?$", re.IGNORECASE)
 _BYTES_AT_ONCE = 1 << 24  # bounds the memory for what is being unpacked
 _LONGEST_REASON = 300
 #: What columns may take unpacked: so many bytes always, as flags are packed to nearly nothing; and of a table, so many
@@ -141,7 +143,7 @@ class ParquetRows:
                     rows = min(rows, max(_BYTES_AT_ONCE // max(_packed_sizes(file.metadata, column)), 1))
                 for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                     first, row, taken = row, row + len(batch), taken + batch.nbytes
-                    _check_taken(self.label, str(path), taken, path.stat().st_size)
+                    check_taken(self.label, str(path), taken, path.stat().st_size)
                     piece = batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
                     yield piece if piece.type == wanted else piece.cast(wanted)
 
@@ -165,10 +167,15 @@ def check_unpacked(label: str, file: str, found: pq.FileMetaData) -> None:
     groups = (found.row_group(group) for group in range(found.num_row_groups))
     held = sum(group.column(number).total_compressed_size for group in groups for number in range(found.num_columns))
     size = min(held, os.path.getsize(file)) if os.path.isfile(file) else held
-    _check_taken(label, file, unpacked_size(found), size)
+    check_taken(label, file, unpacked_size(found), size)
 
 
-def _check_taken(label: str, file: str, taken: int, size: int) -> None:
+def check_taken(label: str, file: str, taken: int, size: int) -> None:
+    """Check that a file of so many bytes can hold what takes so many when it is unpacked.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if taken > ALWAYS_UNPACKED + _MOST_UNPACKED * size:
         raise ValueError(
             f"data set {label!r}: {file} unpacks to {taken:,} bytes or more, which is over {_MOST_UNPACKED} times its "
@@ -263,7 +270,7 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
 
 
 def check_inside(path: str, files: Mapping[str, list[str]]) -> None:
-    """Check that the files of a folder, or of a repository, are there: its card may name any others.
+    """Check that the files of a folder, or of a repository, are tables in it: its card may name any others.
 
     Args:
         path: the folder, the repository, or what reads a single file.
@@ -278,10 +285,11 @@ def check_inside(path: str, files: Mapping[str, list[str]]) -> None:
             inside = any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)
         else:
             inside = "/" not in path or file.startswith("hf://")
-        if not inside:
+        if not inside or _TABLE.search(file) is None:
+            what = "no table" if inside else "elsewhere"
             raise ValueError(
-                f"its card (README.md) says that {file} is part of it, which is elsewhere; only "
-                "files of the data set are read"
+                f"its card (README.md) says that {file} is part of it, which is {what}; only tables that are in the "
+                "data set are read"
             )
 
 
