@@ -66,7 +66,8 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, direction, surr
 _LONGEST_TEXT = 300  # characters of one value
 
 
-_UNSHOWN: tuple[type[Exception], ...] = (*DAMAGE, TemplateError)
+#: What a value of an unexpected kind leads to, in Python and in a template.
+UNSHOWN: tuple[type[Exception], ...] = (*DAMAGE, TemplateError)
 
 
 def _naming_the_folder(render: Callable[..., ModelCard]) -> Callable[..., ModelCard]:
@@ -76,7 +77,7 @@ def _naming_the_folder(render: Callable[..., ModelCard]) -> Callable[..., ModelC
     def rendered(folder: str | Path, **options: Any) -> ModelCard:
         try:
             return render(folder, **options)
-        except _UNSHOWN as error:
+        except UNSHOWN as error:
             if isinstance(error, (ValueError, OSError)):
                 raise
             raise ValueError(
@@ -445,7 +446,7 @@ def _sign(card: str) -> str:
 
 def _is_rendered(path: Path) -> bool:
     """Whether a README.md is word for word what `write_model_card` wrote."""
-    card, start, end = path.read_text(encoding="utf-8").rpartition("<!--")
+    card, start, end = path.read_text(encoding="utf-8", errors="replace").rpartition("<!--")
     return (start + end).rstrip() == _sign(card)
 
 

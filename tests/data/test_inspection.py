@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import datasets
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,6 +134,38 @@ def test_a_damaged_file_is_no_traceback(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
     found = inspect_source(tmp_path / "bad.parquet")
     assert "corrupted" in found.problems[-1] and "cannot be opened" in found.contents[-1]
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        (
+            "a: &a {x: 1}\n"
+            + "\n".join(f"{b}: &{b} {{<<: [{f'*{a}, ' * 9}]}}" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+            "values",
+        ),
+        ("configs:\n- config_name: default\n  data_files: ../secret.parquet", "which is elsewhere"),
+    ],
+)
+def test_a_folder_shows_itself_alone(card, said, tmp_path):
+    for name in ("secret", "made/train"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({name.split("/")[-1]: [1]}), tmp_path / f"{name}.parquet")
+    (tmp_path / "made" / "README.md").write_text(f"---\n{card}\n---\n")
+    lines = contents(tmp_path / "made")
+    assert "table cannot be opened" in lines[-1] and said in lines[-1] and len(lines) == 4
+
+
+def test_an_hdf5_file_shows_itself_alone(tmp_path):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        layout = h5py.VirtualLayout((5,), "f4", maxshape=(None,))
+        layout[:] = h5py.VirtualSource(tmp_path / "other.hdf5", "secret", (5,))
+        file.create_virtual_dataset("observations", layout)
+        file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "a")
+        file["\x1b[2J" + "long" * 1000] = [1.0]
+    lines = contents(tmp_path / "a.hdf5")
+    assert "  observations  in other files" in lines and not any("elsewhere" in line for line in lines)
+    assert max(map(len, lines)) <= 320 and any(line.startswith("  \\x1b[2Jlong") for line in lines)
 
 
 def test_files_that_are_saved_say_the_same(tmp_path):

@@ -14,11 +14,15 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
+from .facts import check_card
 from .formats import d4rl, dt_pickle, hub, minari
+from .formats.rows import check_inside, check_unpacked, shown
 from .sources import named_sources
 
+_LONGEST_LINE = 300
 _FILES_SHOWN = 20
 _COLUMNS_SHOWN = 100
 
@@ -32,8 +36,12 @@ def contents(source: object, *, config: str | None = None, revision: str | None 
         revision: branch, tag or commit of a Hub repository.
 
     Returns:
-        Never nothing, and no error: what cannot be opened is one more line, which says why.
+        Never nothing, and no error: what cannot be opened is one more line, which says why. No line is very long.
     """
+    return [shown(line, _LONGEST_LINE) for line in _lines(source, config, revision)]
+
+
+def _lines(source: object, config: str | None, revision: str | None) -> list[str]:
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         splits = source if isinstance(source, datasets.DatasetDict) else {"rows": source}
         return [line for name, rows in splits.items() for line in _rows(name, rows, len(rows))]
@@ -96,6 +104,12 @@ def _listed(files: Sequence[str]) -> list[str]:
 def _table(path: str, **options: Any) -> list[str]:
     """Columns of every split of a table, and the shapes of its first row; read as a stream, as far as that."""
     try:
+        check_card(Path(path) / "README.md")
+        files: dict[Any, list[str]] = datasets.load_dataset_builder(path, **options).config.data_files or {}
+        check_inside(path, files)
+        for file in (str(file) for paths in files.values() for file in paths):
+            if file.endswith(".parquet") and Path(file).is_file():
+                check_unpacked(path, file, pq.read_metadata(file))
         splits = datasets.load_dataset(path, streaming=True, **options)
         return [line for name, rows in splits.items() for line in _rows(str(name), rows, None)]
     except Exception as error:
@@ -154,7 +168,9 @@ def _hdf5(path: Path) -> list[str]:
     lines: list[str] = []
 
     def visit(name: str, item: Any) -> None:
-        shape = f"  {item.shape} of {item.dtype}" if isinstance(item, h5py.Dataset) else "/"
+        shape = "/"
+        if isinstance(item, h5py.Dataset):  # of one that is made of other files, to ask for the shape opens them
+            shape = "  in other files" if item.is_virtual else f"  {item.shape} of {item.dtype}"
         lines.append(f"  {name}{shape}")
 
     with h5py.File(path, "r") as file:
