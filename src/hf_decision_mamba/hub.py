@@ -11,9 +11,8 @@ import re
 import reprlib
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -70,25 +69,6 @@ _LONGEST_TEXT = 300  # characters of one value
 UNSHOWN: tuple[type[Exception], ...] = (*DAMAGE, TemplateError)
 
 
-def _naming_the_folder(render: Callable[..., ModelCard]) -> Callable[..., ModelCard]:
-    """Let whatever a value of an unexpected kind leads to, in files that are read and shown, end in one ValueError."""
-
-    @wraps(render)
-    def rendered(folder: str | Path, **options: Any) -> ModelCard:
-        try:
-            return render(folder, **options)
-        except UNSHOWN as error:
-            if isinstance(error, (ValueError, OSError)):
-                raise
-            raise ValueError(
-                f"the card of {folder} cannot be written from its JSON files ({in_short(error)}); get them again, or "
-                "remove evaluation.json or training.json"
-            ) from error
-
-    return rendered
-
-
-@_naming_the_folder
 def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     """Render the model card of a checkpoint folder from the files in it.
 
@@ -263,12 +243,12 @@ def explaining_facts(where: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError, jinja2.UndefinedError) as error:
-        if str(where) in str(error):
+    except UNSHOWN as error:
+        if isinstance(error, OSError) or str(where) in str(error):
             raise
         raise ValueError(
-            f"{where} lacks a value that the card needs, or has one of another type ({error!r}). Have its JSON written "
-            "again, or correct it."
+            f"{where} lacks a value that the card needs, or has one of another type ({in_short(error)}). Have its JSON "
+            "written again, or correct it."
         ) from error
 
 

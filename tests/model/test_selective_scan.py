@@ -126,6 +126,7 @@ def test_without_numba_the_reference_runs_and_says_so(monkeypatch, caplog):
 def test_with_a_numba_that_compiles_something_else_the_reference_runs_and_says_so(monkeypatch, caplog, example, reason):
     example.__name__ = "example"
     monkeypatch.setattr(threads_kernels, "example", example)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a team is compiled of kernels alone
     selective_scan_cpu._what_is_wrong.cache_clear()
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
