@@ -266,7 +266,8 @@ def test_decision_transformer_style(name, dtype, assert_close):
     mask[:, -real:] = 1
     masked = model(**padded, attention_mask=mask).action_preds[:, -real:]
     tail = {key: value[:, -real:] for key, value in padded.items()}
-    assert_close("masked", masked, model(**tail).action_preds, 1e-6)
+    # Of another length, matrix products may round otherwise, by as much as the case allows.
+    assert_close("masked", masked, model(**tail).action_preds, case.tolerance)
     tail = {key: value[:, -real:] for key, value in inputs.items()}
     assert_close("tail", model(**tail).action_preds, case.expected("action_unpadded_tail"), case.tolerance)
 
