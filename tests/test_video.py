@@ -11,6 +11,7 @@ from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionM
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.environments import make_environments
 from hf_decision_mamba.evaluation import evaluate_policy
+from hf_decision_mamba.figures import number
 from hf_decision_mamba.video import _follow, record_videos, video_names
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -213,9 +214,10 @@ class TestCommandLine:
         main(["evaluate", str(checkpoint), "--episodes", "2", "--video", "--output", str(checkpoint)])
         value = json.loads((checkpoint / "evaluation.json").read_text())["results"][0]["return_first"]
         assert (
-            f"{checkpoint / 'replay.mp4'}: the episode of seed 0, which returned {value:.1f}" in capsys.readouterr().out
+            f"{checkpoint / 'replay.mp4'}: the episode of seed 0, which returned {number(value, 1)}"
+            in capsys.readouterr().out
         )
-        assert f"(seed 0): asked for 5, it returned {value:.1f}." in (checkpoint / "README.md").read_text()
+        assert f"(seed 0): asked for 5, it returned {number(value, 1)}." in (checkpoint / "README.md").read_text()
         main(["evaluate", str(checkpoint), "--episodes", "1", "--output", str(checkpoint)])
         assert not (checkpoint / "replay.mp4").exists() and "replay.mp4" not in (checkpoint / "README.md").read_text()
 
