@@ -1075,6 +1075,7 @@ class TestBadInput:
         [
             ([[np.nan, 0], [0, 0]], "action is nan in row 0, dimension 0; only finite numbers"),
             ([[0, 0], [0, 1e30]], r"action is 1e\+30 in row 1, dimension 1; scaled for the model that is 1e\+30"),
+            ([[0, 1e300], [0, 0]], "action is inf in row 0, dimension 1; only finite numbers"),
             ("left", "actions is str of <U4; give numbers"),
         ],
     )

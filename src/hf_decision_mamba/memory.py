@@ -121,6 +121,7 @@ class FusedMemory:
         self.fused = FusedModel.__new__(FusedModel)
         vars(self.fused).update(state["fused"], kernels=fused_kernels)
 
+    @torch.inference_mode()
     def _encoded(self, frames: Array, steps: Array) -> Array:
         """What the encoder makes of the stacks whose newest frames these are: each is encoded once."""
         self.frames = _stacked(self.frames, torch.from_numpy(frames), torch.from_numpy(steps == 0))
@@ -162,6 +163,7 @@ class WindowMemory:
         self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
         self.end = history
 
+    @torch.inference_mode()
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
         if self.end == self.states.shape[1]:
@@ -191,10 +193,12 @@ class WindowMemory:
             inputs["attention_mask"] = (torch.arange(longest) >= padding[:, None]).long().to(self.device)
         return _to_numpy(self.model(**inputs).action_preds[:, -1])
 
+    @torch.inference_mode()
     def remember(self, actions: Array) -> None:
         """Note the actions (n, ...) that were taken."""
         self.actions[:, self.end - 1] = torch.from_numpy(actions)
 
+    @torch.inference_mode()
     def reset_rows(self, rows: Array) -> None:
         """Forget the last action; the steps themselves are masked because their rows are short again."""
         self.actions[torch.from_numpy(rows), self.end - 1] = self.no_action
@@ -246,6 +250,7 @@ class RecurrentMemory:
         self.frame_stack = frame_stack(config)
         self.frames = no_states(model, count, self.frame_stack)
 
+    @torch.inference_mode()
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
         newest = torch.from_numpy(states).to(self.device)
@@ -260,10 +265,12 @@ class RecurrentMemory:
         )
         return _to_numpy(output.action_preds[:, 0])
 
+    @torch.inference_mode()
     def remember(self, actions: Array) -> None:
         """Note the actions (n, ...) that were taken."""
         self.last_actions = torch.from_numpy(actions).to(self.last_actions, copy=True)
 
+    @torch.inference_mode()
     def reset_rows(self, rows: Array) -> None:
         """Put rows (indices) back to the start of an episode."""
         index = torch.from_numpy(rows)

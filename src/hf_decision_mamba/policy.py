@@ -211,10 +211,10 @@ class DecisionMambaPolicy:
     def warm_up(self) -> None:
         """Do now what the first decision would wait for: compiling the kernels, or loading them from numba's cache.
 
-        After it the first decision takes no longer than any other. Running episodes and the draws stay as they are; the
+        After it the first decision only makes room for its rows. Running episodes and the draws stay as they are; the
         model is put in evaluation mode. If it is changed afterwards, it needs a `reset`.
         """
-        with self._lock, self._all_or_nothing(), torch.inference_mode():
+        with self._lock, self._all_or_nothing():
             running = self._memory is not None
             rows = self._steps.size if running else 1
             self._prepare()
@@ -270,8 +270,7 @@ class DecisionMambaPolicy:
             self._steps[index] = 0
             for row, stream in zip(index, self._next_streams(index.size), strict=True):
                 self._streams[row] = stream
-            with torch.inference_mode():  # in which the memory was made
-                cast(Memory, self._memory).reset_rows(index)
+            cast(Memory, self._memory).reset_rows(index)
             self._whole = True
 
     def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> Actions:
@@ -295,10 +294,10 @@ class DecisionMambaPolicy:
         Raises:
             ValueError: an observation or reward of the wrong shape or type, not finite or too large to compute with, a
                 model whose answer is not finite, no target return, or a time step at or beyond `max_ep_len` (only where
-                the model embeds time steps); nothing has changed then. Or the decision before was interrupted
-                (KeyboardInterrupt) where it cannot be undone: call `reset`.
+                the model embeds time steps); nothing has changed then. Where recurrent states cannot be
+                undone (after a KeyboardInterrupt, or with weights that large), the next call asks for a `reset`.
         """
-        with self._lock, torch.inference_mode(), np.errstate(over="ignore", invalid="ignore"):  # refused below
+        with self._lock, np.errstate(over="ignore", invalid="ignore"):  # refused below
             if self._memory is not None:
                 return self._act(observation, reward)
             with self._all_or_nothing():
@@ -315,7 +314,7 @@ class DecisionMambaPolicy:
             ValueError: there was no `act` before, or actions of another shape or kind than those that it returned, not
                 finite, too large to compute with, or none of the discrete ones.
         """
-        with self._lock:
+        with self._lock, np.errstate(over="ignore", invalid="ignore"):  # refused below
             count = self._rows("took")
             self._check_whole()
             if not self._acted:
@@ -330,10 +329,9 @@ class DecisionMambaPolicy:
             taken = np.where(begins.reshape(-1, *[1] * (taken.ndim - 1)), 0, taken).astype(taken.dtype)
             seen = self._checked_actions(taken)
             self._whole = False
-            with torch.inference_mode():  # in which the memory was made
-                memory = cast(Memory, self._memory)
-                memory.remember(seen)
-                memory.reset_rows(np.flatnonzero(begins))
+            memory = cast(Memory, self._memory)
+            memory.remember(seen)
+            memory.reset_rows(np.flatnonzero(begins))
             self._whole = True
 
     def _act(self, observation: ArrayLike, reward: float | ArrayLike | None) -> Actions:
@@ -453,8 +451,7 @@ class DecisionMambaPolicy:
         self._acted = False
         self._streams = self._next_streams(count)
         try:
-            with torch.inference_mode():
-                memory = self._new_memory(count)
+            memory = self._new_memory(count)
         except (MemoryError, RuntimeError) as error:  # numpy's, and torch's
             raise ValueError(f"num_envs={count}: so many rows cannot be remembered ({error}); take fewer.") from error
         self._memory, self._fused, self._prepared = memory, None, False
@@ -568,8 +565,7 @@ class DecisionMambaPolicy:
     def _checked_actions(self, taken: NDArray[Any]) -> NDArray[Any]:
         """Actions (n, ...) that were taken as the model sees them."""
         if self.action_type == "continuous":
-            with np.errstate(over="ignore", invalid="ignore"):  # refused below
-                seen = self._as_seen(taken)
+            seen = self._as_seen(taken)
             self._is_large("action", taken, seen, "Give the actions that were taken.")
             return seen
         if taken.dtype.kind not in "iu" or not ((taken >= 0) & (taken < self.act_dim)).all():
