@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -107,6 +108,20 @@ def test_interrupted_collecting_ends_as_shells_expect(tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as stop:
         main(["collect", "CartPole-v1", "--output", str(tmp_path), "--push-to-hub", "me/poles"])
     assert stop.value.code == 130 and "nothing was pushed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "inspect", "ablate", "export", "push"])
+def test_ctrl_c_ends_every_verb_with_one_line(verb, tmp_path, monkeypatch, capsys):
+    def pressed(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("hf_decision_mamba.cli.DecisionMambaPolicy.from_pretrained", pressed)
+    monkeypatch.setattr("hf_decision_mamba.cli.push_to_hub", pressed)
+    more = {"export": ["--output", str(tmp_path / "step.onnx")], "push": ["me/policy"]}
+    with pytest.raises(SystemExit) as stop:
+        main([verb, str(tmp_path), *more.get(verb, [])])
+    line = "interrupted: nothing is half written; the same command starts again.\n"
+    assert (stop.value.code, capsys.readouterr().err) == (130, line)
 
 
 def test_inspect_data_speaks_to_people_and_to_machines(capsys):

@@ -829,16 +829,25 @@ def test_half_written_checkpoints_are_skipped(run, name, message, capsys):
         main(command_line(run, resume_from_checkpoint=run / "checkpoint-4"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_to_go_on_from(tmp_path, finished_run, monkeypatch, capsys, number):
+@pytest.fixture
+def interrupted_in(monkeypatch) -> Callable[[int, int], None]:
+    """Makes a signal come in the middle of a step, counted from 1."""
     step = DecisionMambaTrainer.training_step
 
-    def interrupted(trainer, *args, **kwargs):
-        if trainer.state.global_step == 1:
-            signal.raise_signal(number)
-        return step(trainer, *args, **kwargs)
+    def prepare(which: int, number: int) -> None:
+        def interrupted(trainer, *args, **kwargs):
+            if trainer.state.global_step == which - 1:
+                signal.raise_signal(number)
+            return step(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(DecisionMambaTrainer, "training_step", interrupted)
+        monkeypatch.setattr(DecisionMambaTrainer, "training_step", interrupted)
+
+    return prepare
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_to_go_on_from(tmp_path, finished_run, interrupted_in, capsys, number):
+    interrupted_in(2, number)
     with pytest.raises(SystemExit) as end, report_user_errors():
         main(command_line(tmp_path / "run"))
     assert end.value.code == 128 + number
@@ -852,14 +861,12 @@ def test_a_signal_saves_a_checkpoint_to_go_on_from(tmp_path, finished_run, monke
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
 
 
-def test_a_signal_before_any_checkpoint_promises_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        DecisionMambaTrainer, "training_step", lambda *args: signal.raise_signal(signal.SIGINT) or 1 / 0
-    )
-    monkeypatch.setattr(hf_decision_mamba.training, "on_interrupt", lambda act: contextlib.nullcontext())
+def test_who_never_saves_is_promised_nothing_after_a_signal(tmp_path, interrupted_in):
+    interrupted_in(2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as end:
-        main(command_line(tmp_path / "run"))
+        main(command_line(tmp_path / "run", save_strategy="no"))
     assert str(end.value) == "No checkpoint was complete yet: start again (--overwrite_output_dir true)."
+    assert not list((tmp_path / "run").glob("*"))
 
 
 @pytest.mark.parametrize(("size", "writer"), [(4_000, "safetensors"), (20_000, "torch")])
