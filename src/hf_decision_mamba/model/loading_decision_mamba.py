@@ -129,9 +129,13 @@ def check_config_file(path: str | os.PathLike[str], **kwargs: Any) -> None:
         OSError, ValueError: the file cannot be read, or `check_settings` refuses it.
     """
     file = os.fspath(path) if os.path.isfile(path) else cached_file(path, "config.json", **_hub_arguments(kwargs))
-    if file is not None:
-        with readable(file):
-            check_settings(json.loads(Path(file).read_text(encoding="utf-8")), file)
+    if file is None:
+        return
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON ({in_short(error)}); get the file again.") from error
+    check_settings(content, file)
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
