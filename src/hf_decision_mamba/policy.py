@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from numpy.typing import ArrayLike, NDArray
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, DecisionTransformerConfig, PreTrainedModel
 
 from .memory import FusedMemory, Memory, RecurrentMemory, WindowMemory, kinds_of, observation_shape
 from .model import DecisionMambaProcessor
@@ -32,6 +32,7 @@ from .model.loading_decision_mamba import (
     check_sizes,
     in_short,
     load_checked,
+    shown,
 )
 
 Mode = Literal["window", "recurrent"]
@@ -607,7 +608,9 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
     Args, raises: as `DecisionMambaPolicy.from_pretrained`.
     """
     try:
-        check_config_file(path_or_repo_id, **hub_kwargs)
+        said = check_config_file(path_or_repo_id, **hub_kwargs)
+        if said is not None and not hub_kwargs.get("trust_remote_code"):
+            _check_kind(said.get("model_type"))
         config = AutoConfig.from_pretrained(path_or_repo_id, **hub_kwargs)
         load = partial(AutoModel.from_pretrained, path_or_repo_id, config=config)
         if isinstance(config, CheckedConfig):
@@ -620,6 +623,19 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
         if isinstance(error, ValueError) and str(error).startswith(f"The weights of {path_or_repo_id} "):
             raise
         raise ValueError(f"The checkpoint in {path_or_repo_id} cannot be loaded: {in_short(error)}") from error
+
+
+def _check_kind(model_type: Any) -> None:
+    """Refuse models that decide nothing: of transformers' own, configs of any size are made without a check."""
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if not known or (
+        model_type != DecisionTransformerConfig.model_type
+        and CONFIG_MAPPING[model_type].__module__.startswith("transformers.")
+    ):
+        raise ValueError(
+            f"model_type={shown(model_type)} in config.json is no decision model that is known here; its own package "
+            "must be imported first, or the config is damaged."
+        )
 
 
 def _check_sampling(sample: bool, temperature: float, action_type: str) -> None:

@@ -256,6 +256,14 @@ def test_strange_settings_end_in_one_error(changes, message, kind, tmp_path):
             load.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "nothing", None, ["llama"]])
+def test_a_policy_is_made_of_decision_models_only(model_type, tmp_path):
+    changes = {"model_type": model_type, "num_hidden_layers": 10**9, "architectures": None}
+    change_json(save(tmp_path / "a-gpt2-mamba") / "config.json", **changes)
+    with pytest.raises(ValueError, match=r"model_type=.* in config\.json is no decision model"):
+        DecisionMambaPolicy.from_pretrained(tmp_path / "a-gpt2-mamba")
+
+
 @pytest.mark.parametrize("name", ["validate", "attribute_map", "estimated_parameters", "__class__", "to_dict"])
 def test_settings_do_not_take_the_place_of_what_the_config_does(name, tmp_path):
     change_json(save(tmp_path) / "config.json", **{name: 5})

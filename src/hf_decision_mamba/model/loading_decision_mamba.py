@@ -118,24 +118,27 @@ def check_settings(content: Any, name: str = "config.json") -> dict[str, Any]:
     return content
 
 
-def check_config_file(path: str | os.PathLike[str], **kwargs: Any) -> None:
+def check_config_file(path: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any] | None:
     """Check the config of a checkpoint of any class, before transformers makes one of it.
 
     Args:
-        path: folder or repository, or the file; where there is none, it is for transformers to say so.
+        path: folder or repository, or the file.
         kwargs: arguments of `from_pretrained`.
+
+    Returns:
+        What it says; None where there is none, which is for transformers to say.
 
     Raises:
         OSError, ValueError: the file cannot be read, or `check_settings` refuses it.
     """
     file = os.fspath(path) if os.path.isfile(path) else cached_file(path, "config.json", **_hub_arguments(kwargs))
     if file is None:
-        return
+        return None
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({in_short(error)}); get the file again.") from error
-    check_settings(content, file)
+    return check_settings(content, file)
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
