@@ -219,8 +219,9 @@ def test_nothing_but_the_file_itself_is_read(how: str, message: str, tmp_path: P
         load_trajectories(tmp_path / "a.hdf5")
 
 
-def test_links_beside_the_columns_are_left_alone(tmp_path: Path) -> None:
+def test_links_and_strange_names_beside_the_columns_are_left_alone(tmp_path: Path) -> None:
     with h5py.File(save(tmp_path / "a.hdf5"), "a") as file:
+        file["größe"], file[b"\xff\xfe"] = [1], [2]
         file["nowhere"] = h5py.SoftLink("/gone")
         file["infos/other"] = h5py.ExternalLink("/etc/passwd", "a")
     assert load_trajectories(tmp_path / "a.hdf5").num_steps == 5

@@ -30,7 +30,7 @@ _FILTERS = {_DEFLATE: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 32000: "
 _PACKING = {_DEFLATE, 4, 32000}
 #: Columns may take so many times as much memory as they take in the file; all zeros, packed by gzip, would take 1000.
 _MOST_UNPACKED = 500
-_MOST_DEFLATED = 1032  # times; what deflate can do
+_HARMLESS = ALWAYS_UNPACKED // 1032  # bytes that deflate cannot have made of more than are always unpacked
 _LONGEST_FACT = 1 << 16  # bytes of what a file says about its environment
 _CHECKSUM = 4  # bytes that fletcher32 adds to a chunk
 
@@ -56,7 +56,8 @@ def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFa
         ) from error
     with reading(text, "the file"), h5py.File(path, "r") as file:
         # What is linked from elsewhere is not looked at.
-        found: dict[str, Any] = {name: file[name] if _is_inside(file, name) else None for name in file}
+        names = [name for name in file if isinstance(name, str)]  # h5py gives bytes where a name is no text
+        found: dict[str, Any] = {name: file[name] if _is_inside(file, name) else None for name in names}
         columns_found = [name for name, item in found.items() if not isinstance(item, h5py.Group)]
         groups = [f"{name}/" for name in found if name not in columns_found]
         if not columns_found and groups:
@@ -107,49 +108,40 @@ def check_all_stored(text: str, path: Path) -> None:
     """
     import h5py
 
-    size = path.stat().st_size
     with reading(text, f"the file {path}"), h5py.File(path, "r") as file:
-        _check_stored(text, _everything(text, file, size), size)
+        _check_stored(text, _everything(text, file), path.stat().st_size, texts=True)
 
 
-def _everything(text: str, file: Any, size: int) -> Iterator[tuple[str, Any]]:
-    """Yield all values of a file that are no texts, with their names; None for links to something else."""
+def _everything(text: str, file: Any) -> Iterator[tuple[str, Any]]:
+    """Yield all values of a file with their names; None for links to something else."""
     import h5py
 
-    groups, seen = [file], set()
-    for group in groups:
+    groups, seen = [("", file)], set()
+    for within, group in groups:
         for name in group:
-            item = group[name] if _is_inside(group, name) else None
-            full = f"{group.name}/{name}".lstrip("/")
-            place = None if item is None else h5py.h5o.get_info(item.id).addr
+            full = f"{within}{name}"
+            if not _is_inside(group, name):
+                yield full, None
+                continue
+            item = group[name]
+            place = h5py.h5o.get_info(item.id).addr
             if place in seen:
                 raise ValueError(f"data set {text!r}: {full!r} is in the file under two names; keep one")
-            seen |= set() if place is None else {place}
+            seen.add(place)
             if isinstance(item, h5py.Group):
-                groups.append(item)
-            elif isinstance(item, h5py.Dataset) and h5py.check_dtype(vlen=item.dtype) is not None:
-                _check_place(f"data set {text!r}, column {full!r}", item)
-                _check_lengths(f"data set {text!r}, column {full!r}", item, size)
+                groups.append((f"{full}/", item))
             else:
                 yield full, item
 
 
-def _check_lengths(where: str, values: Any, size: int) -> None:
-    """Check values of any length, such as texts: of a few bytes each, all can be the longest one."""
-    taken, at_once = 0, max(ALWAYS_UNPACKED // size, 1)
-    for first in range(0, len(values), at_once):
-        taken += sum(len(value) for value in np.ravel(values[first : first + at_once]))
-        if taken > ALWAYS_UNPACKED + size:
-            raise ValueError(f"{where}: its values are longer than the file can hold; get it again")
-
-
-def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int) -> None:
+def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int, texts: bool = False) -> None:
     """Check that columns are numbers which are in their file of so many bytes, before any of them is read.
 
     Args:
         text: what errors call the data set.
         columns: names, and each an `h5py.Dataset`; None for a link to something else.
         size: of the file.
+        texts: whether there may be texts, and other values of any length.
 
     Raises:
         ValueError: one is a link, is stored elsewhere, needs code to be unpacked, or is more than the file can hold.
@@ -157,33 +149,41 @@ def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int) -> N
     stored = taken = 0
     for name, values in columns:
         where = f"data set {text!r}, column {name!r}"
-        _check_place(where, values)
-        if values.dtype.kind not in "biufS" or values.shape is None:
+        deflated = _check_place(where, values)
+        shape, dtype = values.shape, values.dtype
+        if dtype.kind not in ("biufSO" if texts else "biuf") or shape is None:
             raise ValueError(
-                f"{where}: expected numbers, or true and false, found shape {values.shape} of {values.dtype}; convert "
-                "the column, or map another one with columns={...}"
+                f"{where}: expected numbers, or true and false, found shape {shape} of {dtype}; convert the column, or "
+                "map another one with columns={...}"
             )
-        width = values.dtype.itemsize
         held = values.id.get_storage_size()
-        stored, taken = stored + held, taken + math.prod(values.shape) * width
-        chunk = math.prod(values.chunks or ()) * width
+        chunk = math.prod(values.chunks or ()) * dtype.itemsize
+        stored, taken = stored + held, taken + math.prod(shape) * dtype.itemsize
         if held > size or max(taken, chunk) > ALWAYS_UNPACKED + _MOST_UNPACKED * stored:
             raise ValueError(
-                f"{where}: {math.prod(values.shape):,} values of shape {values.shape} cannot be right, as the file "
-                f"holds {held:,} bytes of them; get it again"
+                f"{where}: {math.prod(shape):,} values of shape {shape} cannot be right, as the file holds {held:,} "
+                "bytes of them; get it again"
             )
-        _check_chunks(where, values, chunk)
+        if deflated is not None and held > _HARMLESS:
+            _check_chunks(where, values, chunk, deflated)
+        if dtype.kind == "O":
+            _check_lengths(where, values, size)
 
 
-def _is_inside(group: Any, name: str) -> bool:
-    """Whether a name of a group stands for something in the file itself."""
+def _is_inside(group: Any, name: str | bytes) -> bool:
+    """Whether a name of a group, as h5py gives it, stands for something in the file itself."""
     import h5py
 
-    return group.get(name, getclass=True, getlink=True) is h5py.HardLink
+    encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+    return bool(group.id.links.get_info(encoded).type == h5py.h5l.TYPE_HARD)
 
 
-def _check_place(where: str, values: Any) -> None:
-    """Check that the values are in the file, and are unpacked without code that is not HDF5's own."""
+def _check_place(where: str, values: Any) -> int | None:
+    """Check that the values are in the file, and are unpacked without code that is not HDF5's own.
+
+    Returns:
+        Which of their filters, counted from 0, is deflate; None where none is.
+    """
     import h5py
 
     if values is None:
@@ -193,36 +193,35 @@ def _check_place(where: str, values: Any) -> None:
     stored = values.id.get_create_plist()
     if stored.get_external_count() or stored.get_layout() == h5py.h5d.VIRTUAL:
         raise ValueError(f"{where}: its values are in another file, which is not read; store them in the file itself")
-    filters = _filters(values)
-    if set(filters) - {*_FILTERS} or len(_PACKING.intersection(filters)) > 1 or len(set(filters)) < len(filters):
+    filters = [stored.get_filter(number)[0] for number in range(stored.get_nfilters())]
+    if {*filters} - {*_FILTERS} or len(_PACKING.intersection(filters)) > 1 or len({*filters}) < len(filters):
         raise ValueError(
             f"{where}: it is packed with the filters {filters[:10]}; only {', '.join(_FILTERS.values())} are read, one "
             "of each kind. Store it again with compression='gzip'"
         )
+    return filters.index(_DEFLATE) if _DEFLATE in filters else None
 
 
-def _filters(values: Any) -> list[int]:
-    """Return the numbers of the filters that pack the values, in their order."""
-    stored = values.id.get_create_plist()
-    return [stored.get_filter(number)[0] for number in range(stored.get_nfilters())]
-
-
-def _check_chunks(where: str, values: Any, chunk: int) -> None:
+def _check_chunks(where: str, values: Any, chunk: int, deflated: int) -> None:
     """Check that large packed chunks unpack to so many bytes; HDF5 would take memory for as many as there are."""
-    filters = _filters(values)
-    if _DEFLATE not in filters:
-        return
     places: list[tuple[int, ...]] = []
 
     def visit(info: Any) -> None:
-        if info.size > ALWAYS_UNPACKED // _MOST_DEFLATED:
+        if info.size > _HARMLESS:
             places.append(info.chunk_offset)
 
     values.id.chunk_iter(visit)
     for place in places:
         skipped, packed = values.id.read_direct_chunk(place)
-        if skipped & (1 << filters.index(_DEFLATE)):
-            continue
         most = chunk + _CHECKSUM
-        if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+        if not skipped & (1 << deflated) and len(zlib.decompressobj().decompress(packed, most + 1)) > most:
             raise ValueError(f"{where}: the chunk at {place} unpacks to more than {chunk:,} bytes; get the file again")
+
+
+def _check_lengths(where: str, values: Any, size: int) -> None:
+    """Check values of any length, such as texts: of a few bytes each, all can be the longest one."""
+    taken, at_once = 0, max(ALWAYS_UNPACKED // size, 1)
+    for first in range(0, len(values), at_once):
+        taken += sum(len(value) for value in np.ravel(values[first : first + at_once]))
+        if taken > ALWAYS_UNPACKED + size:
+            raise ValueError(f"{where}: its values are longer than the file can hold; get it again")
