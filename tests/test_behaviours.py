@@ -296,6 +296,20 @@ def test_a_file_that_unpacks_without_end_is_refused(sb3, tmp_path):
         behaviour(f"sb3:{path}", "CartPole-v1")
 
 
+def test_one_storage_for_very_many_tensors_is_refused(sb3, tmp_path):
+    path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ\x90\xd0\x03\x00tQq\x00"
+    tensor = b"X\x04\0\0\0%04d%b(%bK\x00K\x01\x85K\x01\x85\x89}tR"
+    tensors = [tensor % (0, b"ctorch._utils\n_rebuild_tensor_v2\nq\x01", storage)]
+    tensors += [tensor % (number, b"h\x01", b"h\x00") for number in range(1, 500)]
+    pickled = b"\x80\x02}(" + b"".join(tensors) + b"u."
+    with zipfile.ZipFile(path) as archive:
+        weights = repacked(archive.read("policy.pth"), data_pkl=pickled, **{"data/0": bytes(1_000_000)})
+    path.write_bytes(repacked(path.read_bytes(), policy_pth=weights))
+    with pytest.raises(ValueError, match=r"its tensors are more than [\d,]+ bytes can hold"):
+        behaviour(f"sb3:{path}", "CartPole-v1")
+
+
 def test_weights_that_are_no_numbers_are_refused(sb3, tmp_path):
     path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(io.BytesIO(archive.read("policy.pth"))) as weights:

@@ -335,10 +335,15 @@ def _read_weights(content: bytes) -> dict[str, torch.Tensor]:
         described = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         pickled = _member(archive, described)
         found = _WeightsMachine(Budget(len(pickled))).run(io.BytesIO(pickled))
-        weights = {name: checked(one, _Place).read(archive, described) for name, one in checked(found, dict).items()}
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name[:100]} is not finite")
+        weights: dict[str, torch.Tensor] = {}
+        left = _ALWAYS_UNPACKED + _MOST_UNPACKED * len(content)  # a storage can be named again and again
+        for name, place in checked(found, dict).items():
+            weights[name] = checked(place, _Place).read(archive, described)
+            left -= place.numbers * place.dtype.itemsize
+            if left < 0:
+                raise ValueError(f"its tensors are more than {len(content):,} bytes can hold")
+            if not torch.isfinite(weights[name]).all():
+                raise ValueError(f"{name[:100]} is not finite")
     return weights
 
 
