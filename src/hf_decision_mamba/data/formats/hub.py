@@ -29,7 +29,7 @@ from ..facts import COMPRESSED, SourceFacts, agreed, beside, check_card, facts_b
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
 from .episode_rows import read_episode_rows
-from .rows import LoadedRows, Rows, check_inside, is_about_data, parquet_rows, shown_rows, unreadable
+from .rows import LoadedRows, Rows, check_inside, is_about_data, parquet_rows, shown, shown_rows, unreadable
 from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
 
 #: The Hub keeps a parquet copy of many data sets, also of those made by a script, at this revision.
@@ -164,7 +164,7 @@ def read_folder(text: str, path: Path, request: Request) -> Trajectories:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the folder {text} holds no data files; looked for {', '.join(BUILDERS)} and the $store$_*_ckpt.N.gz of a "
-            f"DQN replay in {path.absolute()} ({error}); files of other formats are named one by one"
+            f"DQN replay in {path.absolute()} ({shown(str(error), 300)}); files of other formats are named one by one"
         ) from error
     info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else RobotInfo()
     return _read(_Opened(rows, label=text, name=path.resolve().name, facts=_facts_of_folder(path), info=info), request)

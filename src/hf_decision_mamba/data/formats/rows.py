@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import hf_hub_download
 from tqdm.contrib.concurrent import thread_map
 
 from .arrow import depth_of, is_binary, is_number, item_type
+from .footers import chunks
 
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@[^/]+/(?P<path>.*)")
 #: What `datasets` reads without following a file to others, or running code: it knows many more kinds of files.
@@ -34,7 +34,6 @@ _LONGEST_REASON = 300
 #: times what it takes in its file: Arrow repeats a value as often as a few bytes say. Frames of Breakout take 280.
 ALWAYS_UNPACKED = 1 << 28
 _MOST_UNPACKED = 2000
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 #: What the libraries that read formats raise where a file is damaged, or made up: of memory and recursion too.
 DAMAGE: tuple[type[Exception], ...] = (
@@ -138,24 +137,15 @@ class ParquetRows:
         for path, start, stop in self.parts:
             with reading(self.label, f"the file {path}"):
                 file, wanted = pq.ParquetFile(path), self.schema.field(column).type
-                rows, row, taken = _rows_at_once(unpacked_size(file.metadata), file.metadata.num_rows), 0, 0
+                said = [*chunks(file.metadata)]
+                rows, row, taken = _rows_at_once(sum(one.unpacked for one in said), file.metadata.num_rows), 0, 0
                 if is_binary(wanted):  # of which every row may be the longest one, said again
-                    rows = min(rows, max(_BYTES_AT_ONCE // max(_packed_sizes(file.metadata, column)), 1))
+                    rows = min(rows, max(_BYTES_AT_ONCE // max(1, *(one.unpacked for one in said)), 1))
                 for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                     first, row, taken = row, row + len(batch), taken + batch.nbytes
                     check_taken(self.label, str(path), taken, path.stat().st_size)
                     piece = batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
                     yield piece if piece.type == wanted else piece.cast(wanted)
-
-
-def unpacked_size(found: pq.FileMetaData) -> int:
-    """Return about how many bytes all columns of a parquet file take unpacked; texts and bytes count once each."""
-    chunks = (
-        found.row_group(group).column(number) for group, number in np.ndindex(found.num_row_groups, found.num_columns)
-    )
-    return sum(
-        max(chunk.total_uncompressed_size, chunk.num_values * _WIDTHS.get(chunk.physical_type, 0)) for chunk in chunks
-    )
 
 
 def check_unpacked(label: str, file: str, found: pq.FileMetaData) -> None:
@@ -164,10 +154,10 @@ def check_unpacked(label: str, file: str, found: pq.FileMetaData) -> None:
     Raises:
         ValueError: it is not.
     """
-    groups = (found.row_group(group) for group in range(found.num_row_groups))
-    held = sum(group.column(number).total_compressed_size for group in groups for number in range(found.num_columns))
+    said = [*chunks(found)]
+    held = sum(one.packed for one in said)
     size = min(held, os.path.getsize(file)) if os.path.isfile(file) else held
-    check_taken(label, file, unpacked_size(found), size)
+    check_taken(label, file, sum(one.unpacked for one in said), size)
 
 
 def check_taken(label: str, file: str, taken: int, size: int) -> None:
@@ -181,13 +171,6 @@ def check_taken(label: str, file: str, taken: int, size: int) -> None:
             f"data set {label!r}: {file} unpacks to {taken:,} bytes or more, which is over {_MOST_UNPACKED} times its "
             f"{size:,} bytes; get it again, or save it without compression"
         )
-
-
-def _packed_sizes(found: pq.FileMetaData, column: str) -> list[int]:
-    """Return the bytes of the pieces in which a column of bytes is kept in a parquet file, and 1."""
-    number = [found.schema.column(number).path for number in range(found.num_columns)].index(column)
-    groups = (found.row_group(group) for group in range(found.num_row_groups))
-    return [1, *(group.column(number).total_uncompressed_size for group in groups)]
 
 
 def _rows_at_once(size: int, rows: int) -> int:
@@ -255,7 +238,8 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
                 f"{', '.join(different)}; make them alike, or give the files as a list"
             )
     for file, about in said.items():
-        check_unpacked(label, str(file), about)
+        with reading(label, f"the file {file}"):
+            check_unpacked(label, str(file), about)
     counts = {file: about.num_rows for file, about in said.items()}
     lengths = {name: sum(counts[file] for file in local.get(name, ())) for name in found}
     parts: list[tuple[Path, int, int]] = []
