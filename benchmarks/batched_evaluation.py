@@ -13,8 +13,9 @@ from unittest import mock
 from measuring import save, spread, target
 from tqdm import tqdm
 
-from hf_decision_mamba import DecisionMambaPolicy, evaluation
-from hf_decision_mamba.environments import make_environments
+from hf_decision_mamba import DecisionMambaPolicy
+from hf_decision_mamba.evaluation import rollouts as evaluation
+from hf_decision_mamba.evaluation.environments import make_environments
 
 CHECKPOINT = Path(__file__).parents[1] / "model_cards" / "dema-b3ld-hopper-medium-replay"
 ENV_ID, EPISODES = "Hopper-v5", 64

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from training_runs import ROOT, read
 
-from hf_decision_mamba.evaluation import t_interval
-from hf_decision_mamba.figures import fit_titles, legend_below, tidy
+from hf_decision_mamba.evaluation.statistics import t_interval
+from hf_decision_mamba.reporting.figures import fit_titles, legend_below, tidy
 
 QUESTIONS = ROOT / "configs" / "questions"
 SCALING = ROOT / "benchmarks" / "results" / "scaling.json"

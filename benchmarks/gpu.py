@@ -40,7 +40,7 @@ from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_decision_mamba.model.selective_scan import selective_scan
-from hf_decision_mamba.training import main as train
+from hf_decision_mamba.training.run import main as train
 
 BATCHES, TOKENS, WIDTHS, STATES = (64, 512), (24, 60, 300, 3000), (128, 256), (16, 64)
 LONG = (1000, 3000, 10_000, 30_000, 100_000)

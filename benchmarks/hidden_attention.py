@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from hf_decision_mamba import DecisionMambaPolicy
-from hf_decision_mamba.ablating import CHANGES, ablated
-from hf_decision_mamba.evaluation import evaluate_policy
+from hf_decision_mamba.analysis.ablation import CHANGES, ablated
+from hf_decision_mamba.evaluation.rollouts import evaluate_policy
 
 
 def main() -> None:

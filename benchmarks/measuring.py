@@ -27,8 +27,8 @@ from tqdm import tqdm
 from transformers import DecisionTransformerConfig, DecisionTransformerModel, PreTrainedModel
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
-from hf_decision_mamba.trainer import DecisionMambaTrainer, action_loss
-from hf_decision_mamba.training_arguments import DecisionMambaTrainingArguments
+from hf_decision_mamba.training.arguments import DecisionMambaTrainingArguments
+from hf_decision_mamba.training.trainer import DecisionMambaTrainer, action_loss
 
 RESULTS = Path(__file__).parent / "results"
 STATE_DIM, ACT_DIM = 11, 3  # Hopper

@@ -25,10 +25,10 @@ from measuring import ACT_DIM, STATE_DIM, in_a_process, milliseconds, peak_growt
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from hf_decision_mamba.building import build
 from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, load_trajectories
-from hf_decision_mamba.training import main as train
-from hf_decision_mamba.training_arguments import parse_arguments
+from hf_decision_mamba.training.arguments import parse_arguments
+from hf_decision_mamba.training.factory import build
+from hf_decision_mamba.training.run import main as train
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "hopper-medium-replay.yaml"  # the default run

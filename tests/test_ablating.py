@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
-from hf_decision_mamba.ablating import ablate, ablated
-from hf_decision_mamba.analysis import randomize_hidden_attention, swap_hidden_attention, zero_hidden_attention
-from hf_decision_mamba.baselines import DecisionBCConfig, DecisionBCModel
-from hf_decision_mamba.evaluation import evaluate_policy
+from hf_decision_mamba.analysis.ablation import (
+    ablate,
+    ablated,
+    randomize_hidden_attention,
+    swap_hidden_attention,
+    zero_hidden_attention,
+)
+from hf_decision_mamba.baselines.behaviour_cloning import DecisionBCConfig, DecisionBCModel
+from hf_decision_mamba.evaluation.rollouts import evaluate_policy
 
 HOPPER = {"state_dim": 11, "act_dim": 3, "env_id": "Hopper-v5"}
 CHEETAH = {"state_dim": 17, "act_dim": 6, "env_id": "HalfCheetah-v5"}
@@ -126,7 +131,9 @@ def no_mixers() -> DecisionMambaPolicy:
     ],
 )
 def test_what_cannot_be_changed_is_refused_before_anything_is_played(others, options, message, monkeypatch) -> None:
-    monkeypatch.setattr("hf_decision_mamba.ablating.evaluate_policy", lambda *args, **kwargs: pytest.fail("played"))
+    monkeypatch.setattr(
+        "hf_decision_mamba.analysis.ablation.evaluate_policy", lambda *args, **kwargs: pytest.fail("played")
+    )
     with pytest.raises(ValueError, match=message):
         ablate([make_policy(**HOPPER)], [make_policy(**CHEETAH, **sizes) for sizes in others], **options)
 

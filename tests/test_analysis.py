@@ -9,15 +9,14 @@ from model.test_presets import SMALL, VARIANTS, inputs_for, model_of
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from hf_decision_mamba import DecisionBCConfig, DecisionBCModel, DecisionMambaConfig, DecisionMambaModel
-from hf_decision_mamba.analysis import (
-    decay_rate,
-    effective_context,
-    hidden_attention,
+from hf_decision_mamba.analysis.ablation import (
     randomize_hidden_attention,
     swap_hidden_attention,
-    time_constants,
     zero_hidden_attention,
 )
+from hf_decision_mamba.analysis.effective_context import effective_context
+from hf_decision_mamba.analysis.hidden_attention import decay_rate, hidden_attention
+from hf_decision_mamba.analysis.time_constants import time_constants
 
 MASK = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]])  # padded behind, in front, inside, not
 

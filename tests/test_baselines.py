@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from hf_decision_mamba import DecisionMambaPolicy, DecisionMambaProcessor
-from hf_decision_mamba.baselines import DecisionBCConfig, DecisionBCModel
+from hf_decision_mamba.baselines.behaviour_cloning import DecisionBCConfig, DecisionBCModel
 
 
 @pytest.fixture(scope="module")

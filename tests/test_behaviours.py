@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from hf_decision_mamba.behaviours import Exploration, StableBaselinesBehaviour, split_source
-from hf_decision_mamba.environments import make_environments
+from hf_decision_mamba.collecting.policies import Exploration
+from hf_decision_mamba.collecting.stable_baselines import StableBaselinesBehaviour, split_source
+from hf_decision_mamba.evaluation.environments import make_environments
 
 BOX = Box(np.float32([-1, -4]), np.float32([1, 4]))
 
@@ -180,8 +181,10 @@ def test_frames_are_stacked_newest_last_with_blanks_before_the_first(sb3, tmp_pa
 )
 def test_a_repository_of_the_hub_stands_for_its_one_file(files, place, message, sb3, tmp_path, monkeypatch):
     path, _ = saved(sb3, tmp_path, "ppo", "CartPole-v1")
-    monkeypatch.setattr("hf_decision_mamba.behaviours.HfApi.list_repo_files", lambda api, name: files)
-    monkeypatch.setattr("hf_decision_mamba.behaviours.hf_hub_download", lambda name, file: tmp_path / Path(file).name)
+    monkeypatch.setattr("hf_decision_mamba.collecting.stable_baselines.HfApi.list_repo_files", lambda api, name: files)
+    monkeypatch.setattr(
+        "hf_decision_mamba.collecting.stable_baselines.hf_hub_download", lambda name, file: tmp_path / Path(file).name
+    )
     if message is None:
         assert behaviour(f"sb3:ppo:{place}", "CartPole-v1").algorithm == "ppo"
     else:

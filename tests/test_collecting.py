@@ -14,11 +14,12 @@ import pytest
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
-from hf_decision_mamba.collecting import CollectSettings, collect
-from hf_decision_mamba.console import StoppedBySignal
+from hf_decision_mamba.collecting.collect import collect
+from hf_decision_mamba.collecting.settings import CollectSettings
 from hf_decision_mamba.data import load_trajectories
-from hf_decision_mamba.dataset_cards import DATA_FILE
-from hf_decision_mamba.environments import make_environments
+from hf_decision_mamba.evaluation.environments import make_environments
+from hf_decision_mamba.reporting.console import StoppedBySignal
+from hf_decision_mamba.sharing.dataset_card import DATA_FILE
 
 NEEDS_SB3 = pytest.mark.skipif(
     importlib.util.find_spec("stable_baselines3") is None, reason="stable-baselines3 is not installed"

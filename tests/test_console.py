@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_decision_mamba import console
-from hf_decision_mamba.console import StoppedBySignal, on_interrupt, report_user_errors
+from hf_decision_mamba.reporting import console
+from hf_decision_mamba.reporting.console import StoppedBySignal, on_interrupt, report_user_errors
 
 CONSOLE = Path(console.__file__)
 

@@ -10,8 +10,9 @@ from hub_server import LoopbackHub
 from huggingface_hub import DatasetCard
 from test_hub import HOSTILE, assert_inert, with_texts
 
-from hf_decision_mamba.collecting import CollectSettings, collect
-from hf_decision_mamba.dataset_cards import (
+from hf_decision_mamba.collecting.collect import collect
+from hf_decision_mamba.collecting.settings import CollectSettings
+from hf_decision_mamba.sharing.dataset_card import (
     is_dataset_folder,
     push_dataset_to_hub,
     render_dataset_card,

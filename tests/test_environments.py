@@ -9,13 +9,9 @@ import pytest
 
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.data.formats.minari import _observations
-from hf_decision_mamba.environments import (
-    action_bounds,
-    is_env_id,
-    make_environments,
-    normalized_score,
-    score_reference,
-)
+from hf_decision_mamba.evaluation.environments import action_bounds, make_environments
+from hf_decision_mamba.evaluation.scores import normalized_score, score_reference
+from hf_decision_mamba.reporting.env_ids import is_env_id
 
 gymnasium = pytest.importorskip("gymnasium")
 

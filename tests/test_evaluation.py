@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
-from hf_decision_mamba.data.facts import describe_actions, describe_observations
-from hf_decision_mamba.environments import action_bounds, normalized_score
-from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy
-from hf_decision_mamba.policy import DecisionMambaPolicy
+from hf_decision_mamba.acting.policy import DecisionMambaPolicy
+from hf_decision_mamba.data.metadata import describe_actions, describe_observations
+from hf_decision_mamba.evaluation.environments import action_bounds
+from hf_decision_mamba.evaluation.result import EvaluationResult
+from hf_decision_mamba.evaluation.rollouts import evaluate_policy
+from hf_decision_mamba.evaluation.scores import normalized_score
 
 gymnasium = pytest.importorskip("gymnasium")
 AutoresetMode = gymnasium.vector.AutoresetMode

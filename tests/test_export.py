@@ -16,10 +16,10 @@ from hf_decision_mamba import (
     DecisionMambaModel,
     DecisionMambaPolicy,
     DecisionMambaProcessor,
-    export,
 )
+from hf_decision_mamba.acting import export
+from hf_decision_mamba.acting.export import DecisionStep, export_policy
 from hf_decision_mamba.cli import main
-from hf_decision_mamba.export import DecisionStep, export_policy
 from hf_decision_mamba.model import PRESETS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_decision_mamba.figures import number
+from hf_decision_mamba.reporting.figures import number
 
 
 @pytest.mark.parametrize(

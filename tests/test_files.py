@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hf_decision_mamba.evaluation import EVALUATION_FILES, EvaluationResult
-from hf_decision_mamba.files import replacing, replacing_together, writing
+from hf_decision_mamba.evaluation.result import EvaluationResult
+from hf_decision_mamba.reporting.files import EVALUATION_FILES, replacing, replacing_together, writing
 
 
 class Killed(BaseException):

@@ -24,10 +24,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
-from hf_decision_mamba.evaluation import EvaluationResult, normalized_score
-from hf_decision_mamba.hub import push_to_hub, render_model_card, write_model_card
+from hf_decision_mamba.evaluation.result import EvaluationResult
+from hf_decision_mamba.evaluation.scores import normalized_score
 from hf_decision_mamba.model import PRESETS
-from hf_decision_mamba.remote_code import CODE_FILES, write_model_code
+from hf_decision_mamba.sharing.model_card import push_to_hub, render_model_card, write_model_card
+from hf_decision_mamba.sharing.remote_code import CODE_FILES, write_model_code
 
 BASELINES = ("decision_transformer", "bc")
 ROOT = Path(__file__).parents[1]
@@ -593,7 +594,7 @@ def test_snippets_of_the_card_run(checkpoint: Path, capsys: pytest.CaptureFixtur
 
 # Pushing and loading
 
-PUSH = "from hf_decision_mamba.hub import push_to_hub; print(push_to_hub({arguments}))"
+PUSH = "from hf_decision_mamba.sharing.model_card import push_to_hub; print(push_to_hub({arguments}))"
 
 # Acts for 25 steps (more than the context) on observations that are a function of the step, and prints every action.
 ACT = """

@@ -17,14 +17,10 @@ from hf_decision_mamba import (
     DecisionMambaModel,
     DecisionMambaProcessor,
 )
-from hf_decision_mamba.data.facts import describe_observations
-from hf_decision_mamba.inspecting import (
-    DecisionWindows,
-    chosen_episodes,
-    inspect_checkpoint,
-    play_episodes,
-)
-from hf_decision_mamba.policy import DecisionMambaPolicy
+from hf_decision_mamba.acting.policy import DecisionMambaPolicy
+from hf_decision_mamba.analysis.episodes import DecisionWindows, chosen_episodes, play_episodes
+from hf_decision_mamba.analysis.inspection import inspect_checkpoint
+from hf_decision_mamba.data.metadata import describe_observations
 
 K = 5
 BREAKOUT = str(Path(__file__).parent / "data" / "breakout-tiny.parquet")
@@ -172,7 +168,9 @@ def test_everything_is_measured_and_stated():
 )
 def test_targets_lie_around_the_checkpoints_own(own, targets, monkeypatch):
     asked = {}
-    monkeypatch.setattr("hf_decision_mamba.inspecting.evaluate_policy", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr(
+        "hf_decision_mamba.analysis.inspection.evaluate_policy", lambda *_, **options: asked.update(options)
+    )
     policy = pendulum_policy(target_return=own, context_length=1)
     inspect_checkpoint(policy, "here", episodes=1, progress=False)
     assert asked["target_returns"] == targets
@@ -279,6 +277,6 @@ def test_without_the_environments_package_a_data_set_is_offered(monkeypatch):
     def missing(*_, **__):
         raise ImportError("Rollouts need gymnasium.")
 
-    monkeypatch.setattr("hf_decision_mamba.inspecting.make_environments", missing)
+    monkeypatch.setattr("hf_decision_mamba.analysis.inspection.make_environments", missing)
     with pytest.raises(ImportError, match=r"need gymnasium.*--data SOURCE"):
         inspect_checkpoint(pendulum_policy(), "here", progress=False)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_inspecting import make_transformer, pendulum_policy
 
-from hf_decision_mamba.analysis import Decay
-from hf_decision_mamba.inspecting import inspect_checkpoint
-from hf_decision_mamba.inspection_page import write_inspection
+from hf_decision_mamba.analysis.hidden_attention import Decay
+from hf_decision_mamba.analysis.inspection import inspect_checkpoint
+from hf_decision_mamba.analysis.page import write_inspection
 
 PICTURES = ["attention", "decay", "effective_context", "return_conditioning", "time_constants"]
 

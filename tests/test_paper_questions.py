@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from paper_questions import Run
 
 from hf_decision_mamba import DecisionMambaConfig
-from hf_decision_mamba.training_arguments import parse_arguments
+from hf_decision_mamba.training.arguments import parse_arguments
 
 HOPPER = "hopper-medium-replay"
 SETTINGS = {"preset": "dema-b3ld", "context_length": 8}

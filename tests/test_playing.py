@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from hf_decision_mamba.environments import make_environments
+from hf_decision_mamba.evaluation.environments import make_environments
 
 GOALS = spaces.Dict({"place": spaces.Box(-1, 1, (2,)), "goal": spaces.Box(-1, 1, (1,))})
 

@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.acting.policy import DecisionMambaPolicy
 from hf_decision_mamba.data import Trajectories, WindowDataset
 from hf_decision_mamba.model import PRESETS
-from hf_decision_mamba.policy import DecisionMambaPolicy
 
 S, A, K = 4, 2, 5
 CONTINUOUS = [name for name in PRESETS if "atari" not in name]
@@ -31,7 +31,7 @@ LOW, HIGH = np.float32([-0.3, -1]), np.float32([0.3, 1])  # narrow enough that c
 def acting(request, monkeypatch):
     """Every test is run with both: how a policy acts must not depend on what computes it."""
     if request.param == "torch":
-        monkeypatch.setattr("hf_decision_mamba.policy.fuse", lambda model: None)
+        monkeypatch.setattr("hf_decision_mamba.acting.policy.fuse", lambda model: None)
     return request.param
 
 
@@ -795,9 +795,11 @@ class TestWarmUp:
     def test_the_first_decision_prepares_nothing(self, mode, monkeypatch, acting):
         policy, prepared = make_policy(mode), []
         if acting == "one compiled call":
-            from hf_decision_mamba.policy import fuse
+            from hf_decision_mamba.acting.compiled import fuse
 
-            monkeypatch.setattr("hf_decision_mamba.policy.fuse", lambda model: prepared.append(model) or fuse(model))
+            monkeypatch.setattr(
+                "hf_decision_mamba.acting.policy.fuse", lambda model: prepared.append(model) or fuse(model)
+            )
         policy.warm_up()
         before = len(prepared)
         assert before == (acting == "one compiled call")
@@ -1039,7 +1041,7 @@ class TestBadInput:
             raise MemoryError("Unable to allocate 9 TiB")
 
         for name in ("FusedMemory", "WindowMemory"):
-            monkeypatch.setattr(f"hf_decision_mamba.policy.{name}", full)
+            monkeypatch.setattr(f"hf_decision_mamba.acting.policy.{name}", full)
         with pytest.raises(ValueError, match=r"num_envs=1000: so many rows cannot be remembered \(Unable to allocate"):
             make_policy().reset(num_envs=1000)
 

@@ -17,11 +17,12 @@ from hub_server import Blob, Fault, LoopbackHub
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
-from hf_decision_mamba.collecting import CollectSettings, collect
-from hf_decision_mamba.dataset_cards import push_dataset_to_hub
-from hf_decision_mamba.hub import push_to_hub
-from hf_decision_mamba.pushing import RETRY_WAITS, PushError
-from hf_decision_mamba.remote_code import CODE_FILES, write_model_code
+from hf_decision_mamba.collecting.collect import collect
+from hf_decision_mamba.collecting.settings import CollectSettings
+from hf_decision_mamba.sharing.dataset_card import push_dataset_to_hub
+from hf_decision_mamba.sharing.model_card import push_to_hub
+from hf_decision_mamba.sharing.push import RETRY_WAITS, PushError
+from hf_decision_mamba.sharing.remote_code import CODE_FILES, write_model_code
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own, to httpx2
 
@@ -259,7 +260,7 @@ def test_a_file_that_cannot_be_read_is_named(
     def refuse(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("hf_decision_mamba.pushing.CommitOperationAdd", lambda name, path: refuse(path))
+    monkeypatch.setattr("hf_decision_mamba.sharing.push.CommitOperationAdd", lambda name, path: refuse(path))
     with pytest.raises(PushError, match=r"failed: PermissionError: .* denied: '.*README\.md'\. The files in"):
         push_to_hub(checkpoint, NAME)
     assert waits == []

@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hf_decision_mamba import recording
-from hf_decision_mamba.data import load_trajectories
-from hf_decision_mamba.recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
+from hf_decision_mamba.data import load_trajectories, recording
+from hf_decision_mamba.data.recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
 
 
 def episode(steps: int, seed: int = 0, terminated: bool = True, offset: float = 0.0) -> Episode:

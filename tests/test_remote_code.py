@@ -31,8 +31,8 @@ from hf_decision_mamba import (
     DecisionMambaPolicy,
     DecisionMambaProcessor,
 )
-from hf_decision_mamba.hub import push_to_hub, render_model_card
-from hf_decision_mamba.remote_code import CODE_FILES, write_model_code
+from hf_decision_mamba.sharing.model_card import push_to_hub, render_model_card
+from hf_decision_mamba.sharing.remote_code import CODE_FILES, write_model_code
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # the Hub client's own, in an upload
 

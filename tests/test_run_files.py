@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_decision_mamba.run_files import (
+from hf_decision_mamba.reporting.files import portable
+from hf_decision_mamba.reporting.stretches import go_on, varying_settings
+from hf_decision_mamba.training.record import (
     draw_learning_curve,
-    go_on,
     learning_history,
     other_settings,
-    portable,
     read_run,
-    varying_settings,
     write_run,
 )
 

@@ -24,24 +24,30 @@ from hub_server import Blob, Fault, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-import hf_decision_mamba.console
-import hf_decision_mamba.trainer
-import hf_decision_mamba.training
+import hf_decision_mamba.reporting.console
+import hf_decision_mamba.training.run
+import hf_decision_mamba.training.trainer
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
-from hf_decision_mamba.building import build, paper_parameter_count
+from hf_decision_mamba.baselines.architectures import paper_parameter_count
 from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
-from hf_decision_mamba.evaluation import EvaluationResult, evaluate_policy
+from hf_decision_mamba.evaluation.result import EvaluationResult
+from hf_decision_mamba.evaluation.rollouts import evaluate_policy
 from hf_decision_mamba.model import PRESETS
-from hf_decision_mamba.pushing import PushError
-from hf_decision_mamba.remote_code import CODE_FILES
-from hf_decision_mamba.trainer import DecisionMambaTrainer, RolloutCallback, action_loss, last_complete_checkpoint
-from hf_decision_mamba.training import _Data, _goes_to_the_device, main, report_user_errors
-from hf_decision_mamba.training_arguments import (
+from hf_decision_mamba.reporting.console import report_user_errors
+from hf_decision_mamba.sharing.push import PushError
+from hf_decision_mamba.sharing.remote_code import CODE_FILES
+from hf_decision_mamba.training.arguments import (
     DataArguments,
     DecisionMambaTrainingArguments,
     ModelArguments,
     parse_arguments,
 )
+from hf_decision_mamba.training.callbacks import RolloutCallback
+from hf_decision_mamba.training.checkpoints import last_complete_checkpoint
+from hf_decision_mamba.training.factory import build
+from hf_decision_mamba.training.run import _goes_to_the_device, main
+from hf_decision_mamba.training.task import RunData
+from hf_decision_mamba.training.trainer import DecisionMambaTrainer, action_loss
 
 ROOT = Path(__file__).parents[1]
 TINY_DATA = ROOT / "tests" / "data" / "hopper-tiny-v5.parquet"
@@ -565,7 +571,7 @@ def test_streaming_from_the_hub_downloads_no_file(tmp_path):
         hub.repositories["datasets", "alice/hopper"] = repository
         environment = hub.client_environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         words = command_line(tmp_path / "run", dataset_name="alice/hopper", **{**STREAMED, "max_steps": 2})
-        program = "import sys; from hf_decision_mamba.training import main; main(sys.argv[1:])"
+        program = "import sys; from hf_decision_mamba.training.run import main; main(sys.argv[1:])"
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -637,7 +643,7 @@ def scripted_scores(monkeypatch):
         }
         return EvaluationResult(env_id, "window", 4, 0, [{**row, "normalized_score": score}])
 
-    monkeypatch.setattr(hf_decision_mamba.trainer, "evaluate_policy", evaluate)
+    monkeypatch.setattr(hf_decision_mamba.training.trainer, "evaluate_policy", evaluate)
     return policies
 
 
@@ -778,10 +784,10 @@ def test_data_on_the_device_trains_the_same_weights(finished_run, tmp_path, caps
     ],
 )
 def test_data_goes_to_a_gpu_that_has_room(tmp_path, trajectories, monkeypatch, settings, device, room, expected):
-    monkeypatch.setattr(hf_decision_mamba.training, "fits", lambda data, place: room)
+    monkeypatch.setattr(hf_decision_mamba.training.run, "fits", lambda data, place: room)
     args = tiny_arguments(tmp_path, **settings)
     monkeypatch.setattr(type(args), "device", torch.device(device))
-    data = _Data(trajectories.statistics(), trajectories, None, None)
+    data = RunData(trajectories.statistics(), trajectories, None, None)
     assert _goes_to_the_device(data, args) is expected
 
 
@@ -1228,7 +1234,7 @@ def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("an environment was made")
 
-    monkeypatch.setattr(hf_decision_mamba.training, "make_environments", refuse)
+    monkeypatch.setattr(hf_decision_mamba.training.run, "make_environments", refuse)
     settings = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
     main(command_line(tmp_path / "run", **settings, env_id="Nowhere-v0", eval_episodes=0))
     assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").env_id == "Nowhere-v0"
@@ -1236,21 +1242,21 @@ def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
 
 def test_what_takes_a_moment_is_said(monkeypatch):
     said, told = [], threading.Event()
-    monkeypatch.setattr(hf_decision_mamba.console, "say", lambda text: (said.append(text), told.set()))
-    with hf_decision_mamba.console.waiting("a moment", seconds=60.0):
+    monkeypatch.setattr(hf_decision_mamba.reporting.console, "say", lambda text: (said.append(text), told.set()))
+    with hf_decision_mamba.reporting.console.waiting("a moment", seconds=60.0):
         pass
     assert said == []
-    with hf_decision_mamba.console.waiting("data", seconds=0.0):
+    with hf_decision_mamba.reporting.console.waiting("data", seconds=0.0):
         assert told.wait(10)
     assert said == ["data"]
 
 
 @pytest.mark.parametrize(("pause", "times"), [(0.0, 2), (3600.0, 0)])
 def test_that_kernels_are_compiled_is_said_after_a_pause(monkeypatch, capsys, pause, times):
-    hf_decision_mamba.console.say_when_kernels_compile()
+    hf_decision_mamba.reporting.console.say_when_kernels_compile()
     numba.njit(lambda number: number)(1)
     capsys.readouterr()
-    monkeypatch.setattr(hf_decision_mamba.console, "_PAUSE", pause)
+    monkeypatch.setattr(hf_decision_mamba.reporting.console, "_PAUSE", pause)
     for kernel in (lambda number: number + 1, lambda number: np.zeros(number)[0]):  # this one compiles others too
         numba.njit(kernel)(1)
     assert capsys.readouterr().out.count("kernels      compiling") == times
@@ -1463,7 +1469,7 @@ def hub(monkeypatch):
     with LoopbackHub({"hf_alice": "alice"}) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("hf_decision_mamba.pushing.RETRY_WAITS", (0.0,))
+        monkeypatch.setattr("hf_decision_mamba.sharing.push.RETRY_WAITS", (0.0,))
         yield server
 
 
@@ -1620,7 +1626,7 @@ def test_bad_input_is_refused_before_any_training(tmp_path, settings, message):
 
 
 def test_trackers_that_are_not_installed_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_decision_mamba.training, "get_available_reporting_integrations", lambda: ["trackio"])
+    monkeypatch.setattr(hf_decision_mamba.training.run, "get_available_reporting_integrations", lambda: ["trackio"])
     with pytest.raises(
         ImportError, match=r"report_to=wandb: wandb is not installed. Install it.*installed here: trackio"
     ):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_decision_mamba.training_arguments import parse_arguments
+from hf_decision_mamba.training.arguments import parse_arguments
 
 
 def parsed(folder: Path, content: str | bytes, *argv: str):

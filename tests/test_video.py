@@ -9,10 +9,11 @@ import torch
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
-from hf_decision_mamba.environments import make_environments
-from hf_decision_mamba.evaluation import evaluate_policy
-from hf_decision_mamba.figures import number
-from hf_decision_mamba.video import _follow, record_videos, video_names
+from hf_decision_mamba.evaluation.environments import make_environments
+from hf_decision_mamba.evaluation.rollouts import evaluate_policy
+from hf_decision_mamba.evaluation.video import _follow, record_videos
+from hf_decision_mamba.reporting.figures import number
+from hf_decision_mamba.reporting.files import video_names
 
 gymnasium = pytest.importorskip("gymnasium")
 cv2 = pytest.importorskip("cv2")

@@ -1,6 +1,7 @@
 """Decision models on a Mamba backbone for the Hugging Face ecosystem."""
 
-from .baselines import DecisionBCConfig, DecisionBCModel
+from .acting.policy import DecisionMambaPolicy
+from .baselines.behaviour_cloning import DecisionBCConfig, DecisionBCModel
 from .model import (
     DecisionMambaCache,
     DecisionMambaConfig,
@@ -8,9 +9,7 @@ from .model import (
     DecisionMambaOutput,
     DecisionMambaProcessor,
 )
-from .policy import DecisionMambaPolicy
-
-__version__ = "0.1.0"
+from .reporting._version import __version__
 
 __all__ = [
     "DecisionBCConfig",
@@ -21,4 +20,5 @@ __all__ = [
     "DecisionMambaOutput",
     "DecisionMambaPolicy",
     "DecisionMambaProcessor",
+    "__version__",
 ]

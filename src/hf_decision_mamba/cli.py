@@ -16,24 +16,25 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
 
-from .ablating import CHANGES, ablate
-from .behaviours import ALGORITHMS
-from .collecting import CollectSettings, collect
-from .console import StoppedBySignal, report_user_errors
-from .data.inspection import inspect_source
-from .dataset_cards import is_dataset_folder, push_dataset_to_hub
-from .environments import install_hint, parse_env_kwargs
-from .evaluation import evaluate_policy
-from .export import export_policy
-from .figures import number
-from .hub import push_to_hub, write_model_card
+from .acting.export import export_policy
+from .acting.policy import DecisionMambaPolicy
+from .analysis.ablation import CHANGES, ablate
+from .analysis.inspection import inspect_checkpoint
+from .analysis.page import write_inspection
+from .collecting.collect import collect
+from .collecting.settings import CollectSettings
+from .collecting.stable_baselines import ALGORITHMS
+from .data.overview import inspect_source
+from .evaluation.environments import install_hint, parse_env_kwargs
+from .evaluation.rollouts import evaluate_policy
+from .evaluation.video import import_imageio, record_videos
 from .info import info_text, installation_info
-from .inspecting import inspect_checkpoint
-from .inspection_page import write_inspection
-from .policy import DecisionMambaPolicy
-from .run_files import portable
-from .training import main as train
-from .video import import_imageio, record_videos
+from .reporting.console import StoppedBySignal, report_user_errors
+from .reporting.figures import number
+from .reporting.files import portable
+from .sharing.dataset_card import is_dataset_folder, push_dataset_to_hub
+from .sharing.model_card import push_to_hub, write_model_card
+from .training.run import main as train
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,15 +18,15 @@ import torch
 from huggingface_hub import constants, get_token
 from torch import Tensor, nn
 
-from . import __version__
+from .acting.compiled import fuse
 from .data.cache import cache_folder
 from .model import DecisionMambaConfig, DecisionMambaModel
 from .model.causal_conv import causal_conv
-from .model.fused_cpu import fuse
 from .model.selective_scan import BACKENDS, choose_backend, selective_scan
 from .model.selective_scan_cpu import why_no_numba
 from .model.sizes_cpu import LANES
 from .model.threads_cpu import whose_threads
+from .reporting._version import __version__
 
 _PACKAGES = (
     *("torch", "transformers", "huggingface_hub", "datasets", "accelerate", "safetensors", "numpy"),

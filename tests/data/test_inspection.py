@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_decision_mamba.data import load_trajectories
-from hf_decision_mamba.data.contents import contents
-from hf_decision_mamba.data.inspection import inspect_source, spread
+from hf_decision_mamba.data.listing import contents
+from hf_decision_mamba.data.overview import inspect_source
+from hf_decision_mamba.data.statistics import spread
 
 DATA = Path(__file__).parent
 SAMPLES = DATA / "samples"

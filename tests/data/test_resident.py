@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_decision_mamba.data import ResidentWindows, Trajectories, WindowDataset
-from hf_decision_mamba.data.resident import fits
+from hf_decision_mamba.data.windows_on_device import fits
 
 lengths_of_episodes = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 

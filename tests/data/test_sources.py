@@ -14,7 +14,7 @@ import pytest
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
-from hf_decision_mamba.data.formats.hub import PARQUET_REVISION
+from hf_decision_mamba.data.request import PARQUET_REVISION
 
 HOPPER = Path(__file__).parent / "hopper-tiny-v5.parquet"
 SAMPLES = Path(__file__).parent / "samples"

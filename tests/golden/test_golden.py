@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from hf_decision_mamba import DecisionMambaCache, DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.conversion import convert_official_checkpoint
-from hf_decision_mamba.model import selective_scan
 from hf_decision_mamba.model.hidden_attention import scan_terms
 from hf_decision_mamba.model.mixers_decision_mamba import DecisionMambaMixer, DecisionMambaRMSNorm, TokenStream
+from hf_decision_mamba.model.selective_scan import selective_scan
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 BACKENDS = ("reference", "numba")

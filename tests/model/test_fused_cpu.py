@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
-from hf_decision_mamba.model import PRESETS, fused_cpu
-from hf_decision_mamba.model.fused_cpu import fuse
+from hf_decision_mamba.acting import compiled as fused_cpu
+from hf_decision_mamba.acting.compiled import fuse
+from hf_decision_mamba.model import PRESETS
 
 ATARI = {"num_channels": 2, "image_size": 36}
 #: Fields that no preset sets, or that meet in no preset.

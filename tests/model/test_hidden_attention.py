@@ -7,8 +7,9 @@ import torch
 from model.test_presets import VARIANTS, inputs_for, model_of, take
 
 from hf_decision_mamba import DecisionMambaCache
-from hf_decision_mamba.model import mixers_decision_mamba, selective_scan
+from hf_decision_mamba.model import mixers_decision_mamba
 from hf_decision_mamba.model.hidden_attention import ScanTerms
+from hf_decision_mamba.model.selective_scan import selective_scan
 
 
 @pytest.fixture(params=VARIANTS)

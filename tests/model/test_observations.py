@@ -9,8 +9,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from hf_decision_mamba import DecisionMambaProcessor
-from hf_decision_mamba.data.facts import describe_observations
 from hf_decision_mamba.data.formats.minari import _observations
+from hf_decision_mamba.data.metadata import describe_observations
 from hf_decision_mamba.model.observations_decision_mamba import describe_parts, flatten_observations
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)

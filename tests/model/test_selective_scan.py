@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_decision_mamba.model import mamba_ssm_cuda, selective_scan, selective_scan_cpu, threads_kernels
-from hf_decision_mamba.model import selective_scan as scan_function
+from hf_decision_mamba.model import mamba_ssm_cuda, selective_scan_cpu, threads_kernels
 from hf_decision_mamba.model.causal_conv import causal_conv
-from hf_decision_mamba.model.selective_scan import choose_backend
+from hf_decision_mamba.model.selective_scan import choose_backend, selective_scan
+from hf_decision_mamba.model.selective_scan import selective_scan as scan_function
 
 BACKENDS = ("reference", "numba")
 

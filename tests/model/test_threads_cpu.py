@@ -13,7 +13,8 @@ import torch
 
 pytest.importorskip("numba")
 
-from hf_decision_mamba.model import causal_conv_kernels, fused_kernels, selective_scan_kernels, threads_cpu
+from hf_decision_mamba.acting import compiled_kernels as fused_kernels
+from hf_decision_mamba.model import causal_conv_kernels, selective_scan_kernels, threads_cpu
 from hf_decision_mamba.model.scan_inputs import ScanInputs
 from hf_decision_mamba.model.selective_scan_cpu import scan_backward, scan_forward
 from hf_decision_mamba.model.threads_cpu import run_items

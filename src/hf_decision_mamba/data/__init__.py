@@ -5,12 +5,12 @@ share; `trajectories` are the checked columns, `windows` the gather and the samp
 `cache` keeps on the disk what has been read, and `streaming` reads what no disk holds.
 """
 
-from .resident import ResidentWindows
 from .sources import load_trajectories
 from .statistics import TrajectoryStatistics
 from .streaming import EpisodeStream, WindowStream, open_stream
 from .trajectories import Trajectories
 from .windows import WindowDataset, WindowSampler, collate
+from .windows_on_device import ResidentWindows
 
 __all__ = [
     "EpisodeStream",

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import datasets
 
-from .facts import beside
+from .metadata import beside
 from .trajectories import Trajectories
 
 logger = logging.getLogger(__name__)

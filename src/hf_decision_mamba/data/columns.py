@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .facts import SourceFacts
+from .metadata import SourceFacts
 from .storage import blocks
 from .trajectories import Trajectories, locate
 

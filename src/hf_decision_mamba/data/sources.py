@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 import datasets
 
 from .cache import cached, files_of
-from .facts import COMPRESSED, SourceFacts, facts_beside
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
-from .formats.hub import Request
 from .formats.rows import DAMAGE, in_short, shown
+from .metadata import COMPRESSED, SourceFacts, facts_beside
+from .request import PARQUET_REVISION, Request, is_repository_id, resolved_commit
 from .splits import choose_episodes, only_train
 from .trajectories import Trajectories, concatenate
 
@@ -204,9 +204,9 @@ def _identity(source: str | Path, request: Request) -> list[object] | None:
         return [str(path.absolute()), files_of(path), request.revision, *asked]
     if text.startswith(minari.PREFIX):
         return [text, files_of(minari.find_minari(text)), request.revision, *asked]
-    if hub.is_repository_id(text):
-        commit = hub.resolved_commit(text, request.revision)
-        return None if commit is None else [text, commit, request.revision == hub.PARQUET_REVISION, *asked]
+    if is_repository_id(text):
+        commit = resolved_commit(text, request.revision)
+        return None if commit is None else [text, commit, request.revision == PARQUET_REVISION, *asked]
     return None
 
 
@@ -259,7 +259,7 @@ def _read_named(text: str, path: Path, request: Request, anywhere: bool) -> Traj
     if anywhere and text.startswith(minari.PREFIX):
         by_id = partial(minari.read_minari, text, request.facts(SourceFacts()))
         return _by_episodes(text, request, by_id, refused=("config", "revision", "columns"))
-    if anywhere and hub.is_repository_id(text) and ending not in _ENDINGS:
+    if anywhere and is_repository_id(text) and ending not in _ENDINGS:
         return hub.read_repository(text, request)
     raise FileNotFoundError(
         f"no data set at {text!r}: there is no file or folder {path.absolute()}, and it is not a repository id of the "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 #: Returns-to-go, scaled, that span less, or reach farther, are too small or too large for a model to tell apart.
 _INVISIBLE, _HUGE = 0.01, 100.0
@@ -109,3 +109,18 @@ class RunningMoments:
     def std(self) -> Any:
         """The standard deviation of the population, (D,)."""
         return np.sqrt(self.squares / self.count)
+
+
+#: Names of the quantiles that `spread` gives, and which they are.
+QUANTILES = {"min": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "max": 100}
+
+
+def spread(values: ArrayLike) -> dict[str, float]:
+    """Return mean, standard deviation (of the population) and the `QUANTILES` of some numbers (n,)."""
+    numbers = np.asarray(values, dtype=np.float64)
+    quantiles = np.percentile(numbers, list(QUANTILES.values()))
+    return {
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
+        **{name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
+    }

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .columns import find_columns, without_spare_dones
-from .facts import SourceFacts, agreed
 from .formats.arrow import without_lists_of_one
 from .formats.episode_rows import read_episode_rows
-from .formats.hub import Request, find_parquet, is_repository_id
+from .formats.hub import find_parquet
 from .formats.rows import TableRows, check_unpacked, reading
 from .formats.step_rows import RobotInfo, has_one_row_per_step, read_step_rows, step_columns
+from .metadata import SourceFacts, agreed
+from .request import Request, is_repository_id
 from .sources import Named, joined_names, named_sources
 from .trajectories import Trajectories, concatenate
 from .windows import WindowDataset

@@ -16,8 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from ..model import DecisionMambaProcessor
 from .storage import Reader
 from .trajectories import Trajectories
+
+
+def window_settings(processor: DecisionMambaProcessor) -> dict[str, Any]:
+    """The arguments of `WindowDataset` that show a model what it sees when it acts."""
+    names = ("state_mean", "state_std", "action_mid", "action_scale", "return_scale", "frame_stack")
+    return {name: getattr(processor, name) for name in names}
+
 
 #: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
 IGNORED_LABEL = -100.0

@@ -26,7 +26,7 @@ from ..columns import (
     uneven,
     without_spare_dones,
 )
-from ..facts import SourceFacts, registered_step_limit
+from ..metadata import SourceFacts, registered_step_limit
 from ..storage import blocks
 from ..trajectories import Trajectories
 from .frames import grey_frames

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..facts import SAID, SourceFacts, facts_of
+from ..metadata import SAID, SourceFacts, facts_of
 from ..trajectories import Trajectories
 from .arrays import flat_columns, read_flat_arrays
 from .rows import ALWAYS_UNPACKED, reading

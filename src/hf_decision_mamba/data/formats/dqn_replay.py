@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..columns import Column, assemble
-from ..facts import SourceFacts, facts_of_card
+from ..metadata import SourceFacts, facts_of_card
 from ..trajectories import Trajectories
 from .rows import reading
 

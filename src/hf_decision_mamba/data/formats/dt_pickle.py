@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ..facts import SourceFacts
+from ..metadata import SourceFacts
 from ..trajectories import Trajectories
 from .arrays import read_arrays
 from .rows import in_short

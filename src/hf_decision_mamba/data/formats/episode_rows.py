@@ -24,7 +24,7 @@ from ..columns import (
     tell_left_out,
     without_spare_dones,
 )
-from ..facts import SourceFacts
+from ..metadata import SourceFacts
 from ..storage import GrowingColumn
 from ..trajectories import Trajectories
 from .arrow import depth_of, flatten, is_binary, is_list, is_number, item_type, storage, storage_type

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import gzip
 import lzma
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,18 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from ..facts import COMPRESSED, SourceFacts, agreed, beside, check_card, facts_beside, facts_of_card
+from ..metadata import COMPRESSED, SourceFacts, agreed, beside, check_card, facts_beside, facts_of_card
+from ..request import PARQUET_REVISION, Request
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
 from .episode_rows import read_episode_rows
 from .rows import LoadedRows, Rows, check_inside, is_about_data, parquet_rows, shown, shown_rows, unreadable
 from .step_rows import INFO, RobotInfo, has_one_row_per_step, read_step_rows
 
-#: The Hub keeps a parquet copy of many data sets, also of those made by a script, at this revision.
-PARQUET_REVISION = "refs/convert/parquet"
 #: What `datasets` reads, by ending.
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 #: What `save_to_disk` of a `Dataset` or a `DatasetDict` leaves in its folder.
@@ -41,13 +39,6 @@ _SAVED = ("state.json", "dataset_dict.json")
 
 #: What the modules that unpack compressed files say of damaged ones; bz2 has none of its own.
 _UNPACKING_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
-_SECONDS_TO_ANSWER = 10.0
-_REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-
-
-def is_repository_id(source: str) -> bool:
-    """Whether this could be a repository of the Hub, `organisation/name`."""
-    return _REPOSITORY_ID.fullmatch(source) is not None
 
 
 def builder_of(file: Path) -> str | None:
@@ -61,53 +52,6 @@ def builder_of(file: Path) -> str | None:
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` of `datasets` wrote this folder."""
     return any((folder / name).is_file() for name in _SAVED)
-
-
-def resolved_commit(repo_id: str, revision: str | None) -> str | None:
-    """Return the commit that a revision is; without a connection, that of what has been downloaded.
-
-    Returns:
-        None if it cannot be found out.
-    """
-    with suppress(OSError, HFValidationError):
-        if not datasets.config.HF_HUB_OFFLINE:
-            return HfApi().dataset_info(repo_id, revision=revision, timeout=_SECONDS_TO_ANSWER).sha
-    with suppress(OSError, HFValidationError):
-        folder = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)
-        return Path(folder).name
-    return None
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to read of a source: the arguments of `load_trajectories`."""
-
-    split: str = "train"
-    config: str | None = None
-    revision: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    action_type: str | None = None
-
-    def facts(self, said: SourceFacts) -> SourceFacts:
-        """Return what the source says about itself, but where the user says something else.
-
-        Raises:
-            ValueError: `action_type` is no such type.
-        """
-        mine = SourceFacts(action_type=self.action_type)
-        mine.said_action_type()
-        return mine.over(said)
-
-    def refuse(self, what: str, *names: str) -> None:
-        """Refuse options that would silently do nothing.
-
-        Raises:
-            ValueError: one of these options was given.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if value:
-                raise ValueError(f"{name}={value!r} has no meaning for {what}; leave it out")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..facts import SourceFacts, describe_actions, describe_env_kwargs, describe_observations, has_channels
+from ..metadata import SourceFacts, describe_actions, describe_env_kwargs, describe_observations, has_channels
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
 from .d4rl import check_all_stored

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..columns import ALIASES, FLAGS, VALUES, Column, assemble, find_columns, without_spare_dones
-from ..facts import SourceFacts
+from ..metadata import SourceFacts
 from ..trajectories import Trajectories
 from .arrow import (
     depth_of,

@@ -1,0 +1,303 @@
+"""What a policy remembers between decisions: a window of the last steps, or the model's recurrent state.
+
+All memories answer the same calls for many rows at once, each an episode of its own: arrays in, arrays out. On a CPU
+`FusedMemory` is the one that is used; the others run any model of torch, on any device.
+Source: the Transformer-like and RNN-like modes of DeMa (arXiv 2405.12094, section 4).
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..model import DecisionMambaCache, DecisionMambaConfig
+from ..model.cache_decision_mamba import NO_ACTION
+from .compiled import FusedModel
+from .shapes import frame_stack, kinds_of, no_actions, no_states
+
+Array = NDArray[Any]
+
+_TAPES = ("states", "actions", "returns_to_go", "timesteps")
+
+
+class Memory(Protocol):
+    """What a policy asks of its memory."""
+
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+
+    def remember(self, actions: Array) -> None:
+        """Note the actions (n, ...) that were taken."""
+
+    def reset_rows(self, rows: Array) -> None:
+        """Put rows (indices) back to the start of an episode."""
+
+    def save(self, exactly: bool) -> Any:
+        """What `restore` needs to undo the next prediction; `exactly` also where that costs a copy."""
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`; false where that would have taken a copy."""
+
+
+class FusedMemory:
+    """Windows, or recurrent states, of a network that is one compiled call; all in numpy but an image encoder.
+
+    The last steps of every row stand on a tape, newest last, as in `WindowMemory`; recurrent states need one step.
+
+    Args:
+        context_length: steps of a window; None for recurrent states.
+    """
+
+    def __init__(self, model: PreTrainedModel, fused: FusedModel, count: int, context_length: int | None):
+        self.encode = getattr(model, "embed_state", None) if fused.config.state_type == "image" else None
+        self.fused = fused
+        self.memory = fused.new_memory(count) if context_length is None else None
+        self.context_length = context_length or 1
+        length = 2 * self.context_length + 1
+        self.states = np.zeros((count, length, fused.state_width), fused.dtype)
+        self.actions = no_actions(model, count, length).numpy()  # place t holds a_t
+        self.no_action = NO_ACTION if fused.config.action_type == "discrete" else 0
+        self.returns_to_go = np.zeros((count, length), fused.dtype)
+        self.timesteps = np.zeros((count, length), np.int64)
+        self.frames = no_states(model, count, frame_stack(model.config))
+        self.end = 1  # one place in front: the previous action of a window's first step
+
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        if self.end == self.states.shape[1]:
+            self._wind_back()
+        now, self.end = self.end, self.end + 1
+        self.states[:, now] = states if self.encode is None else self._encoded(states, steps)
+        self.returns_to_go[:, now] = returns_to_go
+        self.timesteps[:, now] = steps
+        lengths = np.minimum(steps + 1, self.context_length)
+        start = now if self.context_length == 1 else self.end - int(lengths.max())
+        return self.fused.predict(
+            self.states[:, start : self.end],
+            self.returns_to_go[:, start : self.end],
+            self.actions[:, start - 1 : now],
+            self.timesteps[:, start : self.end],
+            lengths,
+            self.memory,
+        )
+
+    def remember(self, actions: Array) -> None:
+        """Note the actions (n, ...) that were taken."""
+        self.actions[:, self.end - 1] = actions
+
+    def reset_rows(self, rows: Array) -> None:
+        """Put rows (indices) back to the start of an episode; in a window their steps are not read any more."""
+        self.actions[rows, self.end - 1] = self.no_action
+        if self.memory is not None:
+            self.memory[rows] = 0
+
+    def save(self, exactly: bool) -> Any:
+        """The tape's end, its frames, and a copy of recurrent states only where it is asked for: that takes time."""
+        return self.end, self.frames, self.memory.copy() if exactly and self.memory is not None else None
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`: what was written on the tape lies behind its end then, and is not read."""
+        self.end, self.frames, memory = saved
+        self.fused._room = self.fused._groups = 0  # it may have been interrupted while it made more room
+        if self.memory is None:
+            return True
+        self.memory = self.memory if memory is None else memory
+        return memory is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled kernels are a module, which is no part of a copy.
+        fused = {name: value for name, value in vars(self.fused).items() if name != "kernels"}
+        return {**vars(self), "fused": fused}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from . import compiled_kernels as fused_kernels
+
+        vars(self).update(state)
+        self.fused = FusedModel.__new__(FusedModel)
+        vars(self.fused).update(state["fused"], kernels=fused_kernels)
+
+    @torch.inference_mode()
+    def _encoded(self, frames: Array, steps: Array) -> Array:
+        """What the encoder makes of the stacks whose newest frames these are: each is encoded once."""
+        self.frames = _stacked(self.frames, torch.from_numpy(frames), torch.from_numpy(steps == 0))
+        assert self.encode is not None
+        encoded: Array = self.encode(self.frames[:, None])[:, 0].numpy()
+        return encoded
+
+    def _wind_back(self) -> None:
+        kept = self.context_length  # one less than a window of steps, and the action in front of them
+        for tape in (getattr(self, name) for name in _TAPES):
+            tape[:, :kept] = tape[:, self.end - kept : self.end].copy()
+        self.end = kept
+
+
+class WindowMemory:
+    """The last steps of every row, newest last, on a tape that is written to the right and wound back when it is full.
+
+    All rows share the place of the newest step, so a row that was reset later is padded on its left. Reading a window
+    is a view, and a step costs one write, whatever the context length.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, count: int, context_length: int, previous_actions: bool, timesteps: bool
+    ):
+        self.frame_stack = frame_stack(model.config)
+        history = max(1, self.frame_stack - 1)  # places in front of a window: the previous action, the stack's frames
+        self.kept = context_length - 1 + history
+        length = 2 * self.kept + 1
+        self.model = model
+        self.device = model.device
+        self.context_length = context_length
+        self.previous_actions = previous_actions
+        self.needs_timesteps = timesteps
+        self.states = no_states(model, count, length)
+        # Place t holds a_t, so the places before a window's hold the previous actions: none before the first step.
+        self.actions = no_actions(model, count, length)
+        self.no_action = NO_ACTION if kinds_of(model.config)[1] == "discrete" else 0
+        self.returns_to_go = torch.zeros(count, length, 1, device=model.device, dtype=model.dtype)
+        self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
+        self.end = history
+
+    @torch.inference_mode()
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        if self.end == self.states.shape[1]:
+            self._wind_back()
+        now, self.end = self.end, self.end + 1
+        self.states[:, now] = torch.from_numpy(states)
+        self.actions[:, now] = self.no_action  # not known yet; what stood here belongs to a lap before
+        self.returns_to_go[:, now, 0] = torch.from_numpy(returns_to_go)
+        if self.needs_timesteps:
+            self.timesteps[:, now] = torch.from_numpy(steps)
+
+        lengths = np.minimum(steps + 1, self.context_length)
+        longest, shortest = int(lengths.max()), int(lengths.min())
+        start = self.end - longest
+        inputs: dict[str, Any] = {
+            "states": self._stacked(start, steps) if self.frame_stack else self.states[:, start : self.end],
+            "actions": self.actions[:, start : self.end],
+            "returns_to_go": self.returns_to_go[:, start : self.end],
+        }
+        if self.previous_actions:
+            inputs["previous_actions"] = self.actions[:, start - 1 : now]
+        if self.needs_timesteps:
+            inputs["timesteps"] = self.timesteps[:, start : self.end]
+        # Rows of one length need no mask; DecisionTransformer does, because the one it makes itself lies on the CPU.
+        if shortest < longest or not self.previous_actions:
+            padding = longest - torch.from_numpy(lengths)
+            inputs["attention_mask"] = (torch.arange(longest) >= padding[:, None]).long().to(self.device)
+        return _to_numpy(self.model(**inputs).action_preds[:, -1])
+
+    @torch.inference_mode()
+    def remember(self, actions: Array) -> None:
+        """Note the actions (n, ...) that were taken."""
+        self.actions[:, self.end - 1] = torch.from_numpy(actions)
+
+    @torch.inference_mode()
+    def reset_rows(self, rows: Array) -> None:
+        """Forget the last action; the steps themselves are masked because their rows are short again."""
+        self.actions[torch.from_numpy(rows), self.end - 1] = self.no_action
+
+    def save(self, exactly: bool) -> Any:
+        """The tape's end."""
+        return self.end
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`, as `FusedMemory.restore`."""
+        self.end = saved
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As bytes: of a tensor, another process would get the same memory, and two policies would write on one tape.
+        tapes = {name: getattr(self, name).cpu().view(torch.uint8).numpy() for name in _TAPES}
+        return {**vars(self), **tapes, "dtypes": {name: getattr(self, name).dtype for name in _TAPES}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        dtypes = state.pop("dtypes")
+        tapes = {name: torch.from_numpy(state[name]).view(dtypes[name]).to(state["device"]) for name in _TAPES}
+        vars(self).update(state, **tapes)
+
+    def _stacked(self, start: int, steps: NDArray[np.int64]) -> Tensor:
+        """Stacks (n, k, frames, height, width) of the frames from `start` on, that end at time steps `steps` (n,)."""
+        places = torch.arange(start, self.end)[:, None] + torch.arange(1 - self.frame_stack, 1)
+        first = self.end - 1 - torch.from_numpy(steps)  # where each row's episode began, or would on an endless tape
+        places = torch.maximum(places, first[:, None, None]).to(self.device)
+        return self.states[torch.arange(len(steps), device=self.device)[:, None, None], places]
+
+    def _wind_back(self) -> None:
+        kept = self.kept  # one less than a window of steps, and what is read in front of them
+        for tape in (getattr(self, name) for name in _TAPES):
+            tape[:, :kept] = tape[:, self.end - kept : self.end]
+        self.end = kept
+
+
+class RecurrentMemory:
+    """The model's recurrent state of every row, and the action that it took last; no tensor is ever written to."""
+
+    def __init__(self, model: PreTrainedModel, count: int, timesteps: bool):
+        self.model = model
+        self.device = model.device
+        self.needs_timesteps = timesteps
+        config = cast(DecisionMambaConfig, model.config)
+        self.cache = DecisionMambaCache(config, count, device=model.device, dtype=model.dtype)
+        self.last_actions = no_actions(model, count)
+        self.no_action = NO_ACTION if config.action_type == "discrete" else 0
+        self.frame_stack = frame_stack(config)
+        self.frames = no_states(model, count, self.frame_stack)
+
+    @torch.inference_mode()
+    def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
+        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        newest = torch.from_numpy(states).to(self.device)
+        if self.frame_stack:
+            newest = self.frames = _stacked(self.frames, newest, torch.from_numpy(steps == 0).to(self.device))
+        output = self.model(
+            states=newest[:, None],
+            returns_to_go=torch.from_numpy(returns_to_go).to(self.device)[:, None, None],
+            previous_actions=self.last_actions[:, None],
+            timesteps=torch.from_numpy(steps)[:, None].to(self.device) if self.needs_timesteps else None,
+            cache_params=self.cache,
+        )
+        return _to_numpy(output.action_preds[:, 0])
+
+    @torch.inference_mode()
+    def remember(self, actions: Array) -> None:
+        """Note the actions (n, ...) that were taken."""
+        self.last_actions = torch.from_numpy(actions).to(self.last_actions, copy=True)
+
+    @torch.inference_mode()
+    def reset_rows(self, rows: Array) -> None:
+        """Put rows (indices) back to the start of an episode."""
+        index = torch.from_numpy(rows)
+        self.cache.reset(index)
+        self.last_actions = self.last_actions.clone()
+        self.last_actions[index] = self.no_action
+
+    def save(self, exactly: bool) -> Any:
+        """The tensors of now: a prediction puts new ones in their place."""
+        cache = copy(self.cache)
+        for name in ("local_states", "conv_states", "ssm_states"):
+            setattr(cache, name, list(getattr(cache, name)))
+        return cache, self.last_actions, self.frames
+
+    def restore(self, saved: Any) -> bool:
+        """Undo everything since `save`."""
+        self.cache, self.last_actions, self.frames = saved
+        return True
+
+
+def _stacked(stacks: Tensor, newest: Tensor, begins: Tensor) -> Tensor:
+    """Stacks (n, frames, height, width) moved on by newest frames (n, height, width); repeated where a row begins."""
+    frames = newest[:, None]
+    return torch.where(begins[:, None, None, None], frames, torch.cat([stacks[:, 1:], frames], dim=1))
+
+
+def _to_numpy(predictions: Tensor) -> Array:
+    numbers: Array = predictions.float().cpu().numpy()
+    return numbers

@@ -1,0 +1,31 @@
+"""Analysis: looking inside a model, and taking parts out of it.
+
+Functions of any model and batch: `hidden_attention`, `effective_context`, `time_constants`. Of whole checkpoints:
+`inspection` with its `page`, and `ablation`, what is left of a score without the trained hidden attention.
+"""
+
+from .ablation import Ablation, ablate, randomize_hidden_attention, swap_hidden_attention, zero_hidden_attention
+from .effective_context import EffectiveContext, effective_context
+from .hidden_attention import Decay, HiddenAttention, decay_rate, hidden_attention
+from .inspection import ModelInspection, inspect_checkpoint
+from .page import write_inspection
+from .time_constants import TimeConstants, time_constants
+
+__all__ = [
+    "Ablation",
+    "Decay",
+    "EffectiveContext",
+    "HiddenAttention",
+    "ModelInspection",
+    "TimeConstants",
+    "ablate",
+    "decay_rate",
+    "effective_context",
+    "hidden_attention",
+    "inspect_checkpoint",
+    "randomize_hidden_attention",
+    "swap_hidden_attention",
+    "time_constants",
+    "write_inspection",
+    "zero_hidden_attention",
+]

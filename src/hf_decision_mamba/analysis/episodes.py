@@ -1,0 +1,174 @@
+"""Episodes to look into: played, or chosen from a data set, and the windows of their decisions."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..acting.policy import DecisionMambaPolicy
+from ..baselines.architectures import embeds_time
+from ..data import Trajectories, WindowDataset, load_trajectories
+from ..data.recording import EpisodeBuilder
+from ..data.windows import window_settings
+from ..evaluation.environments import check_spaces, decide, make_environments, observation_order
+from ..model.observations_decision_mamba import describe_parts
+from .windows import INPUTS
+
+
+@dataclass(frozen=True)
+class PlayedEpisodes:
+    """Episodes, and the returns-to-go with which the model reads them.
+
+    Args:
+        trajectories: what happened.
+        returns_to_go: (N,) a row of each step, in the environment's units: of a rollout what was left of the target
+            return, of a data set what was still to come.
+        numbers: the seeds that episodes were reset with; of a data set their places in it.
+    """
+
+    trajectories: Trajectories
+    returns_to_go: NDArray[np.floating[Any]]
+    numbers: list[int]
+
+
+def play_episodes(
+    policy: DecisionMambaPolicy,
+    env_id: str,
+    target_return: float,
+    count: int,
+    seed: int,
+    progress: bool = True,
+    env_kwargs: dict[str, Any] | None = None,
+) -> PlayedEpisodes:
+    """Play whole episodes one after the other; episode i is reset with `seed + i`.
+
+    Raises:
+        ImportError, ValueError: as `evaluate_policy`.
+    """
+    episodes, returns_to_go = [], []
+    # Its type hides that a reset takes one seed per row.
+    envs: Any = make_environments(env_id, 1, env_kwargs=env_kwargs)
+    try:
+        check_spaces(env_id, envs, policy)
+        order = observation_order(envs, policy)
+        for number in tqdm(range(count), desc=f"{env_id}: episodes to look into", disable=not progress):
+            builder = EpisodeBuilder(seed + number)
+            observations, _ = envs.reset(seed=[builder.seed])
+            policy.reset(target_return, num_envs=1, seed=seed)
+            rewards = None
+            terminated = truncated = np.zeros(1, np.bool_)
+            while not (terminated[0] or truncated[0]):
+                actions = decide(policy, envs, observations, rewards)
+                returns_to_go.append(policy.returns_to_go[0])
+                before = observations.copy()
+                observations, rewards, terminated, truncated, _ = envs.step(actions)
+                builder.add(before[0][order], actions[0], float(rewards[0]))
+            episodes.append(builder.finish(bool(terminated[0])))
+    finally:
+        envs.close()
+    offsets = np.cumsum([0, *map(len, episodes)])
+    terminations, truncations = np.zeros((2, offsets[-1]), np.bool_)
+    terminated = np.array([episode.terminated for episode in episodes])
+    terminations[offsets[1:] - 1], truncations[offsets[1:] - 1] = terminated, ~terminated
+    actions = np.concatenate([episode.actions for episode in episodes])
+    trajectories = Trajectories(
+        np.concatenate([episode.observations for episode in episodes]),
+        actions - policy.processor.action_start if policy.action_type == "discrete" else actions,
+        np.concatenate([episode.rewards for episode in episodes]),
+        terminations,
+        truncations,
+        offsets,
+        name=f"rollouts in {env_id}",
+        env_id=env_id,
+        num_actions=policy.act_dim if policy.action_type == "discrete" else None,
+    )
+    return PlayedEpisodes(trajectories, np.array(returns_to_go), [episode.seed for episode in episodes])
+
+
+def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: int) -> PlayedEpisodes:
+    """Draw episodes of a data set, all of them where there are no more.
+
+    Raises:
+        as `load_trajectories`, and ValueError: the data are of another kind than the model reads.
+    """
+    trajectories = load_trajectories(source)
+    reads = (policy.state_type, policy.observation_shape, policy.action_type, policy.act_dim)
+    seen = (trajectories.state_type, trajectories.observations.shape[1:])
+    if seen == reads[:2] and trajectories.action_type != policy.action_type:  # which may have been said in training
+        with suppress(ValueError):
+            trajectories = load_trajectories(source, action_type=policy.action_type)
+    actions = trajectories.act_dim
+    if trajectories.action_type == "discrete":  # of which a data set may hold some alone
+        actions = max(policy.act_dim, actions)
+    holds = (trajectories.state_type, trajectories.observations.shape[1:], trajectories.action_type, actions)
+    if reads != holds:
+        raise ValueError(
+            f"Data set {trajectories.name!r} holds {kind_of_policy(*holds)}, but the checkpoint reads "
+            f"{kind_of_policy(*reads)}; give data of the environment that it was trained for."
+        )
+    known, found = policy.processor.observation_parts, trajectories.observation_parts
+    if known and found and known != found:
+        raise ValueError(
+            f"Data set {trajectories.name!r} observes {describe_parts(found)}, but the checkpoint was trained on "
+            f"{describe_parts(known)}; give data of the environment that it was trained for."
+        )
+    config, longest = policy.model.config, int(trajectories.lengths().max())
+    if embeds_time(config) and longest > config.max_ep_len:
+        raise ValueError(
+            f"Data set {trajectories.name!r} has an episode of {longest} steps, but the checkpoint embeds time steps "
+            f"and knows only those below max_ep_len={config.max_ep_len}; give shorter episodes."
+        )
+    chosen = np.zeros(trajectories.num_episodes, dtype=np.bool_)
+    chosen[np.random.default_rng(seed).permutation(trajectories.num_episodes)[:count]] = True
+    numbers = np.flatnonzero(chosen).tolist()
+    trajectories = trajectories.select(chosen).compact()
+    return PlayedEpisodes(trajectories, trajectories.returns_to_go, numbers)
+
+
+class DecisionWindows:
+    """What the policy reads before each decision of episodes, in the model's units.
+
+    Args:
+        policy: in window mode.
+        played: the episodes.
+    """
+
+    def __init__(self, policy: DecisionMambaPolicy, played: PlayedEpisodes):
+        processor = policy.processor
+        self.lengths = played.trajectories.lengths()
+        self._firsts = played.trajectories.step_offsets()[:-1]
+        self._returns_to_go = torch.from_numpy(processor.scale_returns(played.returns_to_go))
+        self._windows = WindowDataset(played.trajectories, policy.context_length, **window_settings(processor))
+        known = inspect.signature(policy.model.forward).parameters
+        self._inputs = [name for name in INPUTS if name in known]
+
+    def read(self, episode: int, timesteps: NDArray[np.int64]) -> dict[str, Tensor]:
+        """The windows (b, k) that end with the decisions at these time steps (b,) of an episode; absent steps last."""
+        starts = self._firsts[episode] + np.maximum(timesteps - self._windows.context_length + 1, 0)
+        batch = self._windows.__getitems__(starts)
+        batch["attention_mask"] *= batch["timesteps"] <= torch.from_numpy(timesteps)[:, None]
+        rows = torch.from_numpy(starts)[:, None] + torch.arange(self._windows.context_length)
+        batch["returns_to_go"] = self._returns_to_go[rows.clamp(max=len(self._returns_to_go) - 1)][..., None]
+        return {name: batch[name] for name in self._inputs}
+
+    def spaced(self, most: int) -> dict[str, Tensor]:
+        """Windows that do not overlap, spread over all episodes; about so many where there would be more."""
+        context = self._windows.context_length
+        spacing = max(context, math.ceil(int(self.lengths.sum()) / most))
+        ends = [np.arange(min(context, length) - 1, length, spacing) for length in self.lengths]
+        batches = [self.read(episode, timesteps) for episode, timesteps in enumerate(ends)]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def kind_of_policy(state_type: str, shape: tuple[int, ...], action_type: str, actions: int) -> str:
+    taken = f"{actions} discrete actions" if action_type == "discrete" else f"actions of {actions} dimensions"
+    return f"{state_type} states of shape {shape} and {taken}"

@@ -1,0 +1,54 @@
+"""How long each channel's state remembers, from its step sizes and decay rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .windows import Floats, scan_terms_of
+
+
+@dataclass(frozen=True)
+class TimeConstants:
+    """Step sizes and memory of every layer.
+
+    Attributes:
+        quantiles: (q,) which quantiles these are.
+        step_sizes: (layers, q) of Δ over real tokens and heads.
+        steps: (layers, q) of the memory time constants of all states, in environment steps.
+        tokens_per_step: by which they have to be multiplied to be in tokens.
+    """
+
+    quantiles: Floats
+    step_sizes: Floats
+    steps: Floats
+    tokens_per_step: int
+
+
+def time_constants(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
+) -> TimeConstants:
+    """How long the states of every layer remember: 1 / (mean Δ · |A|), after which exp(-1) is left of what went in.
+
+    What is left after many tokens is exp(A Σ Δ), so that the mean of Δ over a batch's tokens is what counts.
+
+    Raises:
+        ValueError: a model without Mamba mixers, or a batch that is no window.
+    """
+    scans, mask = scan_terms_of(model, batch)
+    per_step = len(model.config.token_kinds)
+    real = mask.repeat_interleave(per_step, dim=1)
+    step_sizes, steps = [], []
+    for terms in scans:
+        delta = terms.step_sizes[real].double().cpu().numpy()  # (real tokens, heads)
+        rates = delta.mean(0)[:, None] * -terms.A.double().cpu().numpy()
+        with np.errstate(divide="ignore"):  # a step size that has underflowed remembers for ever
+            steps.append(np.quantile(1 / rates / per_step, quantiles))
+        step_sizes.append(np.quantile(delta, quantiles))
+    return TimeConstants(np.asarray(quantiles), np.stack(step_sizes), np.stack(steps), per_step)

@@ -1,0 +1,82 @@
+"""What every analysis does first: check a batch of windows, and record what the mixers compute for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..model import DecisionMambaConfig
+from ..model.hidden_attention import ScanTerms, scan_terms
+from ..model.mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaMixer, take_steps
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Floats = NDArray[np.floating[Any]]
+
+INPUTS = ("states", "actions", "returns_to_go", "timesteps", "attention_mask", "previous_actions")
+IGNORED = ("labels", "rewards")
+
+
+def mixers_of(model: PreTrainedModel) -> list[DecisionMambaMixer | DecisionMamba2Mixer]:
+    """The model's Mamba mixers, one a layer."""
+    mixers = [module for module in model.modules() if isinstance(module, (DecisionMambaMixer, DecisionMamba2Mixer))]
+    if not mixers:
+        raise ValueError(
+            f"{type(model).__name__} has no Mamba mixers, so no hidden attention; give a DecisionMambaModel."
+        )
+    return mixers
+
+
+def checked_window(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch's inputs on the model's device, always with a mask."""
+    given = {name for name, tensor in batch.items() if tensor is not None}
+    if "states" not in given or not given <= {*INPUTS, *IGNORED}:
+        raise ValueError(f"batch holds {', '.join(sorted(given))}; give windows of {', '.join(INPUTS)}.")
+    window = {name: batch[name].to(model.device) for name in INPUTS if name in given}
+    if "attention_mask" not in window:
+        window["attention_mask"] = torch.ones(window["states"].shape[:2], dtype=torch.long, device=model.device)
+    if not window["attention_mask"].any():
+        raise ValueError("batch holds no real step: attention_mask is zero everywhere.")
+    return window
+
+
+def scan_terms_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[list[ScanTerms], Tensor]:
+    """What each layer's hidden attention is made of, and the mask (b, k) of real steps; steps stand as in the batch."""
+    mixers, window = mixers_of(model), checked_window(model, batch)
+    mask = window["attention_mask"].bool()
+    scans: list[dict[str, Any]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_states, tokens = args
+        return hidden_states, tokens._replace(scans=scans)
+
+    hooks = [mixer.register_forward_pre_hook(record) for mixer in mixers]
+    try:
+        with evaluation_mode(model):
+            model(**window, use_cache=False)
+            order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)  # in which the model reads the steps
+            inverse = torch.argsort(order, dim=1)
+            real = take_steps(mask, order).repeat_interleave(len(model.config.token_kinds), dim=1)
+            config = cast(DecisionMambaConfig, model.config)
+            return [scan_terms(scan, config, real).at_steps(inverse) for scan in scans], mask
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout and gradients; the model's mode comes back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,396 @@
+"""Environments: made for rollouts, compared with what a policy reads and gives, and the returns that scores refer to.
+
+Sources: D4RL (Fu et al. 2020, arXiv 2004.07219); for Atari the references of Wang et al. 2016 (arXiv 1511.06581), and
+the preprocessing of Mnih et al. 2015 (Nature 518) as gymnasium's AtariPreprocessing does it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..acting.policy import DecisionMambaPolicy
+from ..data.metadata import describe_actions, describe_env_kwargs, is_frame
+from ..model.observations_decision_mamba import describe_parts
+from ..reporting.env_ids import ROBOTICS, is_atari, registering_module
+
+if TYPE_CHECKING:
+    from gymnasium import Env, Space
+    from gymnasium.envs.registration import EnvSpec
+    from gymnasium.vector import VectorEnv
+
+    Environment: TypeAlias = str | Env[Any, Any] | VectorEnv | Callable[[], Env[Any, Any] | VectorEnv]
+
+#: Of gymnasium's environments, what is installed for them, by the module that they are in.
+_EXTRAS = {
+    "gymnasium.envs.box2d": 'pip install "gymnasium[box2d]"',
+    "gymnasium.envs.toy_text": 'pip install "gymnasium[toy-text]"',
+    "gymnasium.envs.classic_control": 'pip install "gymnasium[classic-control]"',
+    "gymnasium_robotics": "pip install gymnasium-robotics",
+}
+
+#: Half an hour of play, no-ops included: 27,000 decisions (Hessel et al. 2018, arXiv 1710.02298).
+ATARI_MAX_FRAMES = 108_000
+
+
+def install_hint(env_id: str) -> str:
+    """Return the command that installs what rollouts in an environment need, with pictures and videos of them."""
+    extra = "atari" if is_atari(env_id) else "mujoco"
+    return f'pip install "hf_decision_mamba[{extra}]"'
+
+
+def parse_env_kwargs(option: str, text: str | None) -> dict[str, Any] | None:
+    """Return the keyword arguments for `gymnasium.make` that an option gives as JSON.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{option} {text!r} is not of the form '{{\"reset_noise_scale\": 0.1}}'.")
+    return arguments
+
+
+def env_kwargs_for(
+    policy: DecisionMambaPolicy, env: Environment | None, env_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the keyword arguments to make an environment with: those given, else its own of the checkpoint's."""
+    if env_kwargs is None and env in (None, policy.processor.env_id):
+        return policy.processor.env_kwargs
+    return dict(env_kwargs or {}) or None
+
+
+def make_environments(
+    env: Environment,
+    count: int,
+    max_episode_steps: int | None = None,
+    *,
+    render_mode: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> VectorEnv:
+    """Make a vector environment whose rows are reset by hand, or say what is missing.
+
+    Atari games (`"ALE/Breakout-v5"`, `"BreakoutNoFrameskip-v4"`) are played the one standard way, whatever their id's
+    defaults: 1 to 30 no-ops at the start, each action for 4 frames, grey frames of 84 x 84 pixels (not stacked: the
+    policy does), no sticky actions, the game's minimal action set, whole episodes over all lives, at most
+    108,000 frames, which are 27,000 decisions. Rewards are the game's points, not clipped. Nothing presses FIRE for the
+    policy: where a game waits for it (Breakout), one that never does plays until the limit, and scores what it did.
+
+    Observations that are no vectors (dictionaries, tuples, matrices, whole numbers) are flattened as those of data are;
+    `observation_parts` of the result says how. What an environment raises or gives that is wrong is a ValueError that
+    names it, with the episode's seed and the step.
+
+    Args:
+        env: gymnasium id, where `module:Name-v0` imports a module of the working folder first; an environment, which is
+            the only row; a function that makes one; or a vector environment. Those that are given stay open.
+        count: rows; a vector environment has its own.
+        max_episode_steps: truncates episodes that the environment itself would let go on; never lengthens them.
+        render_mode: what `render()` of the vector environment gives, `"rgb_array"` for pictures; nothing without it.
+        env_kwargs: keyword arguments for `gymnasium.make`; only with an id.
+
+    Raises:
+        ImportError: gymnasium, or what the environment needs, is not installed.
+        ValueError: no such environment, one that cannot be made, or one whose observations or actions no model reads or
+            gives.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        hint = install_hint(env if isinstance(env, str) else "")
+        raise ImportError(f"Rollouts need gymnasium ({error}); install it with: {hint}") from error
+    from .playing import PlayedEnv
+
+    wrappers: list[Callable[..., Any]] = []
+    if max_episode_steps is not None:
+        wrappers.append(partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_episode_steps))
+    if not isinstance(env, str):
+        if env_kwargs:
+            raise ValueError(f"env_kwargs={dict(env_kwargs)} are for an environment that is made by its id.")
+        return _given(env, count, wrappers, max_episode_steps)
+    options: dict[str, Any] = {}
+    if is_atari(env):
+        options |= {
+            "frameskip": 1,  # AtariPreprocessing skips
+            "repeat_action_probability": 0.0,
+            "full_action_space": False,
+            "max_num_frames_per_episode": ATARI_MAX_FRAMES,
+        }
+        preprocessing: Any = gymnasium.wrappers.AtariPreprocessing
+        wrappers.insert(0, partial(preprocessing, noop_max=30, frame_skip=4, screen_size=84))
+    options |= {**(env_kwargs or {}), **({} if render_mode is None else {"render_mode": render_mode})}
+    _register(env)
+    return _with_parts(_made(env, count, [*wrappers, partial(PlayedEnv, name=env)], options))
+
+
+def environment_name(env: Env[Any, Any] | VectorEnv) -> str:
+    """Return the id that an environment is registered with, or the name of its class."""
+    spec = _spec(env)
+    return type(_first(env)).__name__ if spec is None else spec.id
+
+
+def environment_kwargs(env: Env[Any, Any] | VectorEnv) -> dict[str, Any] | None:
+    """Return the keyword arguments beside those registered that an environment was made with, if that is known."""
+    spec = _spec(env)
+    return None if spec is None else describe_env_kwargs(spec)
+
+
+def _spec(env: Any) -> EnvSpec | None:
+    spec: EnvSpec | None = getattr(_first(env), "spec", None)
+    return env.get_attr("spec")[0] if spec is None and hasattr(env, "get_attr") else spec
+
+
+def _first(env: Any) -> Any:
+    """The environment below all wrappers; of a vector environment that of its first row, where that is at hand."""
+    below = getattr(env, "unwrapped", env)
+    rows = getattr(below, "envs", None)
+    return rows[0].unwrapped if rows else below
+
+
+def _given(env: Any, count: int, wrappers: Sequence[Callable[..., Any]], max_episode_steps: int | None) -> VectorEnv:
+    """Rows of an environment that somebody has made, or of those that a function makes."""
+    from gymnasium import Env
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+    from .playing import PlayedEnv, PlayedVectorEnv
+
+    given = isinstance(env, (Env, VectorEnv)) or not callable(env)
+    first = env if given else env()
+    name = environment_name(first)
+    if isinstance(first, VectorEnv):
+        return PlayedVectorEnv(first, name, max_episode_steps, closes=not given)
+    if not isinstance(first, Env):
+        raise ValueError(
+            f"{name} is no environment: give a gymnasium id, a gymnasium.Env, a VectorEnv or a function that makes one."
+        )
+
+    def played(make: Callable[[], Any]) -> Any:
+        made = make()
+        for wrap in wrappers:
+            made = wrap(made)
+        return PlayedEnv(made, name, closes=not given)
+
+    makers = [lambda: first, *([] if given else [env] * (count - 1))]
+    return _with_parts(SyncVectorEnv([partial(played, make) for make in makers], autoreset_mode=AutoresetMode.DISABLED))
+
+
+def _with_parts(envs: Any) -> VectorEnv:
+    """A vector environment that knows what the observations of its rows are made of."""
+    envs.observed_space, envs.observation_parts = envs.envs[0].observed_space, envs.envs[0].observation_parts
+    made: VectorEnv = envs
+    return made
+
+
+def _made(env_id: str, count: int, wrappers: list[Callable[..., Any]], options: dict[str, Any]) -> VectorEnv:
+    """gymnasium's `make_vec`, with errors that say what to do."""
+    import gymnasium
+    from gymnasium.vector import AutoresetMode
+
+    try:
+        return gymnasium.make_vec(
+            env_id,
+            num_envs=count,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+            wrappers=wrappers,
+            **options,
+        )
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(
+            f"{env_id} needs a package that is missing ({_line(error)}); try: {_packages(env_id)}"
+        ) from error
+    except (gymnasium.error.Error, ImportError) as error:
+        raise _unknown(env_id, error) from error
+    except ValueError as error:
+        text = _line(error)
+        raise ValueError(text if text.startswith(env_id) else f"{env_id} cannot be made: {text}") from error
+    except Exception as error:  # of the environment's own code
+        raise ValueError(f"{env_id} cannot be made: {type(error).__name__}: {_line(error)}") from error
+
+
+def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> None:
+    """Refuse an environment that is not the kind the policy was trained on.
+
+    Raises:
+        ValueError: it observes something else than the policy reads, or takes other actions than the policy gives.
+    """
+    shape, processor = policy.observation_shape, policy.processor
+    parts, theirs = processor.observation_parts, getattr(envs, "observation_parts", None)
+    reads = _frames(shape) if policy.state_type == "image" else f"{shape[0]} dimensions"
+    checkpoint = f"its checkpoint names the environment {processor.env_id!r}."
+    made: Any = envs
+    seen = made.single_observation_space
+    observes = _frames(seen.shape) if is_frame(seen) else f"{seen.shape[0]} dimensions"
+    if observes != reads:
+        observes = f"{made.observed_space}, {observes}" if theirs else observes
+        raise ValueError(f"{env_id} observes {observes}, but the policy was trained on {reads}; {checkpoint}")
+    if observation_order(envs, policy) is None:
+        observes, reads = describe_parts(theirs or []), describe_parts(parts or [])
+        raise ValueError(f"{env_id} observes {observes}, but the policy was trained on {reads}; {checkpoint}")
+    discrete = {"num_actions": policy.act_dim, "action_start": processor.action_start}
+    gives = _described_actions(discrete) if policy.action_type == "discrete" else _dimensions(policy.act_dim)
+    takes = _described_actions(describe_actions(env_id, envs.single_action_space))
+    if takes != gives:
+        raise ValueError(f"{env_id} takes {takes}, but the policy gives {gives}; {checkpoint}")
+
+
+def observation_order(envs: VectorEnv, policy: DecisionMambaPolicy) -> NDArray[np.int64] | slice | None:
+    """Return which columns of an environment's vectors the policy reads, in its order; None where parts differ."""
+    parts, theirs = policy.processor.observation_parts, getattr(envs, "observation_parts", None)
+    if not parts or not theirs or parts == theirs:
+        return slice(None)
+    ends = np.cumsum([part["size"] for part in theirs])
+    columns = {json.dumps(part["path"]): (part, end) for part, end in zip(theirs, ends, strict=True)}
+    found = [columns.get(json.dumps(part["path"]), (None, 0)) for part in parts]
+    if len(parts) != len(theirs) or [part for part, _ in found] != parts:
+        return None
+    return np.concatenate([np.arange(end - part["size"], end) for part, end in found if part])
+
+
+def decide(
+    policy: DecisionMambaPolicy, envs: VectorEnv, observations: NDArray[Any], rewards: NDArray[np.float64] | None
+) -> NDArray[Any]:
+    """Return a policy's next actions as the environments take them: (n, ...) of their type and within their bounds.
+
+    Args:
+        policy: what acts; where its actions lie outside of the bounds, it is told what was done instead.
+        envs: made by `make_environments`, and checked by `check_spaces`.
+        observations: of all rows.
+        rewards: (n,) what the previous actions earned; None at the first step.
+    """
+    order, space = observation_order(envs, policy), envs.single_action_space
+    chosen = np.reshape(policy.act(observations[:, order], rewards), (envs.num_envs, *(space.shape or ())))
+    taken: NDArray[Any] = chosen.astype(space.dtype)
+    if policy.action_type == "continuous":
+        box: Any = space
+        taken = np.clip(taken, box.low, box.high)
+        if not np.array_equal(taken, chosen):
+            policy.took(taken)
+    return taken
+
+
+def action_bounds(space: Space) -> tuple[list[float], list[float]] | None:
+    """Return the smallest and the largest action (A each) of a Box as numbers of float32; None for discrete actions.
+
+    They are rounded towards the inside, so that float32 actions lie within a float64 space; infinite ones are the
+    largest numbers of float32, which JSON can hold.
+    """
+    box: Any = space
+    if not hasattr(box, "low"):
+        return None
+    largest = np.finfo(np.float32).max
+    low, high = (np.clip(np.asarray(bound, np.float64), -largest, largest) for bound in (box.low, box.high))
+    inside_low, inside_high = low.astype(np.float32), high.astype(np.float32)
+    inside_low = np.where(inside_low < low, np.nextafter(inside_low, largest), inside_low)
+    inside_high = np.where(inside_high > high, np.nextafter(inside_high, -largest), inside_high)
+    return inside_low.tolist(), inside_high.tolist()
+
+
+def _register(env_id: str) -> None:
+    """Make an environment known to gymnasium, where that takes an import."""
+    import gymnasium
+
+    module, _, name = env_id.rpartition(":")
+    if is_atari(env_id):
+        try:
+            import ale_py
+        except ImportError as error:
+            raise ImportError(f"{env_id} needs ale-py ({error}); install it with: {install_hint(env_id)}") from error
+        gymnasium.register_envs(ale_py)
+    if module:
+        _import_registration(env_id, module)
+    elif name not in gymnasium.registry and registering_module(name) == "gymnasium_robotics":
+        with suppress(ImportError):
+            gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
+
+
+def _import_registration(env_id: str, module: str) -> None:
+    """Import the module that registers an environment: an installed one, or one of the working folder.
+
+    The folder becomes importable as for `python -m`, which programs that lie elsewhere do not do of themselves.
+    """
+    here = os.getcwd()
+    if not {here, ""} & {*sys.path}:
+        sys.path.insert(0, here)
+        importlib.invalidate_caches()
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # of the module's own code
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        if missing and module in _EXTRAS:
+            raise ImportError(f"{env_id} needs {module} ({error}); install it with: {_EXTRAS[module]}") from error
+        if missing:
+            raise ValueError(f"No environment {env_id!r}: no module {module!r} is installed, or in {here}.") from error
+        raise ValueError(
+            f"No environment {env_id!r}: importing {module} raised {type(error).__name__}: {_line(error)}"
+        ) from error
+
+
+def _unknown(env_id: str, error: Exception) -> Exception:
+    """The error of an environment that gymnasium does not know, or not any more."""
+    import gymnasium
+
+    module, colon, bare = env_id.rpartition(":")
+    name = re.sub(r"-v\d+$", "", bare)
+    versions = [spec.version or 0 for spec in gymnasium.registry.values() if spec.name == name]
+    close = difflib.get_close_matches(bare, gymnasium.registry, n=3, cutoff=0.75)
+    if versions and bare != f"{name}-v{max(versions)}":
+        advice = f"use '{module}{colon}{name}-v{max(versions)}'"
+    elif bare in gymnasium.registry and isinstance(error, ImportError):
+        return ImportError(f"{env_id} needs a package that is missing ({_line(error)}); try: {_packages(env_id)}")
+    elif bare in gymnasium.registry:
+        return ValueError(f"{env_id} cannot be made: {_line(error)}")
+    elif re.fullmatch(ROBOTICS, bare):
+        robotics = _EXTRAS["gymnasium_robotics"]
+        return ImportError(f"{env_id} is an environment of gymnasium-robotics, which is missing; try: {robotics}")
+    else:
+        meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        spelling = f"check the spelling, or import the package that registers it, 'package:{bare}'"
+        advice = f"{f'{module} registers none of this name' if module else spelling}{meant}"
+    return ValueError(f"No environment {env_id!r}: {advice} ({_line(error)})")
+
+
+def _packages(env_id: str) -> str:
+    """The command that installs what a known environment needs."""
+    import gymnasium
+
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    entry = "" if spec is None else str(spec.entry_point)
+    commands = [command for module, command in _EXTRAS.items() if entry.startswith(module)]
+    return commands[0] if commands else install_hint(env_id)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _frames(shape: tuple[int, ...]) -> str:
+    return f"grey frames of {shape[0]} x {shape[1]} pixels"
+
+
+def _dimensions(act_dim: int) -> str:
+    return f"actions of shape ({act_dim},)"
+
+
+def _described_actions(described: Mapping[str, Any]) -> str:
+    """What actions are, in words that are equal exactly where the one could be taken for the other."""
+    if "num_actions" not in described:
+        return _dimensions(len(described["action_low"]))
+    if described["action_start"]:
+        return f"actions from Discrete({described['num_actions']}, start={described['action_start']})"
+    return f"{described['num_actions']} discrete actions"

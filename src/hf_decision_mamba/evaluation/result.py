@@ -1,0 +1,264 @@
+"""What an evaluation measured, episode by episode, as statistics, a table, files and a picture."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..reporting.figures import number, tidy
+from ..reporting.files import EVALUATION_FILES, replacing_together
+from .environments import install_hint
+from .scores import normalized_score, score_reference
+from .statistics import describe_values, interval_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationResult:
+    """What was measured, episode by episode, and under which protocol.
+
+    Args:
+        env_id: gymnasium id of the environment; of one without an id the name of its class.
+        mode: the policy's mode, `"window"` or `"recurrent"`.
+        context_length: steps of the window; None in recurrent mode.
+        seed: episode i of every target return was reset with seed `seed + i`; of a vector environment whose rows cannot
+            be reset one by one, all rows with the seed of the first.
+        episodes: one row per episode: target_return, episode, seed, return, length (steps), terminated (by the task, as
+            opposed to truncated by the time limit), normalized_score (None without reference).
+        versions: of the packages that a result depends on.
+        checkpoint: which checkpoint of its run the policy is.
+        max_episode_steps: where the caller truncated episodes; None where only the environment did.
+        temperature: at which a policy drew its discrete actions; None where it took the one that it predicted.
+        env_kwargs: keyword arguments that the environment was made with; None for none.
+        actions: of the first episode of each target return, (steps, act_dim) or (steps,), for `record_videos`.
+    """
+
+    env_id: str
+    mode: str
+    context_length: int | None
+    seed: int
+    episodes: list[dict[str, Any]]
+    versions: dict[str, str] = field(default_factory=dict)
+    checkpoint: str = "last"
+    max_episode_steps: int | None = None
+    temperature: float | None = None
+    env_kwargs: dict[str, Any] | None = None
+    actions: dict[float, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Statistics over the episodes of each target return, in the order in which these were asked for.
+
+        Means, population standard deviations, interquartile means (of the middle half of the episodes), and 95 %
+        intervals of the mean: percentile bootstrap over episodes, 10,000 resamples, the same at every call. An interval
+        is `[None, None]` for fewer than two episodes, and scores are None for environments without reference.
+        `return_first` is the return of the first episode, the one that a video shows.
+        """
+        results = []
+        for target in self._targets():
+            rows = [row for row in self.episodes if row["target_return"] == target]
+            returns = np.array([row["return"] for row in rows])
+            scores = normalized_score(self.env_id, returns)
+            results.append(
+                {
+                    "target_return": target,
+                    "episodes": len(rows),
+                    **describe_values("return", returns),
+                    "return_first": float(returns[0]),
+                    "length_mean": float(np.mean([row["length"] for row in rows])),
+                    **describe_values("normalized_score", scores),
+                }
+            )
+        return results
+
+    def table(self) -> str:
+        """The summary as plain text, one line per target return."""
+        heads = ["target return", "return mean ± std", "95% interval", "normalised score", "95% interval", "length"]
+        lines, text = [heads], functools.partial(number, decimals=1, thousands="")
+        for result in self.summary():
+            mean, std = result["normalized_score_mean"], result["normalized_score_std"]
+            lines.append(
+                [
+                    f"{result['target_return']:g}",
+                    f"{text(result['return_mean'])} ± {text(result['return_std'], beside=[result['return_mean']])}",
+                    interval_text(result["return_ci95"], text),
+                    "-" if mean is None else f"{mean:.1f} ± {std:.1f}",
+                    interval_text(result["normalized_score_ci95"]),
+                    f"{result['length_mean']:.1f}",
+                ]
+            )
+        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+        body = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([self._title(), "", body[0], "  ".join("-" * width for width in widths), *body[1:]])
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dataset_return_mean: float | None = None,
+        dataset_return_max: float | None = None,
+    ) -> list[Path]:
+        """Write evaluation.parquet (one row per episode), evaluation.json (the summary) and returns.png.
+
+        They take the place of an earlier evaluation's files, its videos included, when all are written: whenever the
+        process ends, one evaluation is whole, or there is no evaluation.json.
+
+        Args:
+            folder: made if it does not exist.
+            dataset_return_mean, dataset_return_max: lines to draw in the picture, in the environment's units.
+
+        Returns:
+            The files written; without matplotlib the picture is left out, and a warning says so.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        columns = [
+            ("target_return", pa.float64()),
+            ("episode", pa.int64()),
+            ("seed", pa.int64()),
+            ("return", pa.float64()),
+            ("length", pa.int64()),
+            ("terminated", pa.bool_()),
+            ("normalized_score", pa.float64()),
+        ]
+        table, (last, *others) = pa.Table.from_pylist(self.episodes, schema=pa.schema(columns)), EVALUATION_FILES
+        with replacing_together(folder, last, others) as draft:
+            pq.write_table(table, draft / "evaluation.parquet")
+            (draft / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            try:
+                self._plot(draft / "returns.png", dataset_return_mean, dataset_return_max)
+            except ImportError:
+                hint = install_hint(self.env_id)
+                logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", hint)
+        written = [folder / name for name in ("evaluation.parquet", "evaluation.json", "returns.png")]
+        return [path for path in written if path.is_file()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the single episodes, ready for JSON."""
+        reference = score_reference(self.env_id)
+        results = self.summary()
+        return {
+            "env_id": self.env_id,
+            "env_kwargs": self.env_kwargs,
+            "checkpoint": self.checkpoint,
+            "mode": self.mode,
+            "episodes_per_target": results[0]["episodes"],
+            "seed": self.seed,
+            "context_length": self.context_length,
+            "max_episode_steps": self.max_episode_steps,
+            "temperature": self.temperature,
+            "results": results,
+            "score_reference": reference
+            and {"min": reference.minimum, "max": reference.maximum, "source": reference.source},
+            "versions": self.versions,
+        }
+
+    def _targets(self) -> list[float]:
+        return list(dict.fromkeys(row["target_return"] for row in self.episodes))
+
+    def _title(self) -> str:
+        count = len(self.episodes) // len(self._targets())
+        mode = "recurrent mode" if self.context_length is None else f"window mode, context {self.context_length}"
+        episodes = f"{count} episode{'s' if count > 1 else ''}"
+        each = " per target return" if len(self._targets()) > 1 else ""
+        drawn = "" if self.temperature is None else f", actions drawn at temperature {self.temperature:g}"
+        cut = "" if self.max_episode_steps is None else f", cut at {self.max_episode_steps:,} steps"
+        made = "".join(f", {name}={value!r}" for name, value in (self.env_kwargs or {}).items())
+        return f"{self.env_id}{made}: {episodes}{each}, {mode}{drawn}{cut}"
+
+    def _plot(self, path: Path, dataset_mean: float | None, dataset_max: float | None) -> None:
+        """Draw achieved returns against target returns, or against the episode where there is one target only."""
+        from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
+
+        figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        for value, name in ((dataset_mean, "data set, mean"), (dataset_max, "data set, best")):
+            if value is not None:
+                axes.axhline(value, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                axes.annotate(
+                    f"{name}: {number(value, 0)}",
+                    xy=(1, value),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(-4, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=8,
+                    color="#5b616b",
+                )
+        if len(self._targets()) == 1:
+            self._plot_episodes(axes)
+        else:
+            self._plot_targets(axes)
+        self._finish(axes)
+        figure.savefig(path)
+
+    def _plot_episodes(self, axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        returns = [row["return"] for row in self.episodes]
+        result = self.summary()[0]
+        style: dict[str, Any] = {"color": "#4c78a8", "markersize": 5, "alpha": 0.8, "zorder": 3}
+        axes.plot(range(len(returns)), returns, "o", label="one episode", **style)
+        low, high = result["return_ci95"]
+        if low is not None:
+            axes.axhspan(low, high, color="#e4572e", alpha=0.2, linewidth=0, zorder=2, label="95% interval of the mean")
+        mean, target = result["return_mean"], result["target_return"]
+        axes.axhline(mean, color="#e4572e", zorder=2, label=f"mean: {number(mean, 0)}")
+        axes.axhline(target, color="#2b2f36", linewidth=1, linestyle=":", label=f"target return: {number(target, 0)}")
+        axes.set_xlim(-0.8, len(returns) - 0.2)
+        axes.set_xlabel("episode")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    def _plot_targets(self, axes: Axes) -> None:
+        targets, results = self._targets(), self.summary()
+        columns = np.arange(len(targets))  # evenly spaced: target returns often are multiples of 1, 2, 10, 20
+        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(self.episodes))
+        places = [targets.index(row["target_return"]) for row in self.episodes] + jitter
+        returns = [row["return"] for row in self.episodes]
+        style: dict[str, Any] = {"color": "#4c78a8", "markersize": 4.5, "alpha": 0.5, "markeredgewidth": 0, "zorder": 2}
+        axes.plot(places, returns, "o", label="one episode", **style)
+        means = np.array([result["return_mean"] for result in results])
+        bounds = np.array([result["return_ci95"] for result in results], dtype=np.float64).T
+        errors = None if np.isnan(bounds).any() else np.abs(bounds - means)
+        label = "mean" if errors is None else "mean, 95% interval"
+        axes.errorbar(columns, means, yerr=errors, fmt="o", color="#e4572e", capsize=5, label=label, zorder=3)
+        inside = axes.get_ylim()  # a target far out of reach must not flatten everything else
+        axes.hlines(targets, columns - 0.3, columns + 0.3, color="#2b2f36", linestyle=":", label="target return")
+        axes.set_ylim(min(inside[0], min(targets)), max(inside[1], *(t for t in targets if t < 1.3 * inside[1]), 0))
+        axes.set_xlim(-0.6, len(targets) - 0.4)
+        axes.set_xticks(columns, [f"{target:,g}" for target in targets])
+        axes.set_xlabel("target return")
+
+    def _finish(self, axes: Axes) -> None:
+        axes.set_ylabel("return")
+        axes.set_title(self._title(), loc="left", fontsize=11)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0), high + 0.04 * (high - low))
+        tidy(axes)
+        reference = score_reference(self.env_id)
+        if reference is not None:
+            low, high, source = reference
+
+            def to_score(returns: Any) -> Any:
+                return 100 * (returns - low) / (high - low)
+
+            def to_return(score: Any) -> Any:
+                return low + score * (high - low) / 100
+
+            scores = axes.secondary_yaxis("right", functions=(to_score, to_return))
+            scores.set_ylabel(f"normalised score ({source})")
+            scores.spines["right"].set_visible(False)
+        axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)

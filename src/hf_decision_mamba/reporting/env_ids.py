@@ -1,0 +1,27 @@
+"""What the id of an environment says by itself: whether it is one, and which module registers it."""
+
+from __future__ import annotations
+
+import re
+
+#: gymnasium's grammar of ids: [module:][namespace/]name[-vN].
+_ENV_ID = re.compile(r"([^\W\d][\w.]*:)?([\w:-]+/)?[\w:.-]+")
+_LONGEST_ENV_ID = 200
+
+ROBOTICS = r"(Fetch(Reach|Push|Slide|Pick)|Hand(Reach|Manipulate)|Adroit|FrankaKitchen|AntMaze|PointMaze)\w*-v\d+"
+
+
+def is_env_id(name: object) -> bool:
+    """Whether something has the form of a gymnasium id, known or not: it may stand in code that others copy."""
+    return isinstance(name, str) and len(name) <= _LONGEST_ENV_ID and _ENV_ID.fullmatch(name) is not None
+
+
+def registering_module(env_id: str | None) -> str | None:
+    """Return the module that makes an environment known to gymnasium where its id does not name it."""
+    if is_atari(env_id or ""):
+        return "ale_py"
+    return "gymnasium_robotics" if re.fullmatch(ROBOTICS, env_id or "") else None
+
+
+def is_atari(env_id: str) -> bool:
+    return re.search(r"(^|:)ALE/|NoFrameskip-v\d+$", env_id) is not None

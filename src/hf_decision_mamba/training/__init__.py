@@ -1,0 +1,17 @@
+"""Training: one command from settings and data to a scored checkpoint.
+
+`run` is the whole road, `arguments` its settings, `task` finds data and environment, `factory` makes models, `trainer`
+optimises, `resuming` goes on with what was interrupted, `record` writes what repeats and explains a run.
+"""
+
+from .arguments import parse_arguments
+from .callbacks import RolloutCallback
+from .run import main
+from .trainer import DecisionMambaTrainer
+
+__all__ = [
+    "DecisionMambaTrainer",
+    "RolloutCallback",
+    "main",
+    "parse_arguments",
+]

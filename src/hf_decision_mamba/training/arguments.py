@@ -1,0 +1,579 @@
+"""Settings of a training run: four groups of arguments, from a YAML file and the command line.
+
+One parser reads both, so that a wrong name or value is refused the same way wherever it stands.
+Source: transformers' HfArgumentParser; the defaults are DeMa's (arXiv 2405.12094, section 5).
+"""
+
+import copy
+import difflib
+import json
+import math
+import os
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentError, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from glob import glob
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from accelerate.utils import get_cpu_distributed_information
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from ..baselines.architectures import ARCHITECTURES
+from ..evaluation.environments import parse_env_kwargs
+from ..model.loading_decision_mamba import check_sizes
+
+#: Context length by the type of the states. Source: Decision Transformer's settings for MuJoCo and for Atari (Chen et
+#: al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
+DEFAULT_CONTEXT_LENGTH = {"vector": 20, "image": 30}
+DEFAULT_FRAME_STACK = 4
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train: a preset with single fields replaced, a baseline, or a checkpoint to fine-tune."""
+
+    _argument_group_name = "model"
+
+    architecture: Literal["decision_mamba", "decision_transformer", "bc"] = field(
+        default="decision_mamba",
+        metadata={
+            "help": "One of the project's models (see preset), transformers' Decision Transformer or behaviour cloning."
+        },
+    )
+    preset: str = field(
+        default="dema-b3ld",
+        metadata={"help": "Variant of decision_mamba to build, with its paper's sizes; dema-atari for images."},
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to fine-tune, a folder or a Hub repository, instead of a preset."}
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})
+    embedding_size: int | None = field(default=None, metadata={"help": "Width of the embeddings of the tokens."})
+    n_layer: int | None = field(default=None, metadata={"help": "Number of blocks."})
+    state_size: int | None = field(default=None, metadata={"help": "States per channel of the scan."})
+    expand: int | None = field(default=None, metadata={"help": "Width of the mixer as a multiple of hidden_size."})
+    conv_kernel: int | None = field(
+        default=None, metadata={"help": "Tokens that the causal convolution sees; 0 for no convolution."}
+    )
+    use_gate: bool | None = field(default=None, metadata={"help": "Multiply the scan's output by a gate."})
+    selective: bool | None = field(default=None, metadata={"help": "Step sizes that depend on the input."})
+    local_mixer: Literal["none", "linear", "conv"] | None = field(
+        default=None, metadata={"help": "Mixer in front of the scan, where it is not the preset's."}
+    )
+    use_timestep_embedding: bool | None = field(default=None, metadata={"help": "Embed the time step."})
+    max_ep_len: int | None = field(
+        default=None, metadata={"help": "Longest episode; the preset's, or the data set's where that is longer."}
+    )
+    embd_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the tokens."})
+    resid_pdrop: float | None = field(default=None, metadata={"help": "Dropout on the output of each mixer."})
+    scan_backend: str | None = field(default=None, metadata={"help": "reference, numba, triton or mamba_ssm."})
+
+    def __post_init__(self) -> None:
+        check_sizes(self)  # those of every architecture
+        for name in ("embd_pdrop", "resid_pdrop"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise ValueError(f"{name}={share} must be at least 0 and below 1.")
+
+    def overrides(self) -> dict[str, Any]:
+        """The config fields that were given."""
+        chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        given = {name: value for name, value in chosen.items() if value is not None and name not in _MODEL_CHOICE}
+        return {name: None if value == "none" else value for name, value in given.items()}
+
+
+#: Data sets that the name of a run's folder names.
+_SOURCES_NAMED = 2
+
+#: What says which model to build; all other settings of a model are changes to that one.
+_MODEL_CHOICE = ("architecture", "preset", "model_name_or_path")
+
+
+@dataclass
+class DataArguments:
+    """Which trajectories to learn from, and how windows are cut from them."""
+
+    _argument_group_name = "data"
+
+    dataset_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Hub repository (org/name), folder, file (.parquet, .hdf5, .pkl, ...) or minari:ID: docs/data.md. "
+            "Several are learned from together."
+        },
+    )
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration, if the data set has several; transitions to take of a DQN replay, or all."},
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the repository."})
+    dataset_split: str = field(
+        default="train", metadata={"help": "Split to read; slices as train[:10%%] are whole episodes."}
+    )
+    dataset_columns: str | None = field(
+        default=None, metadata={"help": 'Names of the columns where they differ, as JSON: {"observations": "obs"}.'}
+    )
+    action_type: Literal["continuous", "discrete"] | None = field(
+        default=None,
+        metadata={
+            "help": "What actions are; if unset one integer a step is discrete, all else continuous. discrete reads "
+            "whole numbers and one-hot rows as integers."
+        },
+    )
+    held_out_fraction: float = field(
+        default=0.05, metadata={"help": "Share of whole episodes kept back for eval_loss; 0 trains on all."}
+    )
+    context_length: int | None = field(
+        default=None,
+        metadata={"help": "Steps in a window; if unset 20, for images 30, or that of the fine-tuned checkpoint."},
+    )
+    return_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Divides returns-to-go; if unset the largest of the training episodes, to two digits (1 where all "
+            "returns are 0), or that of the fine-tuned checkpoint."
+        },
+    )
+    frame_stack: int | None = field(
+        default=None, metadata={"help": "Frames in the state of an image; if unset 4, or as the checkpoint reads."}
+    )
+
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read parquet files with one row per episode as training goes, and download nothing."},
+    )
+    streaming_buffer: int = field(
+        default=50_000,
+        metadata={
+            "help": "Transitions that each process or worker draws from, and that normalisation is learned from."
+        },
+    )
+
+    def columns(self) -> dict[str, str]:
+        """The column names to read, by ours.
+
+        Raises:
+            ValueError: `dataset_columns` is not a JSON object of strings.
+        """
+        return _json_object("dataset_columns", self.dataset_columns or "{}", '{"observations": "obs"}', (str,))
+
+
+@dataclass
+class EvaluationArguments:
+    """How the policy is scored: after training, and if asked for at every evaluation during it."""
+
+    _argument_group_name = "evaluation in the environment"
+
+    env_id: str | None = field(
+        default=None, metadata={"help": "gymnasium environment; the one that the data set's card names if unset."}
+    )
+    env_kwargs: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Keyword arguments for gymnasium.make as JSON: {"reset_noise_scale": 0.1}; if unset those of the '
+            "data set."
+        },
+    )
+    eval_episodes: int = field(default=20, metadata={"help": "Episodes per target return after training; 0 for none."})
+    target_return: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Returns to ask for, the first one by default when the checkpoint acts; if unset 3600 (hopper), "
+            "12000 (halfcheetah), 5000 (walker2d), elsewhere the best return of the data set."
+        },
+    )
+    eval_max_episode_steps: int | None = field(
+        default=None, metadata={"help": "Steps after which an episode is cut off; the environment's limit if unset."}
+    )
+    eval_mode: Literal["window", "recurrent"] = field(
+        default="window", metadata={"help": "Re-read the last steps at each decision, or carry the states along."}
+    )
+    rollout_episodes: int = field(
+        default=0,
+        metadata={"help": "Episodes at every evaluation during training (eval_normalized_score); 0 for none."},
+    )
+
+    def environment_kwargs(self) -> dict[str, Any] | None:
+        """The keyword arguments for `gymnasium.make`; None where none are given.
+
+        Raises:
+            ValueError: `env_kwargs` is not a JSON object.
+        """
+        return parse_env_kwargs("env_kwargs", self.env_kwargs)
+
+
+@dataclass
+class DecisionMambaTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of this project."""
+
+    _argument_group_name = "training (transformers.TrainingArguments)"
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where checkpoints and results are written; if unset runs/<model>-<data set>, with -seed<seed> if "
+            "that is not the default."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the run that output_dir already holds, and start again."}
+    )
+    max_steps: int = field(default=5000, metadata={"help": "Optimizer steps; -1 to count num_train_epochs."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Windows per device and forward pass."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "The same for eval_loss."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How it falls after the warm-up."})
+    warmup_steps: float = field(default=500, metadata={"help": "Steps until it is reached; below 1 a share of all."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "AdamW; matrices only (not A_log, D, norms, biases)."})
+    max_grad_norm: float = field(default=0.25, metadata={"help": "Gradients are clipped to this norm."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two values of the loss."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When eval_loss is measured: no, steps or epoch."})
+    eval_steps: float | None = field(default=1000, metadata={"help": "Steps between two evaluations."})
+    save_steps: float = field(default=500, metadata={"help": "Steps between two checkpoints to resume from."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (HfArgumentParser reads the order of the types)
+        default="none", metadata={"help": "tensorboard, wandb, trackio, ..."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "last: go on from the newest complete checkpoint in output_dir; or a checkpoint folder. Optimizer, "
+            "schedule and number of steps may change, and are used from there on."
+        },
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": "With push_to_hub: end pushes the scored checkpoint; every_save also every one before, in the "
+            "background. (checkpoint and all_checkpoints are refused: they would push pickles.)"
+        },
+    )
+    data_on_device: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the data where the model is, and cut windows there; if unset on a GPU that has room for it."
+        },
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "CPU threads per process; torch's choice if unset, under accelerate launch all cores."},
+    )
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if isinstance(self.lr_scheduler_kwargs, str):
+            example, kinds = '{"min_lr_rate": 0.1}', (int, float, str)
+            self.lr_scheduler_kwargs = _json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs, example, kinds)
+        processes = _launched_processes()
+        if processes > 1 and not _has_accelerator():
+            self.use_cpu = True  # only then is one world made of them; else each would train alone
+        super().__post_init__()
+        if processes > self.world_size == 1:
+            raise ValueError(
+                f"{processes} processes were started, but not as one training: each would train alone, into "
+                "the same folder. Start them with torchrun or accelerate launch."
+            )
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # pinning is for copies to an accelerator
+
+
+def _launched_processes() -> int:
+    """How many processes were started as one training, as the launcher says.
+
+    Raises:
+        ValueError: this process is said to be another one than the first, but not of how many.
+    """
+    launched = get_cpu_distributed_information()
+    if launched.world_size == 1 and (launched.rank > 0 or launched.local_rank > 0):
+        raise ValueError(
+            f"RANK={launched.rank} and LOCAL_RANK={launched.local_rank} are set, but no WORLD_SIZE: this process would "
+            "train alone, into the same folder as the others. Start all with torchrun or accelerate launch, or unset "
+            "these variables."
+        )
+    return launched.world_size
+
+
+def _has_accelerator() -> bool:
+    """Whether processes can train together on what this machine has beside its CPU; on Apple's GPU none can."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator is not None and accelerator.type != "mps"
+
+
+#: Settings that may be paths, in which ~ is the home folder: no shell reads those of a YAML file, nor `--name=~/path`.
+_PATHS = ("dataset_name", "model_name_or_path", "output_dir", "resume_from_checkpoint", "deepspeed")
+
+
+def _json_object(name: str, text: str, example: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """The object that a setting spells in JSON, with values of these kinds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, kinds) for value in found.values()):
+        raise ValueError(f"{name}={text} must be JSON such as {example}.")
+    return found
+
+
+#: The smallest value of each setting that is a number, where there is one.
+_AT_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    "cpu_threads": 1,
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "num_train_epochs"), 0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "dataloader_num_workers"), 0),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), 0),
+}
+#: What some of them must stay below. (numpy's generator takes no larger seed.)
+_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
+
+
+def _check_ranges(args: TrainingArguments) -> None:
+    """Refuse numbers that no training can be done with, by their names."""
+    for name, lowest in _AT_LEAST.items():
+        value = getattr(args, name)
+        limit = _BELOW.get(name, 2**31 if isinstance(value, int) else math.inf)
+        if value is not None and not lowest <= value < limit:
+            below = "finite" if limit == math.inf else f"below {limit}"
+            raise ValueError(f"{name}={value} must be {below if value >= limit else f'at least {lowest}'}.")
+    if not 1 <= args.max_steps < 2**31 and (args.max_steps != -1 or args.num_train_epochs == 0):
+        raise ValueError(f"max_steps={args.max_steps} must be at least 1, or -1 to train num_train_epochs (above 0).")
+
+
+class Arguments(tuple[ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments]):
+    """The four groups of settings of a run, and where they came from.
+
+    Attributes:
+        given: the settings that differ from their defaults, by name, as they were given.
+        remarks: what becomes of a file's settings that were made for another model than the command line chooses.
+    """
+
+    given: dict[str, Any]
+    remarks: list[str]
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Each option in one spelling (with underscores), though the one with hyphens works too."""
+
+    def _format_action_invocation(self, action: Any) -> str:
+        if action.option_strings and action.dest != "help":
+            action = copy.copy(action)
+            action.option_strings = action.option_strings[:1]
+        return super()._format_action_invocation(action)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage, which is a page long."""
+        raise ValueError(f"{message} (--help lists all settings)")
+
+
+_ANOTHER_MODEL = (
+    "Where the command line chooses another model than the file (preset, architecture, checkpoint), a file that was "
+    "named keeps its sizes and context length, as far as that model has them; those of the default file are left out."
+)
+
+
+def build_parser() -> HfArgumentParser:
+    """The command line: the four groups of settings, nothing abbreviated."""
+    groups: Any = (ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments)
+    parser = _Parser(
+        groups,
+        usage="accelerate launch train.py [settings.yaml] [--setting value ...]",
+        description="Train a decision model on trajectories, score it in its environment, and write its card. Settings "
+        "come from the YAML file, and from the command line, which wins. " + _ANOTHER_MODEL,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        if action.dest in _PATHS:
+            action.type = os.path.expanduser
+    return parser
+
+
+#: What stands where the command line says nothing; no value of a setting.
+_UNSET = object()
+
+
+def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> Arguments:
+    """Read settings from a YAML file (the first argument, if it is no option) and the command line, which wins.
+
+    Where the command line chooses another model than the file (preset, architecture, checkpoint), a file that was named
+    keeps its sizes and context length, as far as that model has them; those of the default file are left out. A
+    checkpoint has a return scale of its own, and so have other data than those of the default file.
+
+    In the YAML file, a value that starts with `./` or `../` is a path relative to the file's folder; all other paths
+    are relative to the working directory, as they are on the command line.
+
+    Args:
+        argv: the arguments without the program's name.
+        default_config: the YAML file when `argv` names none.
+
+    Raises:
+        FileNotFoundError: there is no such YAML file.
+        ValueError: an unknown setting (with the closest known one), or a value of the wrong type or out of range.
+    """
+    parser, argv = build_parser(), list(argv)
+    options: dict[str, Action] = {}
+    for action in parser._actions:
+        if action.dest != "help":
+            options.setdefault(action.dest, action)  # not its --no_ form, which comes second
+    named = bool(argv) and not argv[0].startswith("-")
+    config = Path(argv.pop(0)).expanduser() if named else default_config
+    from_file = {} if config is None else _read_yaml(config, parser, options)
+    typed, unknown = parser.parse_known_args(argv, Namespace(**dict.fromkeys(options, _UNSET)))
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], [*options], '--')}")
+    from_argv = {name: value for name, value in vars(typed).items() if value is not _UNSET}
+    left_out, remarks = _of_another_model(from_file, from_argv, named)
+    if _scale_is_of_others(from_file, from_argv, named):
+        left_out, remarks = [*left_out, "return_scale"], [*remarks, "return_scale left out (it is of other returns)"]
+    defaults = {name: parser.get_default(name) for name in options}
+    kept = {name: value for name, value in from_file.items() if name not in left_out}
+    settings = {**defaults, **kept, **from_argv}
+    given = {name: value for name, value in settings.items() if value != defaults[name]}
+    settings["output_dir"] = settings["output_dir"] or _run_folder(settings)
+    arguments = Arguments(parser.parse_dict(settings))
+    arguments.given, arguments.remarks = given, [f"settings     {config}: {remark}" for remark in remarks]
+    return arguments
+
+
+def _of_another_model(
+    from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool
+) -> tuple[list[str], list[str]]:
+    """The file's settings to leave out where the command line chooses another model, and a remark on them if it does.
+
+    Args:
+        named: whether the file was named on the command line.
+    """
+    of_file = {name: from_file.get(name, getattr(ModelArguments, name)) for name in _MODEL_CHOICE}
+    chosen = [name for name, value in of_file.items() if from_argv.get(name, value) != value]
+    of_a_model = {*(entry.name for entry in fields(ModelArguments)), "context_length"}
+    theirs = [name for name in from_file if name in of_a_model and name not in from_argv]
+    if not chosen or not theirs:
+        return [], []
+    kept = [name for name in theirs if named and _applies(name, from_file[name], from_argv)]
+    left_out = [name for name in theirs if name not in kept]
+    choice = " ".join(f"--{name} {from_argv[name]}" for name in chosen)
+    remarks = [f"{', '.join(kept)} kept with {choice}"] if kept else []
+    if left_out:
+        why = f"not of {choice}" if named else f"it is of another model than {choice}; name the file to keep them"
+        remarks.append(f"{', '.join(left_out)} left out ({why})")
+    return left_out, ["; ".join(remarks)]
+
+
+def _applies(name: str, value: Any, from_argv: Mapping[str, Any]) -> bool:
+    """Whether a setting of a file means something to the model that the command line chooses."""
+    architecture = from_argv.get("architecture", ModelArguments.architecture)
+    if name == "context_length":
+        return True
+    if "model_name_or_path" in from_argv:
+        return name == "scan_backend"  # all others are the checkpoint's
+    if name in _MODEL_CHOICE:
+        return {"architecture": value, "preset": architecture}.get(name) == ModelArguments.architecture
+    return name in {entry.name for entry in fields(ARCHITECTURES[architecture][0])}
+
+
+def _scale_is_of_others(from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool) -> bool:
+    """Whether the file has a return scale, and it is for other returns than those of the run.
+
+    A checkpoint has a scale of its own, and so have data that a default file was not made for.
+    """
+    if "return_scale" not in from_file or "return_scale" in from_argv:
+        return False
+    if from_argv.get("model_name_or_path") not in (None, from_file.get("model_name_or_path")):
+        return True
+    of_file, chosen = (
+        [Path(name).resolve() for name in settings.get("dataset_name") or []]
+        for settings in (from_file, {**from_file, **from_argv})
+    )
+    return not named and of_file != chosen
+
+
+def _run_folder(settings: Mapping[str, Any]) -> str:
+    """Where a run is written that nobody gave a folder: named after its model, its data, and a seed of its own."""
+    baseline = settings["architecture"] != ModelArguments.architecture
+    model = settings["model_name_or_path"] or settings["architecture" if baseline else "preset"]
+    sources = [name for given in settings["dataset_name"] or ["data"] for name in sorted(glob(given)) or [given]]
+    names = []
+    for source in (model, *sources[:_SOURCES_NAMED]):
+        path = Path(source)
+        names.append(path.stem if path.is_file() else path.resolve().name)
+    if len(sources) > _SOURCES_NAMED:
+        names.append(f"{len(sources) - _SOURCES_NAMED}-more")
+    if settings["seed"] != DecisionMambaTrainingArguments.seed:
+        names.append(f"seed{settings['seed']}")
+    return f"runs/{'-'.join(names)}"
+
+
+def _read_yaml(path: Path, parser: HfArgumentParser, options: Mapping[str, Action]) -> dict[str, Any]:
+    """The settings of a YAML file, checked and converted as those of the command line; an empty one is the default."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no settings file {path}; the first argument is a YAML file or an option.")
+    content = path.read_bytes()
+    try:
+        loader = yaml.SafeLoader(content)
+        node = loader.get_single_node()
+        names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        settings = None if node is None else loader.construct_document(node)
+    except Exception as error:  # PyYAML lets through what its constructors raise, and RecursionError
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold lines of the form `setting: value`, not a {type(settings).__name__}.")
+    nodes = {key.value: value for key, value in node.value}
+    converted = {}
+    for name, value in settings.items():
+        if name not in options:
+            raise ValueError(f"{path}: unknown setting {name!r}{_closest(str(name), [*options])}")
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: {name} is set {names.count(name)} times.")
+        try:
+            if value is not None and value != []:
+                converted[name] = _converted(parser, options[name], value, nodes[name], path.parent)
+        except (ArgumentError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    return converted
+
+
+def _converted(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
+    """A value of a YAML file as the command line would give it."""
+    if option.nargs == "+":
+        values = value if isinstance(value, list) else [value]
+        nodes = node.value if isinstance(value, list) else [node]
+        return [_item(parser, option, *item, folder) for item in zip(values, nodes, strict=True)]
+    if isinstance(value, list) and len(value) == 1:
+        value, node = value[0], node.value[0]
+    return _item(parser, option, value, node, folder)
+
+
+def _item(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
+    if isinstance(value, dict) and _is_flat(value) and option.nargs != "+":
+        text = json.dumps(value, default=str)
+    elif not isinstance(node, yaml.ScalarNode):
+        raise ValueError(f"{option.dest} takes one value, not a {type(value).__name__}.")
+    elif option.type in (int, float, string_to_bool):
+        text = str(value)
+    else:
+        text = node.value  # as it is written: YAML would make a bool of `no`, and a number of a commit
+        if text.startswith(("./", "../")):
+            text = os.path.relpath(folder / text)
+    if "\0" in text:
+        raise ValueError(f"{option.dest} holds a NUL byte.")
+    converted = parser._get_value(option, text)
+    parser._check_value(option, converted)
+    return converted
+
+
+def _is_flat(value: Any, depth: int = 2) -> bool:
+    """Whether a value of a YAML file nests no deeper; one of a few lines can unfold to more than a memory holds."""
+    if isinstance(value, (dict, list)):
+        items = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_flat(item, depth - 1) for item in items)
+    return True
+
+
+def _closest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else "; --help lists all settings."

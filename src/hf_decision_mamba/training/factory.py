@@ -1,0 +1,238 @@
+"""From settings and data to a model and its processor: a preset, a baseline, or a checkpoint to fine-tune.
+
+The data say what a state and an action are, the settings everything else. Source of the baseline's sizes: Decision
+Transformer (Chen et al. 2021, appendix A).
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from numpy.typing import NDArray
+from transformers import DecisionTransformerConfig, PreTrainedConfig, PreTrainedModel
+
+from ..acting.loading import load_model
+from ..baselines.architectures import ARCHITECTURES, architecture_of, embeds_time
+from ..baselines.behaviour_cloning import DecisionBCConfig
+from ..data import Trajectories
+from ..data.statistics import CONSTANT_STD, TrajectoryStatistics
+from ..model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
+from ..model.observations_decision_mamba import describe_parts
+from .arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, DataArguments, ModelArguments
+
+_WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
+_DECISION_TRANSFORMER_EP_LEN = 1000  # Chen et al. 2021, released code; more where the data have longer episodes
+
+
+def build(
+    model_args: ModelArguments, data_args: DataArguments, trajectories: Trajectories, longest: int | None = None
+) -> tuple[PreTrainedModel, DecisionMambaProcessor, int]:
+    """Build the model that the settings ask for, its processor, and how long the windows are that it learns from.
+
+    A new model is drawn from torch's random generator. The windows are the processor's `context_length`, but for
+    behaviour cloning, which learns from the windows of the others and acts on one step.
+
+    Args:
+        trajectories: what is learned from; its statistics go into the processor of a new model.
+        longest: steps of the longest episode, held-out ones included; that of `trajectories` when not given.
+
+    Raises:
+        ValueError: settings that contradict each other, the data or the checkpoint.
+    """
+    statistics = trajectories.statistics()
+    longest = statistics.length_max if longest is None else longest
+    if data_args.frame_stack is not None and trajectories.state_type == "vector":
+        raise ValueError(
+            f"frame_stack={data_args.frame_stack} has no meaning for data set {trajectories.name!r}, whose states are "
+            "vectors; leave it out."
+        )
+    context_length = DEFAULT_CONTEXT_LENGTH[trajectories.state_type]
+    settings: dict[str, Any] = {
+        "state_mean": statistics.state_mean,
+        "state_std": statistics.state_std,
+        **_action_scaling(statistics),
+        "frame_stack": data_args.frame_stack or DEFAULT_FRAME_STACK,
+        "return_scale": statistics.return_scale,
+        "context_length": context_length,
+        "action_start": trajectories.action_start,
+        "observation_parts": trajectories.observation_parts,
+    }
+    source = model_args.model_name_or_path
+    if source is not None:
+        model = _load(source, model_args, data_args, trajectories, longest)
+        kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
+        _check_parts(source, kept, trajectories)
+        settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
+        settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
+        if architecture_of(model.config) == "bc":
+            settings["context_length"] = context_length
+    for name in ("return_scale", "context_length"):
+        given = getattr(data_args, name)
+        settings[name] = settings[name] if given is None else given
+    if source is None:
+        try:
+            config = _new_config(model_args, trajectories, longest, settings)
+        except StrictDataclassClassValidationError as error:  # wraps what the config's own checks say
+            raise ValueError(str(error.__cause__ or error)) from error
+        model = ARCHITECTURES[model_args.architecture][1](config)
+    _check_lengths(trajectories.name, longest, settings["context_length"], getattr(model.config, "max_ep_len", None))
+    window_length = settings["context_length"]
+    if architecture_of(model.config) == "bc":
+        settings["context_length"] = min(1, window_length)  # a length that is out of range is refused as such
+    return model, DecisionMambaProcessor(**settings), window_length
+
+
+def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.float64]]:
+    """How actions that reach beyond [-1, 1], where tanh ends, become ones within; others are left as they are."""
+    low, high = statistics.action_low, statistics.action_high
+    if low is None or high is None or max(-low.min(), high.max()) <= _WITHIN:
+        return {}
+    half = (high - low) / 2
+    return {"action_mid": (low + high) / 2, "action_scale": np.where(half < CONSTANT_STD, 1.0, half)}
+
+
+def _new_config(
+    model_args: ModelArguments, trajectories: Trajectories, longest: int, settings: dict[str, Any]
+) -> PreTrainedConfig:
+    """The config of a new model: the task's fields from the data, sizes from the preset or the paper."""
+    architecture = model_args.architecture
+    task = _task(trajectories, settings["frame_stack"])
+    overrides = _checked_overrides(model_args)
+    if architecture == "decision_mamba":
+        _check_preset(model_args.preset, trajectories)
+        config = DecisionMambaConfig.from_preset(model_args.preset, **task, **overrides)
+        if "max_ep_len" not in overrides:
+            config.max_ep_len = max(config.max_ep_len, longest)
+        return config
+    if (task.pop("state_type"), task.pop("action_type")) != ("vector", "continuous"):
+        raise ValueError(
+            f"--architecture {architecture} learns from vector states and continuous actions, but data set "
+            f"{trajectories.name!r} has {trajectories.state_type} states and {trajectories.action_type} actions; use "
+            f"--architecture decision_mamba with --preset {' or '.join(_presets_for(trajectories))}."
+        )
+    if architecture == "bc":
+        return DecisionBCConfig(**task, **overrides)
+    defaults: dict[str, Any] = {
+        "max_ep_len": max(_DECISION_TRANSFORMER_EP_LEN, longest),
+        "bos_token_id": None,  # of GPT-2's vocabulary, which is not there
+        "eos_token_id": None,
+    }
+    return DecisionTransformerConfig(**task, **{**defaults, **overrides})  # its defaults are those of the paper
+
+
+def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
+    """What a state and an action of these data are, as fields of a config."""
+    task: dict[str, Any] = {"state_type": trajectories.state_type, "action_type": trajectories.action_type}
+    if trajectories.state_type == "vector":
+        task["state_dim"] = trajectories.state_dim
+    else:
+        height, width = trajectories.frame_shape
+        if height != width:
+            raise ValueError(
+                f"Data set {trajectories.name!r} has frames of {height} × {width} pixels; the model reads square ones: "
+                "resize or crop them."
+            )
+        task |= {"image_size": height, "num_channels": frame_stack}
+    task["act_dim"] = trajectories.act_dim
+    return task
+
+
+def _presets_for(trajectories: Trajectories) -> list[str]:
+    return [name for name, preset in PRESETS.items() if preset.get("state_type", "vector") == trajectories.state_type]
+
+
+def _check_preset(preset: str, trajectories: Trajectories) -> None:
+    """Refuse a preset for other states than the data have; an unknown name is `from_preset`'s to refuse."""
+    fitting = _presets_for(trajectories)
+    if preset in PRESETS and preset not in fitting:
+        raise ValueError(
+            f"Preset {preset!r} is for {PRESETS[preset].get('state_type', 'vector')} states, but data set "
+            f"{trajectories.name!r} has {trajectories.state_type} states; presets that fit: {', '.join(fitting)}."
+        )
+
+
+def _checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
+    """The config fields that were given, when the architecture has them."""
+    architecture, overrides = model_args.architecture, model_args.overrides()
+    if architecture == "decision_mamba":
+        return overrides
+    if model_args.preset != ModelArguments.preset:
+        raise ValueError(
+            f"--preset {model_args.preset} is a variant of decision_mamba; leave it out with --architecture "
+            f"{architecture}, or leave that out."
+        )
+    has = {entry.name for entry in fields(ARCHITECTURES[architecture][0])}
+    for name in overrides:
+        if name not in has:
+            known = ", ".join(f"--{entry.name}" for entry in fields(ModelArguments) if entry.name in has)
+            raise ValueError(f"--{name} does not apply to --architecture {architecture}, which takes {known}.")
+    return overrides
+
+
+def _load(
+    source: str, model_args: ModelArguments, data_args: DataArguments, trajectories: Trajectories, longest: int
+) -> PreTrainedModel:
+    """The model of a checkpoint to fine-tune, when it reads what the data hold."""
+    overrides = model_args.overrides()
+    overrides.pop("scan_backend", None)
+    if overrides:
+        raise ValueError(
+            f"{next(iter(overrides))} cannot be changed when fine-tuning {source}: its architecture is kept."
+        )
+    if model_args.preset != ModelArguments.preset:
+        raise ValueError(
+            f"--preset {model_args.preset} builds a new model, and --model_name_or_path {source} fine-tunes that one; "
+            "leave one of them out."
+        )
+    model = load_model(source)
+    config, architecture = model.config, architecture_of(model.config)
+    if model_args.architecture not in (ModelArguments.architecture, architecture):
+        raise ValueError(
+            f"{source} is a model of --architecture {architecture}, not {model_args.architecture}; leave it out when "
+            "fine-tuning."
+        )
+    if architecture == "decision_mamba":
+        config.scan_backend = model_args.scan_backend
+    read_by_default = {"state_type": "vector", "action_type": "continuous"}
+    frame_stack = data_args.frame_stack or int(getattr(config, "num_channels", DEFAULT_FRAME_STACK))
+    for name, value in _task(trajectories, frame_stack).items():
+        read = getattr(config, name, read_by_default.get(name))
+        if read != value:
+            raise ValueError(
+                f"Data set {trajectories.name!r} has {name}={value}, but {source} was trained with {read}."
+                + (" --action_type reads whole numbers and one-hot rows either way." if name == "action_type" else "")
+            )
+    if hasattr(config, "max_ep_len") and not embeds_time(config):
+        config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it
+    return model
+
+
+def _check_parts(source: str, processor: DecisionMambaProcessor, trajectories: Trajectories) -> None:
+    """Refuse to fine-tune on observations of other parts, or on actions of other numbers."""
+    known, found = processor.observation_parts, trajectories.observation_parts
+    if known and found and known != found:
+        raise ValueError(
+            f"Data set {trajectories.name!r} observes {describe_parts(found)}, but {source} was trained on "
+            f"{describe_parts(known)}."
+        )
+    if processor.action_start != trajectories.action_start:
+        raise ValueError(
+            f"Data set {trajectories.name!r} has action_start={trajectories.action_start}, but {source} was trained "
+            f"with {processor.action_start}."
+        )
+
+
+def _check_lengths(name: str, longest: int, context_length: int, max_ep_len: int | None) -> None:
+    """Refuse episodes and windows that are longer than the model allows; None allows all."""
+    if max_ep_len is None:
+        return
+    if longest > max_ep_len:
+        raise ValueError(
+            f"Data set {name!r} has an episode of {longest} steps, but the model knows only max_ep_len={max_ep_len}; "
+            "raise max_ep_len, or shorten the episodes."
+        )
+    if context_length > max_ep_len:
+        raise ValueError(
+            f"context_length={context_length} is longer than any episode can be: max_ep_len is {max_ep_len}."
+        )

@@ -1,0 +1,171 @@
+"""What a run learns from and is scored in: its data set, its environment and the returns that it asks for."""
+
+import re
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, TrainingArguments
+
+from ..acting.policy import DecisionMambaPolicy
+from ..baselines.architectures import embeds_time
+from ..data import EpisodeStream, Trajectories, TrajectoryStatistics, load_trajectories, open_stream
+from ..data.request import PARQUET_REVISION, is_repository_id, resolved_commit
+from ..data.statistics import QUANTILES, spread
+from ..evaluation.environments import action_bounds, check_spaces, make_environments
+from ..model import DecisionMambaProcessor
+from ..reporting.console import say
+from ..reporting.env_ids import is_env_id
+from .arguments import DataArguments, EvaluationArguments
+
+#: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family. Elsewhere,
+#: Atari included, the best return of the data set is asked for.
+TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
+
+
+@dataclass
+class RunData:
+    """The data set of a run: whole, and split into what is learned from and what is held out.
+
+    Of a stream, `statistics` and `train` are those of the sample that it is known from.
+    """
+
+    statistics: TrajectoryStatistics
+    train: Trajectories
+    held_out: Trajectories | None
+    env_id: str | None
+    env_kwargs: dict[str, Any] | None = None
+    stream: EpisodeStream | None = None
+    buffer_steps: int = 0
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.train.name
+
+    def sizes(self) -> dict[str, int]:
+        """What tells it from others in short."""
+        return {"episodes": self.statistics.episodes, "transitions": self.statistics.transitions}
+
+    def facts(self) -> dict[str, Any]:
+        """What training.json and the card say about it."""
+        kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
+        statistics = {name: self.statistics.to_dict()[name] for name in kept}
+        parts = [self.train] if self.held_out is None else [self.train, self.held_out]
+        returns = spread(np.concatenate([part.returns() for part in parts]))
+        statistics["return_quantiles"] = {name: returns[name] for name in QUANTILES}
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "env_id": self.env_id,
+            **({"env_kwargs": self.env_kwargs} if self.env_kwargs else {}),
+            **(statistics if self.stream is None else {"streaming_sample": statistics}),
+            "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,
+        }
+
+
+def load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: TrainingArguments) -> RunData:
+    source: dict[str, Any] = {
+        "config": data_args.dataset_config,
+        "revision": data_args.dataset_revision,
+        "split": data_args.dataset_split,
+        "columns": data_args.columns(),
+        "action_type": data_args.action_type,
+    }
+    revision = _revision(data_args)
+    if data_args.streaming:
+        steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
+        stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
+        return RunData(train.statistics(), train, held_out, *_environment(eval_args, train), stream, steps, revision)
+    trajectories = load_trajectories(data_args.dataset_name or [], **source)
+    train, held_out = trajectories, None
+    if data_args.held_out_fraction > 0:
+        train, held_out = trajectories.split(data_args.held_out_fraction, data_seed_of(args))
+    environment = _environment(eval_args, trajectories)
+    return RunData(trajectories.statistics(), train, held_out, *environment, revision=revision)
+
+
+def _environment(eval_args: EvaluationArguments, data: Trajectories) -> tuple[str | None, dict[str, Any] | None]:
+    """The environment's id and keyword arguments: those given, else the data set's."""
+    given, env_id = eval_args.environment_kwargs(), _env_id(eval_args, data)
+    if given and env_id is None:
+        raise ValueError(f"env_kwargs={eval_args.env_kwargs} needs an environment: --env_id")
+    return env_id, (data.env_kwargs if given is None and env_id == data.env_id else given) or None
+
+
+def _env_id(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
+    """The environment that was asked for, else the data set's; a text there that cannot be one is left out."""
+    if eval_args.env_id is not None and not is_env_id(eval_args.env_id):
+        raise ValueError(f"env_id={eval_args.env_id!r} is no gymnasium id, [module:][namespace/]name[-vN].")
+    if eval_args.env_id is None and data.env_id is not None and not is_env_id(data.env_id):
+        said = reprlib.repr(data.env_id)
+        say(f"{data.name} names the environment {said}, which is no gymnasium id: left out; --env_id names one.")
+        return None
+    return eval_args.env_id or data.env_id
+
+
+def _revision(data_args: DataArguments) -> str | None:
+    """The commit that a Hub repository is read at; as it was given where that is a copy or cannot be found out."""
+    names, revision = data_args.dataset_name or [], data_args.dataset_revision
+    if len(names) != 1:
+        return revision  # each has commits of its own
+    name = names[0]
+    if Path(name).expanduser().exists() or not is_repository_id(name) or revision == PARQUET_REVISION:
+        return revision
+    return resolved_commit(name, revision) or revision
+
+
+def data_seed_of(args: TrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def prepare_environment(
+    eval_args: EvaluationArguments, model: PreTrainedModel, processor: DecisionMambaProcessor, data: RunData
+) -> bool:
+    """Make the environment once, if there are episodes to play: whether it can be evaluated in, and its action bounds.
+
+    Raises:
+        ValueError: the environment is unknown, or not the one that the data set is of; or the model cannot act in it.
+    """
+    wanted = eval_args.eval_episodes > 0 or eval_args.rollout_episodes > 0
+    if data.env_id is None:
+        if wanted:
+            say("No evaluation in an environment: the data set's card names none, and --env_id is not given.")
+        return False
+    policy = DecisionMambaPolicy(model, processor, mode=eval_args.eval_mode)
+    if not wanted:
+        return False
+    try:
+        limit = eval_args.eval_max_episode_steps
+        envs = make_environments(data.env_id, 1, max_episode_steps=limit, env_kwargs=data.env_kwargs)
+        try:
+            check_spaces(data.env_id, envs, policy)
+            limit = limit or getattr(envs.spec, "max_episode_steps", None)
+            if limit is not None and embeds_time(model.config) and limit > model.config.max_ep_len:
+                raise ValueError(
+                    f"Episodes of {data.env_id} last up to {limit} steps, but the model knows only max_ep_len="
+                    f"{model.config.max_ep_len}; raise --max_ep_len or cut them with --eval_max_episode_steps."
+                )
+            bounds = action_bounds(envs.single_action_space)
+            if bounds is not None and np.abs(bounds).min() < np.finfo(np.float32).max:
+                processor.action_low, processor.action_high = bounds
+            if processor.observation_parts is None:  # the data say nothing, and evaluation flattens like this
+                processor.observation_parts = getattr(envs, "observation_parts", None)
+        finally:
+            envs.close()
+    except ImportError as error:
+        say(f"No evaluation in an environment: {error}")
+        return False
+    except ValueError as error:
+        raise ValueError(f"{error} (--env_id names another one, --eval_episodes 0 trains without.)") from error
+    return True
+
+
+def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[float]:
+    """The returns to ask for: those given, else the papers' for this family, else the best of the data set."""
+    if eval_args.target_return:
+        return eval_args.target_return
+    family = re.sub(r"-v\d+$", "", (data.env_id or "").rsplit("/")[-1]).lower()
+    return [TARGET_RETURNS.get(family, data.statistics.return_max)]

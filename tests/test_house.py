@@ -1,0 +1,52 @@
+"""Rooms: arrows between them point down, there are no circles, and nothing inside uses the front door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hf_decision_mamba
+
+HOUSE = Path(hf_decision_mamba.__file__).parent
+#: The rooms from the roof to the ground; a room uses those of the floors below its own, and no other.
+FLOORS = (
+    {"cli"},
+    {"info", "training", "collecting", "analysis"},
+    {"evaluation"},
+    {"data", "acting", "baselines", "sharing", "conversion"},
+    {"model", "reporting"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports anywhere in it, dotted from the package on; "" is the package."""
+    place, found = path.relative_to(HOUSE).parts[:-1], set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == HOUSE.name}
+        elif isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".") if node.module else []
+            if node.level:
+                module = [*place[: len(place) - node.level + 1], *module]
+            elif module[:1] != [HOUSE.name]:
+                continue
+            else:
+                module = module[1:]
+            found |= {".".join(module)} if module else {alias.name for alias in node.names}
+    return found
+
+
+def test_every_room_has_its_floor():
+    assert {path.stem for path in HOUSE.iterdir() if path.stem[0] != "_" and path.name[0] != "."} <= {*FLOOR}
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_arrows_point_down(room):
+    files = [HOUSE / f"{room}.py"] if (HOUSE / f"{room}.py").is_file() else [*(HOUSE / room).rglob("*.py")]
+    assert files
+    for path in files:
+        for module in imports(path):
+            other = module.split(".")[0]
+            assert other in FLOOR, f"{path} imports {module or 'the front door'}"
+            assert other == room or FLOOR[other] > FLOOR[room], f"{path} imports {module}, which is not below it"
