@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from factories import BREAKOUT
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.cli import main
@@ -20,7 +21,6 @@ TINY = [
     "--context_length=4",
     "--use_cpu=True",
 ]
-BREAKOUT = Path(__file__).parent / "data" / "breakout-tiny.parquet"
 
 
 @pytest.fixture

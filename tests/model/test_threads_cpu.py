@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from hf_decision_mamba.acting import compiled_kernels as fused_kernels
+from hf_decision_mamba.acting import compiled_kernels
 from hf_decision_mamba.model import causal_conv_kernels, selective_scan_kernels, threads_cpu
 from hf_decision_mamba.model.scan_inputs import ScanInputs
 from hf_decision_mamba.model.selective_scan_cpu import scan_backward, scan_forward
@@ -26,7 +26,7 @@ FAILING = {
     selective_scan_kernels.backward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 5, "strides": [0] * 12},
     causal_conv_kernels.forward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 2},
     causal_conv_kernels.backward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 4},
-    fused_kernels.run: {"sizes": [2, 1, 1, 1, 1, 3, 2, 0, 2], "program": [0, 0, 0]},
+    compiled_kernels.run: {"sizes": [2, 1, 1, 1, 1, 3, 2, 0, 2], "program": [0, 0, 0]},
 }
 
 
@@ -58,7 +58,7 @@ def test_what_a_kernel_raises_reaches_the_caller(kernel, threads_from, monkeypat
         assert "2 of 2 work items did not finish" in str(raised.value)
         reasons = [str(one.exc_value) for one in printed]
         assert len(reasons) == 2
-    expected = "total size of new array" if kernel is fused_kernels.run else "negative dimensions"
+    expected = "total size of new array" if kernel is compiled_kernels.run else "negative dimensions"
     assert all(expected in reason for reason in reasons), reasons
 
 
@@ -88,9 +88,10 @@ def test_kernels_stay_inside_their_arrays():
     """Every kernel's property tests once more with kernels that check all that they read and write."""
     code = """
     import numpy as np, pytest
-    names = ("selective_scan_cpu.py::test_equals_the_equations[dtype0]", "fused_cpu.py::test_any_size",
-             "causal_conv.py::test_equals_pytorchs_convolution[dtype0]")
-    done = pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/model/test_{name}" for name in names)])
+    names = ("model/test_selective_scan_cpu.py::test_equals_the_equations[dtype0]",
+             "acting/test_compiled.py::test_any_size",
+             "model/test_causal_conv.py::test_equals_pytorchs_convolution[dtype0]")
+    done = pytest.main(["-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in names)])
     from hf_decision_mamba.model.causal_conv_kernels import forward
     x, one = np.zeros(40, np.float32), np.zeros(1, np.float32)
     sizes, strides = np.array([1, 1, 40, 1, 1, 1]), np.zeros(2, np.int64)

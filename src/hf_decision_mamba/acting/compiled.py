@@ -1,7 +1,7 @@
 # Copyright 2026
 """One decision as one compiled call: the whole network for acting on a CPU, where torch's calls would cost the most.
 
-`fuse` writes a model down as a program for `fused_kernels`: which layer reads and writes which buffer, with which
+`fuse` writes a model down as a program for `compiled_kernels`: which layer reads and writes which buffer, with which
 weights. The same program continues an episode from what is remembered of it, or reads a window from the start.
 Equations: those of `modeling_decision_mamba` and `mixers_decision_mamba`, whose modules are read here one by one.
 """
@@ -28,7 +28,7 @@ from ..model.sizes_cpu import LANES, whole_lanes
 from ..model.threads_cpu import run_items
 
 WORTH_A_THREAD = 1 << 21  # multiplications
-#: Names in fused_kernels, by those in a config.
+#: Names in compiled_kernels, by those in a config.
 ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "silu": "SILU", "swish": "SILU", "tanh": "TANH"}
 #: The config's fields that are written down here, or cannot change a decision: whoever adds a field to the config adds
 #: it here too, with what it does; until then torch acts. None: any value; else the values that are known.
@@ -108,9 +108,9 @@ class FusedModel:
     """A model's network in evaluation mode for numpy arrays; made by `fuse`."""
 
     def __init__(self, model: DecisionMambaModel):
-        from . import compiled_kernels as fused_kernels
+        from . import compiled_kernels
 
-        self.kernels = fused_kernels
+        self.kernels = compiled_kernels
         self.config = model.config
         self.kinds = model.config.token_kinds
         if "action" in self.kinds:

@@ -1,5 +1,5 @@
 # Copyright 2026
-"""The numba kernels of `fused_cpu`: a whole network, written down as a program, over the steps of one episode.
+"""The numba kernels of `compiled`: a whole network, written down as a program, over the steps of one episode.
 
 A buffer is a number of rows, one for each step or each token. A row is read and written in whole vectors; what stands
 behind its real width is arbitrary, but finite. Importing this module imports numba.

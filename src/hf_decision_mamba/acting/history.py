@@ -116,11 +116,11 @@ class FusedMemory:
         return {**vars(self), "fused": fused}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from . import compiled_kernels as fused_kernels
+        from . import compiled_kernels
 
         vars(self).update(state)
         self.fused = FusedModel.__new__(FusedModel)
-        vars(self.fused).update(state["fused"], kernels=fused_kernels)
+        vars(self.fused).update(state["fused"], kernels=compiled_kernels)
 
     @torch.inference_mode()
     def _encoded(self, frames: Array, steps: Array) -> Array:

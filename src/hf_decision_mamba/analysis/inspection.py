@@ -1,7 +1,7 @@
 """Looking inside a checkpoint: what its decisions in real episodes attend to, depend on and remember.
 
 Episodes are rolled out, or taken from a data set; `analysis` measures the windows that the policy reads in them, and
-`inspection_page` makes pictures and a page of the result. Source: DeMa (arXiv 2405.12094, section 5, figure 4).
+`page` makes pictures and a page of the result. Source: DeMa (arXiv 2405.12094, section 5, figure 4).
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from factories import SAMPLES
 from gymnasium.envs.registration import EnvSpec
 
 from hf_decision_mamba.data import load_trajectories
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "d4rl.hdf5"
+SAMPLE = SAMPLES / "d4rl.hdf5"
 
 
 def save(path: Path, **columns: Any) -> Path:

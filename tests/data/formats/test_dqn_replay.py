@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import SAMPLES
 
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.data.formats import dqn_replay
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "dqn-replay-Pong"
+SAMPLE = SAMPLES / "dqn-replay-Pong"
 
 
 def save(path: Path, values: Any) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import SAMPLES
 
 from hf_decision_mamba.data import load_trajectories
-
-SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def episodes(dtype: str = "<f4") -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+from factories import SAMPLES
 from gymnasium import spaces
 from minari.serialization import serialize_space
 
 from hf_decision_mamba.data import load_trajectories
 
-SAMPLES = Path(__file__).parents[1] / "samples"
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 ACTIONS = spaces.Box(-1, 1, (1,), np.float32)
 

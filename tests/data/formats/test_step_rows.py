@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from factories import SAMPLES
 from hub_server import Blob, LoopbackHub, Repository
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
-
-SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @pytest.fixture(autouse=True)

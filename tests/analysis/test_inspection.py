@@ -1,14 +1,12 @@
 """Looking inside a checkpoint: the windows are those that the policy decided from, and what is missing says why."""
 
 import json
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from test_policy import make_model
-from transformers import DecisionTransformerConfig, DecisionTransformerModel
+from factories import BREAKOUT, make_model, pendulum_model, pendulum_policy, pendulum_transformer
 
 from hf_decision_mamba import (
     DecisionBCConfig,
@@ -23,35 +21,6 @@ from hf_decision_mamba.analysis.inspection import inspect_checkpoint
 from hf_decision_mamba.data.metadata import describe_observations
 
 K = 5
-BREAKOUT = str(Path(__file__).parent / "data" / "breakout-tiny.parquet")
-
-
-def pendulum_model(preset: str = "dema-b3ld") -> DecisionMambaModel:
-    model = make_model(preset, state_dim=3, act_dim=1)
-    with torch.no_grad():
-        model.predict_action.weight *= 0.1  # or every action would be at its bound
-    return model
-
-
-def make_transformer() -> DecisionTransformerModel:
-    torch.manual_seed(0)
-    sizes = {"state_dim": 3, "act_dim": 1, "hidden_size": 8, "n_layer": 1, "n_head": 1, "max_ep_len": 200}
-    return DecisionTransformerModel(DecisionTransformerConfig(**sizes))
-
-
-def pendulum_policy(model=None, context_length: int = K, **settings) -> DecisionMambaPolicy:
-    processor = DecisionMambaProcessor(
-        state_mean=[0.1, -0.2, 0.3],
-        state_std=[0.7, 0.6, 3.0],
-        return_scale=3000.0,
-        context_length=context_length,
-        action_low=[-2.0],
-        action_high=[2.0],
-        action_mid=[0.5],
-        action_scale=[2.0],
-        **{"env_id": "Pendulum-v1", "target_return": -400.0, **settings},
-    )
-    return DecisionMambaPolicy(pendulum_model() if model is None else model, processor)
 
 
 def cartpole_policy() -> DecisionMambaPolicy:
@@ -78,7 +47,7 @@ def breakout_policy() -> DecisionMambaPolicy:
         pytest.param(lambda: pendulum_policy(), -400.0, id="dema-b3ld"),
         pytest.param(lambda: pendulum_policy(pendulum_model("dema-bl3d")), -400.0, id="dema-bl3d"),
         pytest.param(lambda: pendulum_policy(pendulum_model("dmm")), -400.0, id="dmm"),
-        pytest.param(lambda: pendulum_policy(make_transformer()), -400.0, id="decision transformer"),
+        pytest.param(lambda: pendulum_policy(pendulum_transformer()), -400.0, id="decision transformer"),
         pytest.param(cartpole_policy, 100.0, id="discrete"),
     ],
 )
@@ -119,8 +88,8 @@ def test_spaced_windows_do_not_overlap_and_reach_all_episodes():
 
 def test_episodes_of_a_data_set_are_read_with_their_own_returns_to_go():
     policy = breakout_policy()
-    played = chosen_episodes(policy, BREAKOUT, 2, seed=1)
-    again = chosen_episodes(policy, BREAKOUT, 2, seed=1)
+    played = chosen_episodes(policy, str(BREAKOUT), 2, seed=1)
+    again = chosen_episodes(policy, str(BREAKOUT), 2, seed=1)
     assert len(played.numbers) == 2 and played.numbers == again.numbers
     np.testing.assert_array_equal(played.returns_to_go, played.trajectories.returns_to_go)
     assert played.trajectories.num_episodes == 2
@@ -179,7 +148,7 @@ def test_targets_lie_around_the_checkpoints_own(own, targets, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "context_length", "missing", "because"),
     [
-        (make_transformer, K, ["attention", "decay", "time_constants"], "no Mamba layers"),
+        (pendulum_transformer, K, ["attention", "decay", "time_constants"], "no Mamba layers"),
         (
             lambda: DecisionBCModel(DecisionBCConfig(state_dim=3, act_dim=1, hidden_size=8, n_layer=1)),
             1,
@@ -199,7 +168,7 @@ def test_what_a_model_does_not_have_is_left_out(model, context_length, missing, 
 
 
 def test_images_and_discrete_actions_of_a_data_set():
-    found = inspect_checkpoint(breakout_policy(), "here", data=BREAKOUT, episodes=2, progress=False)
+    found = inspect_checkpoint(breakout_policy(), "here", data=str(BREAKOUT), episodes=2, progress=False)
     assert sorted(found.left_out) == ["return_conditioning"] and found.conditioning is None
     assert found.protocol["data"] == "breakout-tiny.parquet" and found.action_spread is None
     assert found.timesteps[0] == 0 and len(found.timesteps) == max(x["length"] for x in found.protocol["episodes"])
@@ -214,8 +183,8 @@ def test_images_and_discrete_actions_of_a_data_set():
         ({"env_id": None}, {}, "No environment: this checkpoint stores none.*--env Hopper-v5.*--data SOURCE"),
         ({"target_return": None}, {}, "No target return: this checkpoint stores none.*--target-return"),
         ({}, {"env_id": "CartPole-v1"}, "CartPole-v1 observes 4 dimensions"),
-        ({}, {"data": BREAKOUT}, r"image states of shape \(84, 84\) and 4 discrete actions, but.*shape \(3,\)"),
-        ({}, {"data": BREAKOUT, "target_returns": [1.0]}, "nothing is played"),
+        ({}, {"data": str(BREAKOUT)}, r"image states of shape \(84, 84\) and 4 discrete actions, but.*shape \(3,\)"),
+        ({}, {"data": str(BREAKOUT), "target_returns": [1.0]}, "nothing is played"),
         ({}, {"timesteps": (300, 600)}, "300 to 600 lie beyond the longest episode, which has 200 steps"),
         ({}, {"timesteps": (5, 5)}, r"timesteps=\(5, 5\) must be two time steps"),
         ({}, {"episodes": 0}, "episodes=0 must be at least 1"),
@@ -231,7 +200,7 @@ def test_episodes_longer_than_the_model_knows(tmp_path):
     (tmp_path / "long.json").write_text(json.dumps([episode]))
     with pytest.raises(ValueError, match=r"episode of 201 steps.*max_ep_len=200"):
         inspect_checkpoint(
-            pendulum_policy(make_transformer()), "here", data=str(tmp_path / "long.json"), progress=False
+            pendulum_policy(pendulum_transformer()), "here", data=str(tmp_path / "long.json"), progress=False
         )
 
 
@@ -277,6 +246,6 @@ def test_without_the_environments_package_a_data_set_is_offered(monkeypatch):
     def missing(*_, **__):
         raise ImportError("Rollouts need gymnasium.")
 
-    monkeypatch.setattr("hf_decision_mamba.analysis.inspection.make_environments", missing)
+    monkeypatch.setattr("hf_decision_mamba.analysis.episodes.make_environments", missing)
     with pytest.raises(ImportError, match=r"need gymnasium.*--data SOURCE"):
         inspect_checkpoint(pendulum_policy(), "here", progress=False)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_inspecting import make_transformer, pendulum_policy
+from factories import pendulum_policy, pendulum_transformer
 
 from hf_decision_mamba.analysis.hidden_attention import Decay
 from hf_decision_mamba.analysis.inspection import inspect_checkpoint
@@ -53,7 +53,7 @@ def test_the_same_numbers_give_the_same_bytes(found, tmp_path):
 
 def test_what_is_left_out_has_a_sentence_and_no_picture(tmp_path):
     (tmp_path / "attention.png").write_bytes(b"of an earlier inspection")
-    written = write_inspection(inspection(make_transformer(), target_returns=[-300]), tmp_path)
+    written = write_inspection(inspection(pendulum_transformer(), target_returns=[-300]), tmp_path)
     assert [path.stem for path in written] == ["inspection", "effective_context", "return_conditioning", "inspection"]
     assert not (tmp_path / "attention.png").exists()
     assert written[0].read_text().count("Left out. DecisionTransformerModel has no Mamba layers") == 3

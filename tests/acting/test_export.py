@@ -22,7 +22,7 @@ from hf_decision_mamba.acting.export import DecisionStep, export_policy
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.model import PRESETS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 S, A, SIDE, FRAMES = 4, 3, 36, 3  # the smallest frames that the encoder reads
 TARGET, STEPS = 30.0, 12
 STATES = {"state_mean": [0.5, -1, 0, 2], "state_std": [1, 2, 0.5, 1]}

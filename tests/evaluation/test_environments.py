@@ -2,10 +2,10 @@
 
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from factories import BREAKOUT
 
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.data.formats.minari import _observations
@@ -14,8 +14,6 @@ from hf_decision_mamba.evaluation.scores import normalized_score, score_referenc
 from hf_decision_mamba.reporting.env_ids import is_env_id
 
 gymnasium = pytest.importorskip("gymnasium")
-
-BREAKOUT = Path(__file__).parent / "data" / "breakout-tiny.parquet"
 
 
 @pytest.mark.parametrize("name", ["Hopper-v5", "ALE/Pong-v5", "pusht", "my_envs.tall:me/Hopper-v5", "a.b:Walk"])

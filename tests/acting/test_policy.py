@@ -11,10 +11,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from factories import make_model
 from gymnasium.vector import AutoresetMode
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba import DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.acting.policy import DecisionMambaPolicy
 from hf_decision_mamba.data import Trajectories, WindowDataset
 from hf_decision_mamba.model import PRESETS
@@ -33,21 +34,6 @@ def acting(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr("hf_decision_mamba.acting.policy.fuse", lambda model: None)
     return request.param
-
-
-def make_model(preset: str = "dema-b3ld", **overrides) -> DecisionMambaModel:
-    """A tiny model whose actions depend on what came before far more than those of freshly drawn weights."""
-    torch.manual_seed(0)
-    sizes = {"state_dim": S, "act_dim": A, "hidden_size": 16, "state_size": 4, "n_layer": 2}
-    model = DecisionMambaModel(DecisionMambaConfig.from_preset(preset, **{**sizes, **overrides})).eval()
-    with torch.no_grad():
-        model.predict_action.weight *= 3
-        for name, parameter in model.named_parameters():
-            if name.endswith("A_log"):
-                parameter -= 2
-            if name.endswith(("x_proj.weight", "embed_action.weight")):
-                parameter *= 3
-    return model
 
 
 def make_player(preset: str = "dema-atari", **overrides) -> DecisionMambaModel:

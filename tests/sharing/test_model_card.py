@@ -7,7 +7,6 @@ Source: huggingface_hub's card metadata, and the requests in hub_server.py.
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import HOSTILE, ROOT, assert_inert, with_texts
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -31,7 +31,6 @@ from hf_decision_mamba.sharing.model_card import push_to_hub, render_model_card,
 from hf_decision_mamba.sharing.remote_code import CODE_FILES, write_model_code
 
 BASELINES = ("decision_transformer", "bc")
-ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "model_cards"
 TOKEN = "hf_alice"
 ENV_ID = "Pendulum-v1"  # part of gymnasium itself: three observations, one action
@@ -324,54 +323,6 @@ def assert_well_formed(card: ModelCard) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
         assert f"\n\n{table.rstrip()}\n" in card.text + "\n", f"no empty line before the table:\n{table}"
     assert card.text.count("```") % 2 == 0
-
-
-#: Texts that would be something else than text if they stood in a card as they are.
-HOSTILE = [
-    "name]\n\n# Heading",
-    "a\n---\nlicense: evil\n---\n",
-    "```\n# big\n```",
-    "```",
-    "<script>alert(1)</script>",
-    "[a](javascript:alert(1))",
-    "![x](http://evil/x.png) <img src=x onerror=1>",
-    "`a` | b | **c** _d_ ~~e~~",
-    "{{ 7 * 7 }}",
-    '"); import os; os.system("true")  #',
-    "$(touch PWNED); `touch PWNED` 'x",
-    "\u202egnp.exe\x00\x07\u2028 \ud800",
-    "# c",
-    "a" * 5000,
-]
-
-
-def with_texts(value: Any, text: str) -> Any:
-    """A JSON value in which every text is another one; names of environments stay."""
-    if isinstance(value, dict):
-        return {key: entry if key == "env_id" else with_texts(entry, text) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [with_texts(entry, text) for entry in value]
-    return text if isinstance(value, str) else value
-
-
-def assert_inert(card: Any, harmless: Any) -> None:
-    """A card is built as one whose texts are harmless, and none of its texts is more than text."""
-    assert card.data.to_dict().keys() == harmless.data.to_dict().keys()
-    for part in (r"^#+ ", r"^```", r"^\|", r"^[*-] "):  # headings, fences, rows of tables, lists
-        assert [len(re.findall(part, c.text, re.MULTILINE)) for c in (card, harmless)] == [
-            len(re.findall(part, harmless.text, re.MULTILINE))
-        ] * 2, part
-    assert card.text.isprintable() or set(c for c in card.text if not c.isprintable()) == {"\n"}
-    assert max(map(len, card.text.splitlines())) < 6000
-    outside = re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", card.text, flags=re.MULTILINE | re.DOTALL))
-    for markup in ("<script", "<img", "](javascript", "![x]", "](http://evil", "**c**", "~~e"):
-        assert markup not in outside, f"{markup} in {outside}"
-    for language, program in re.findall(r"^```(python|bash)\n(.*?)^```", card.text, re.MULTILINE | re.DOTALL):
-        if language == "python":
-            compile(program, "<card>", "exec")
-            assert "import os" not in program
-        else:
-            assert all(shlex.join(shlex.split(line)) == line for line in program.splitlines())
 
 
 @pytest.mark.parametrize("text", HOSTILE)

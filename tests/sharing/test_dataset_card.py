@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from factories import HOSTILE, assert_inert, with_texts
 from hub_server import LoopbackHub
 from huggingface_hub import DatasetCard
-from test_hub import HOSTILE, assert_inert, with_texts
 
 from hf_decision_mamba.collecting.collect import collect
 from hf_decision_mamba.collecting.settings import CollectSettings

@@ -20,13 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from factories import BREAKOUT, HOPPER, ROOT, SAMPLES
 from hub_server import Blob, Fault, LoopbackHub, Repository
 from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 import hf_decision_mamba.reporting.console
+import hf_decision_mamba.training.callbacks
 import hf_decision_mamba.training.run
-import hf_decision_mamba.training.trainer
+import hf_decision_mamba.training.task
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.baselines.architectures import paper_parameter_count
 from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
@@ -49,13 +51,9 @@ from hf_decision_mamba.training.run import _goes_to_the_device, main
 from hf_decision_mamba.training.task import RunData
 from hf_decision_mamba.training.trainer import DecisionMambaTrainer, action_loss
 
-ROOT = Path(__file__).parents[1]
-TINY_DATA = ROOT / "tests" / "data" / "hopper-tiny-v5.parquet"
-SAMPLES = ROOT / "tests" / "data" / "samples"
-TINY_FRAMES = ROOT / "tests" / "data" / "breakout-tiny.parquet"
 TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
 # What differs in the command lines of the others.
-ATARI = {"preset": "dema-atari", "dataset_name": TINY_FRAMES, "per_device_eval_batch_size": 32}
+ATARI = {"preset": "dema-atari", "dataset_name": BREAKOUT, "per_device_eval_batch_size": 32}
 BASELINES = {
     "decision_transformer": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "decision_transformer"},
     "bc": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "bc"},
@@ -71,7 +69,7 @@ def elsewhere(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def trajectories() -> Trajectories:
-    return load_trajectories(TINY_DATA)
+    return load_trajectories(HOPPER)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def ragged(trajectories) -> WindowDataset:
 
 @pytest.fixture(scope="module")
 def frames() -> Trajectories:
-    return load_trajectories(TINY_FRAMES)
+    return load_trajectories(BREAKOUT)
 
 
 def ragged_windows(trajectories: Trajectories) -> WindowDataset:
@@ -119,7 +117,7 @@ def tiny_arguments(output_dir: Path, **settings) -> DecisionMambaTrainingArgumen
 def command_line(output_dir: Path, **settings) -> list[str]:
     """Arguments of a run that takes a second or two; settings that are None are left out."""
     defaults = {
-        "dataset_name": TINY_DATA,
+        "dataset_name": HOPPER,
         **TINY_MODEL,
         "context_length": 4,
         "max_steps": 4,
@@ -233,11 +231,11 @@ def test_the_return_scale_of_the_default_file_is_for_its_data(argv, by_default, 
     ("argv", "folder"),
     [
         (["--dataset_name", "some/hopper.v2"], "runs/dema-b3ld-hopper.v2"),
-        (["--dataset_name", str(TINY_DATA), "--preset", "dmm"], "runs/dmm-hopper-tiny-v5"),
+        (["--dataset_name", str(HOPPER), "--preset", "dmm"], "runs/dmm-hopper-tiny-v5"),
         (["--dataset_name", "a/b", "--architecture", "bc"], "runs/bc-b"),
         (["--dataset_name", "a/b", "--model_name_or_path", "me/dema"], "runs/dema-b"),
         (["--dataset_name", "a/b", "c/d"], "runs/dema-b3ld-b-d"),
-        (["--dataset_name", f"{TINY_DATA.parent}/hopper-tin?-v5.*"], "runs/dema-b3ld-hopper-tiny-v5"),
+        (["--dataset_name", f"{HOPPER.parent}/hopper-tin?-v5.*"], "runs/dema-b3ld-hopper-tiny-v5"),
         (["--dataset_name", "a/b", "c/d", "e/f", "g"], "runs/dema-b3ld-b-d-2-more"),
         (["--dataset_name", "a/b", "--output_dir", "here"], "here"),
         (["--dataset_name", "a/b", "--seed", "42"], "runs/dema-b3ld-b"),
@@ -382,7 +380,7 @@ def train_ragged(folder: Path, resume_from: Path | None = None) -> None:
         save_strategy="steps",
         save_steps=7,
     )
-    trainer = DecisionMambaTrainer(tiny_model(), args, train_dataset=ragged_windows(load_trajectories(TINY_DATA)))
+    trainer = DecisionMambaTrainer(tiny_model(), args, train_dataset=ragged_windows(load_trajectories(HOPPER)))
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     trainer.save_model()
 
@@ -492,7 +490,7 @@ def test_a_model_without_loss_trains_too(tmp_path, trajectories):
 
 # A source of each format, as `--dataset_name` names it, and the settings that it needs.
 SOURCES = {
-    "parquet, one row per episode": {"dataset_name": TINY_DATA},
+    "parquet, one row per episode": {"dataset_name": HOPPER},
     "LeRobot, one row per step": {"dataset_name": SAMPLES / "lerobot"},
     "Minari": {"dataset_name": "minari:hopper/sample-v0"},
     "D4RL": {"dataset_name": SAMPLES / "d4rl.hdf5"},
@@ -527,7 +525,7 @@ def test_ten_steps_of_training_from_each_source(source, tmp_path, trajectories, 
 
 def in_files(folder: Path, files: int) -> dict[str, bytes]:
     """The tiny data set in so many parquet files of two row groups each."""
-    table = pq.read_table(TINY_DATA)
+    table = pq.read_table(HOPPER)
     folder.mkdir()
     rows = -(-table.num_rows // files)
     for number in range(files):
@@ -643,7 +641,7 @@ def scripted_scores(monkeypatch):
         }
         return EvaluationResult(env_id, "window", 4, 0, [{**row, "normalized_score": score}])
 
-    monkeypatch.setattr(hf_decision_mamba.training.trainer, "evaluate_policy", evaluate)
+    monkeypatch.setattr(hf_decision_mamba.training.callbacks, "evaluate_policy", evaluate)
     return policies
 
 
@@ -1114,10 +1112,10 @@ def test_a_batch_may_be_split_another_way(run):
 
 
 def test_other_data_of_the_same_name_are_not_resumed_on(run, trajectories, tmp_path):
-    table = pq.read_table(TINY_DATA)
+    table = pq.read_table(HOPPER)
     (tmp_path / "other").mkdir()
     for rows in (table.slice(0, 19), pa.concat_tables([table.slice(0, 10), table.slice(0, 10)])):
-        other = tmp_path / "other" / TINY_DATA.name
+        other = tmp_path / "other" / HOPPER.name
         pq.write_table(rows, other)
         with pytest.raises(ValueError, match=r"Cannot resume .*it has (episodes=20|transitions=2874|return_scale=960)"):
             main(command_line(run, dataset_name=other, resume_from_checkpoint="last"))
@@ -1234,7 +1232,7 @@ def test_without_episodes_to_play_no_environment_is_made(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("an environment was made")
 
-    monkeypatch.setattr(hf_decision_mamba.training.run, "make_environments", refuse)
+    monkeypatch.setattr(hf_decision_mamba.training.task, "make_environments", refuse)
     settings = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
     main(command_line(tmp_path / "run", **settings, env_id="Nowhere-v0", eval_episodes=0))
     assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").env_id == "Nowhere-v0"
@@ -1322,7 +1320,7 @@ def test_the_command_trains_evaluates_and_writes_everything(tmp_path):
 )
 def test_the_settings_file_repeats_the_run_to_the_bit(tmp_path, changes):
     """train.yaml holds whatever differs from the defaults, whether a file, the command line or the data said it."""
-    shutil.copy(TINY_DATA, tmp_path)
+    shutil.copy(HOPPER, tmp_path)
     (tmp_path / "mine.yaml").write_text("dataset_name: ./hopper-tiny-v5.parquet\nseed: 3\nlearning_rate: 0.003\n")
     settings = {"max_steps": 10, "dataset_name": None, "resid_pdrop": None, "hub_token": "hf_secret", **changes}
     main(["mine.yaml", *command_line(tmp_path / "run", **settings)])
@@ -1338,8 +1336,8 @@ def test_the_settings_file_repeats_the_run_to_the_bit(tmp_path, changes):
 
 
 def test_two_data_sets_are_learned_from_together(tmp_path):
-    shutil.copy(TINY_DATA, tmp_path / "medium.parquet")
-    shutil.copy(TINY_DATA, tmp_path / "expert.parquet")
+    shutil.copy(HOPPER, tmp_path / "medium.parquet")
+    shutil.copy(HOPPER, tmp_path / "expert.parquet")
     main([*command_line(tmp_path / "run", dataset_name=None), "--dataset_name", "medium.parquet", "expert.parquet"])
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (record["dataset"]["name"], record["dataset"]["episodes"]) == ("medium + expert", 40)
@@ -1594,12 +1592,12 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
             "presets that fit: dema-b3ld, dema-bl3d, dema-post, dmm, dmm-conv, dmm-mamba2, decision-mamba",
         ),
         (
-            {"dataset_name": TINY_FRAMES},
+            {"dataset_name": BREAKOUT},
             "Preset 'dema-b3ld' is for vector states, but data set 'breakout-tiny' has image states; "
             "presets that fit: dema-atari, dema-atari-post",
         ),
         (
-            {**BASELINES["bc"], "dataset_name": TINY_FRAMES},
+            {**BASELINES["bc"], "dataset_name": BREAKOUT},
             "--architecture bc learns from vector states and continuous actions, but data set 'breakout-tiny' has "
             "image states and discrete actions; use --architecture decision_mamba with --preset dema-atari or dema-",
         ),
@@ -1635,7 +1633,7 @@ def test_trackers_that_are_not_installed_are_refused(tmp_path, monkeypatch):
 
 
 def test_what_a_data_set_names_as_its_environment_and_is_none_is_left_out(tmp_path, capsys):
-    shutil.copy(TINY_DATA, tmp_path / "data.parquet")
+    shutil.copy(HOPPER, tmp_path / "data.parquet")
     said = 'Hopper-v5")\nimport os  #'
     (tmp_path / "data.json").write_text(json.dumps({"env_id": said}))
     main(command_line(tmp_path / "run", dataset_name=tmp_path / "data.parquet", max_steps=1, save_strategy="no"))

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
-from hf_decision_mamba.acting import compiled as fused_cpu
+from hf_decision_mamba.acting import compiled
 from hf_decision_mamba.acting.compiled import fuse
 from hf_decision_mamba.model import PRESETS
 
@@ -204,7 +204,7 @@ def test_rows_do_not_know_of_each_other_and_one_that_is_reset_starts_over():
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    monkeypatch.setattr(fused_cpu, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
     model = make_model("decision-mamba")
     given, lengths = arrays(model, make_steps(model, rows=7, steps=5)), np.array([5, 1, 3, 2, 5, 4, 1])
     results, threads = [], torch.get_num_threads()
@@ -269,7 +269,7 @@ class TestWhatIsLeftToTorch:
 
     def test_a_module_of_somebody_who_uses_the_name_of_the_package(self):
         model = make_model()
-        model.predict_action = type("Mine", (nn.Linear,), {"__module__": f"{fused_cpu.__package__}.mine"})(
+        model.predict_action = type("Mine", (nn.Linear,), {"__module__": f"{compiled.__package__}.mine"})(
             12, 3
         ).double()
         assert fuse(model) is None
@@ -301,14 +301,14 @@ class TestWhatIsLeftToTorch:
         model.config.__class__ = newer
         assert model.config.condition == "return" and fuse(model) is None
 
-    @pytest.mark.parametrize("field", sorted(name for name, known in fused_cpu.FIELDS.items() if known is not None))
+    @pytest.mark.parametrize("field", sorted(name for name, known in compiled.FIELDS.items() if known is not None))
     def test_a_choice_that_is_not_known_here(self, field):
         model = make_model()
         vars(model.config)[field] = ["return", "previous_action", "goal"] if field == "token_order" else "goal"
         assert fuse(model) is None
 
     def test_everything_without_numba(self, monkeypatch):
-        monkeypatch.setattr(fused_cpu, "why_no_numba", lambda: "numba is not installed")
+        monkeypatch.setattr(compiled, "why_no_numba", lambda: "numba is not installed")
         assert fuse(make_model()) is None
 
     def test_other_models(self):

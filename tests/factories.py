@@ -1,0 +1,107 @@
+"""What tests of several rooms are made of: data that come with them, small models that act, hostile texts."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
+SAMPLES = DATA / "samples"
+HOPPER, BREAKOUT = DATA / "hopper-tiny-v5.parquet", DATA / "breakout-tiny.parquet"
+
+
+def make_model(preset: str = "dema-b3ld", **overrides) -> DecisionMambaModel:
+    """A tiny model whose actions depend on what came before far more than those of freshly drawn weights."""
+    torch.manual_seed(0)
+    sizes = {"state_dim": 4, "act_dim": 2, "hidden_size": 16, "state_size": 4, "n_layer": 2}
+    model = DecisionMambaModel(DecisionMambaConfig.from_preset(preset, **{**sizes, **overrides})).eval()
+    with torch.no_grad():
+        model.predict_action.weight *= 3
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                parameter -= 2
+            if name.endswith(("x_proj.weight", "embed_action.weight")):
+                parameter *= 3
+    return model
+
+
+def pendulum_model(preset: str = "dema-b3ld") -> DecisionMambaModel:
+    model = make_model(preset, state_dim=3, act_dim=1)
+    with torch.no_grad():
+        model.predict_action.weight *= 0.1  # or every action would be at its bound
+    return model
+
+
+def pendulum_transformer() -> DecisionTransformerModel:
+    torch.manual_seed(0)
+    sizes = {"state_dim": 3, "act_dim": 1, "hidden_size": 8, "n_layer": 1, "n_head": 1, "max_ep_len": 200}
+    return DecisionTransformerModel(DecisionTransformerConfig(**sizes))
+
+
+def pendulum_policy(model=None, context_length: int = 5, **settings) -> DecisionMambaPolicy:
+    processor = DecisionMambaProcessor(
+        state_mean=[0.1, -0.2, 0.3],
+        state_std=[0.7, 0.6, 3.0],
+        return_scale=3000.0,
+        context_length=context_length,
+        action_low=[-2.0],
+        action_high=[2.0],
+        action_mid=[0.5],
+        action_scale=[2.0],
+        **{"env_id": "Pendulum-v1", "target_return": -400.0, **settings},
+    )
+    return DecisionMambaPolicy(pendulum_model() if model is None else model, processor)
+
+
+#: Texts that would be something else than text if they stood in a card as they are.
+HOSTILE = [
+    "name]\n\n# Heading",
+    "a\n---\nlicense: evil\n---\n",
+    "```\n# big\n```",
+    "```",
+    "<script>alert(1)</script>",
+    "[a](javascript:alert(1))",
+    "![x](http://evil/x.png) <img src=x onerror=1>",
+    "`a` | b | **c** _d_ ~~e~~",
+    "{{ 7 * 7 }}",
+    '"); import os; os.system("true")  #',
+    "$(touch PWNED); `touch PWNED` 'x",
+    "\u202egnp.exe\x00\x07\u2028 \ud800",
+    "# c",
+    "a" * 5000,
+]
+
+
+def with_texts(value: Any, text: str) -> Any:
+    """A JSON value in which every text is another one; names of environments stay."""
+    if isinstance(value, dict):
+        return {key: entry if key == "env_id" else with_texts(entry, text) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [with_texts(entry, text) for entry in value]
+    return text if isinstance(value, str) else value
+
+
+def assert_inert(card: Any, harmless: Any) -> None:
+    """A card is built as one whose texts are harmless, and none of its texts is more than text."""
+    assert card.data.to_dict().keys() == harmless.data.to_dict().keys()
+    for part in (r"^#+ ", r"^```", r"^\|", r"^[*-] "):  # headings, fences, rows of tables, lists
+        assert [len(re.findall(part, c.text, re.MULTILINE)) for c in (card, harmless)] == [
+            len(re.findall(part, harmless.text, re.MULTILINE))
+        ] * 2, part
+    assert card.text.isprintable() or set(c for c in card.text if not c.isprintable()) == {"\n"}
+    assert max(map(len, card.text.splitlines())) < 6000
+    outside = re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", card.text, flags=re.MULTILINE | re.DOTALL))
+    for markup in ("<script", "<img", "](javascript", "![x]", "](http://evil", "**c**", "~~e"):
+        assert markup not in outside, f"{markup} in {outside}"
+    for language, program in re.findall(r"^```(python|bash)\n(.*?)^```", card.text, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            compile(program, "<card>", "exec")
+            assert "import os" not in program
+        else:
+            assert all(shlex.join(shlex.split(line)) == line for line in program.splitlines())
