@@ -112,7 +112,7 @@ def test_gradients_agree_with_finite_differences(bias):
 
     def function(x, *parameters):
         weight, *biases = parameters
-        return torch.ops.hf_decision_mamba.causal_conv(x, weight.squeeze(1), biases[0] if biases else None, 1)
+        return torch.ops.hf_decision_mamba.causal_conv(x, weight.squeeze(1), biases[0] if biases else None, 1, "numba")
 
     assert torch.autograd.gradcheck(function, tensors)
 
@@ -122,7 +122,7 @@ def test_op_is_well_formed(bias):
     """PyTorch's own checks: schema, fake tensors, autograd registration, tracing."""
     tensors = torch.randn(2, 5, 6).double().chunk(2, -1)[0], torch.randn(3, 4).double(), torch.randn(3).double()
     x, weight, biases = (tensor.requires_grad_() for tensor in tensors)
-    arguments = (x, weight, biases if bias else None, 3)
+    arguments = (x, weight, biases if bias else None, 3, "numba")
     results = torch.library.opcheck(torch.ops.hf_decision_mamba.causal_conv.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
 

@@ -336,7 +336,7 @@ def test_kernels_compile_for_a_gpu_which_is_not_needed_for_that(tmp_path):
         flags = [name for name in kernel.arg_names if name.isupper() and len(name) > 1 and name not in constants]
         constants |= dict.fromkeys(flags, True)
         whole = {"l", "c", "n", "chunks", "outputs", "lead"}
-        tokens = {"u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz", "x", "dx"}
+        tokens = {"u", "raw", "B", "C", "z", "y", "dy", "du", "draw", "dz", "x", "dx"}
         kinds = {}
         for name in kernel.arg_names:
             integer = name in whole or re.fullmatch(r".*_[bt]", name)

@@ -64,12 +64,12 @@ def conv_over_tokens(window: Tensor, weight: Tensor, bias: Tensor | None = None,
 
 
 @torch.library.custom_op(f"{NAMESPACE}::causal_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, history: int, backend: str = "numba") -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, history: int, backend: str) -> Tensor:
     return _FORWARD[backend](x, weight, bias, history)
 
 
 @_conv.register_fake
-def _(x, weight, bias, history, backend="numba"):
+def _(x, weight, bias, history, backend):
     return x.new_empty(x.shape[0], x.shape[1] - history, x.shape[2])
 
 

@@ -68,14 +68,14 @@ def where_if(there, channels, c):
 
 
 @triton.jit
-def read_step(first, known, shift, SOFTPLUS: tl.constexpr, FLOAT: tl.constexpr):
-    """Δ and dΔ / d delta of a token, zero where it is absent, whatever stands there."""
-    step = read(first, known, FLOAT) + shift
-    slope = tl.full(step.shape, 1.0, FLOAT)
+def read_delta(first, known, shift, SOFTPLUS: tl.constexpr, FLOAT: tl.constexpr):
+    """Δ of a token and the slope of softplus, zero where it is absent, whatever stands there."""
+    delta = read(first, known, FLOAT) + shift
+    slope = tl.full(delta.shape, 1.0, FLOAT)
     if SOFTPLUS:
-        slope = tl.where(step > 20.0, 1.0, tl.sigmoid(step))
-        step = softplus(step)
-    return tl.where(known, step, 0.0), tl.where(known, slope, 0.0)
+        slope = tl.where(delta > 20.0, 1.0, tl.sigmoid(delta))
+        delta = softplus(delta)
+    return tl.where(known, delta, 0.0), tl.where(known, slope, 0.0)
 
 
 @triton.jit
@@ -102,8 +102,8 @@ def read_waiting(waiting, at, here, first, begin, channels, c, SEVERAL: tl.const
 
 @triton.jit
 def forward(
-    u, delta, A, B, C, D, z, bias, mask, initial, y, final, saved, waiting,
-    l, c, n, chunks, u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t,
+    u, raw, A, B, C, D, z, bias, mask, initial, y, final, saved, waiting,
+    l, c, n, chunks, u_b, u_t, raw_b, raw_t, B_b, B_t, C_b, C_t, z_b, z_t,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SAVE: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, SEVERAL: tl.constexpr,
@@ -128,19 +128,19 @@ def forward(
 
         for chunk in range(chunks):
             start = chunk * CHUNK
-            presents, steps, pushes, outs = (), (), (), ()
+            presents, deltas, pushes, outs = (), (), (), ()
             for t in tl.static_range(CHUNK):
                 here = start + t < l
                 there = where_if(here, channels, c)
                 present = read_present(mask, row * l + start + t, here, MASKED)
                 known = where_if(present, channels, c)
-                at_delta = delta + row * delta_b + (start + t) * delta_t + channels
-                step, _ = read_step(at_delta, known, shift, SOFTPLUS, FLOAT)
+                at_raw = raw + row * raw_b + (start + t) * raw_t + channels
+                delta, _ = read_delta(at_raw, known, shift, SOFTPLUS, FLOAT)
                 x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
                 at = (row * l + start + t) * c + channels
                 presents = presents + (present,)
-                steps = steps + (step,)
-                pushes = pushes + (tl.where(known, step * x, 0.0),)
+                deltas = deltas + (delta,)
+                pushes = pushes + (tl.where(known, delta * x, 0.0),)
                 outs = outs + (read_waiting(waiting, at, here, first, skip * x, channels, c, SEVERAL),)
 
             sums = ()
@@ -150,7 +150,7 @@ def forward(
                 for k in tl.static_range(GROUP):
                     b = read(B + row * B_b + (start + t) * B_t + first + k, presents[t], FLOAT)
                     readout = read(C + row * C_b + (start + t) * C_t + first + k, start + t < l, FLOAT)
-                    h = tl.exp2(steps[t] * rates[k]) * states[k] + pushes[t] * b
+                    h = tl.exp2(deltas[t] * rates[k]) * states[k] + pushes[t] * b
                     out += h * readout
                     after = after + (h,)
                 states = after
@@ -177,9 +177,9 @@ def forward(
 
 @triton.jit
 def backward(
-    dy, dfinal, u, delta, A, B, C, D, z, bias, mask, initial, saved, waiting,
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
-    l, c, n, chunks, u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t,
+    dy, dfinal, u, raw, A, B, C, D, z, bias, mask, initial, saved, waiting,
+    du, draw, dA, dB, dC, dD, dz, dbias, dinitial,
+    l, c, n, chunks, u_b, u_t, raw_b, raw_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_DFINAL: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, SEVERAL: tl.constexpr,
@@ -211,15 +211,15 @@ def backward(
         for done in range(chunks):
             chunk = chunks - 1 - done
             start = chunk * CHUNK
-            presents, steps, slopes, xs, pushes, douts, dgates = (), (), (), (), (), (), ()
-            outs, dsteps, dpushes = (), (), ()
+            presents, deltas, slopes, xs, pushes, douts, dgates = (), (), (), (), (), (), ()
+            outs, ddeltas, dpushes = (), (), ()
             for t in tl.static_range(CHUNK):
                 here = start + t < l
                 there = where_if(here, channels, c)
                 present = read_present(mask, row * l + start + t, here, MASKED)
                 known = where_if(present, channels, c)
-                at_delta = delta + row * delta_b + (start + t) * delta_t + channels
-                step, slope = read_step(at_delta, known, shift, SOFTPLUS, FLOAT)
+                at_raw = raw + row * raw_b + (start + t) * raw_t + channels
+                delta, slope = read_delta(at_raw, known, shift, SOFTPLUS, FLOAT)
                 x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
                 dout = read(dy + row * dy_b + (start + t) * dy_t + channels, there, FLOAT)
                 if HAS_Z:
@@ -229,13 +229,13 @@ def backward(
                     dout *= gate * opening
                 at = (row * l + start + t) * c + channels
                 presents = presents + (present,)
-                steps = steps + (step,)
+                deltas = deltas + (delta,)
                 slopes = slopes + (slope,)
                 xs = xs + (x,)
-                pushes = pushes + (tl.where(known, step * x, 0.0),)
+                pushes = pushes + (tl.where(known, delta * x, 0.0),)
                 douts = douts + (dout,)
                 outs = outs + (read_waiting(waiting, at, here, first, skip * x, channels, c, SEVERAL),)
-                dsteps = dsteps + (read_waiting(waiting + size, at, here, first, none, channels, c, SEVERAL),)
+                ddeltas = ddeltas + (read_waiting(waiting + size, at, here, first, none, channels, c, SEVERAL),)
                 dpushes = dpushes + (read_waiting(waiting + 2 * size, at, here, first, none, channels, c, SEVERAL),)
             entered = ()
             for k in tl.static_range(GROUP):
@@ -251,7 +251,7 @@ def backward(
                 for t in tl.static_range(CHUNK):
                     b = read(B + row * B_b + (start + t) * B_t + first + k, presents[t], FLOAT)
                     readout = read(C + row * C_b + (start + t) * C_t + first + k, start + t < l, FLOAT)
-                    decay = tl.exp2(steps[t] * (rates[k] * LOG2E))
+                    decay = tl.exp2(deltas[t] * (rates[k] * LOG2E))
                     pasts = pasts + (h,)
                     h = decay * h + pushes[t] * b
                     bs = bs + (b,)
@@ -263,16 +263,16 @@ def backward(
 
                 dh = dstates[k]
                 drate = drates[k]
-                step_sums, push_sums, dbs = (), (), ()
+                delta_sums, push_sums, dbs = (), (), ()
                 for t in tl.static_range(CHUNK - 1, -1, -1):
                     dh += douts[t] * readouts[t]
                     dexponent = dh * pasts[t] * decays[t]
-                    drate += dexponent * steps[t]
-                    step_sums = (dsteps[t] + dexponent * rates[k],) + step_sums
+                    drate += dexponent * deltas[t]
+                    delta_sums = (ddeltas[t] + dexponent * rates[k],) + delta_sums
                     push_sums = (dpushes[t] + dh * bs[t],) + push_sums
                     dbs = (tl.sum(dh * pushes[t]),) + dbs
                     dh *= decays[t]
-                dsteps = step_sums
+                ddeltas = delta_sums
                 dpushes = push_sums
                 drates_after = drates_after + (drate,)
                 dstates_after = dstates_after + (dh,)
@@ -287,17 +287,17 @@ def backward(
                 if SEVERAL:
                     there = where_if((start + t < l) & (first + GROUP < n), channels, c)
                     tl.store(waiting + at, outs[t], mask=there)
-                    tl.store(waiting + size + at, dsteps[t], mask=there)
+                    tl.store(waiting + size + at, ddeltas[t], mask=there)
                     tl.store(waiting + 2 * size + at, dpushes[t], mask=there)
                 there = where_if((start + t < l) & (first + GROUP == n), channels, c)
                 if HAS_Z:
                     tl.store(dz + at, outs[t] * dgates[t], mask=there)
-                tl.store(du + at, douts[t] * skip + dpushes[t] * steps[t], mask=there)
-                dstep = (dsteps[t] + dpushes[t] * xs[t]) * slopes[t]
-                dstep = tl.where(where_if(presents[t] & (first + GROUP == n), channels, c), dstep, 0.0)
-                tl.store(ddelta + at, dstep, mask=there)
+                tl.store(du + at, douts[t] * skip + dpushes[t] * deltas[t], mask=there)
+                dshifted = (ddeltas[t] + dpushes[t] * xs[t]) * slopes[t]
+                dshifted = tl.where(where_if(presents[t] & (first + GROUP == n), channels, c), dshifted, 0.0)
+                tl.store(draw + at, dshifted, mask=there)
                 dskip += tl.where(there, douts[t] * xs[t], 0.0)
-                dshift += dstep
+                dshift += dshifted
 
         for k in tl.static_range(GROUP):
             tl.store(dA + (row * n + first + k) * c + channels, drates[k], mask=inside)
