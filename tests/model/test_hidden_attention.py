@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from model.test_presets import VARIANTS, inputs_for, model_of, take
+from model.test_presets import SCALED, VARIANTS, inputs_for, model_of, take
 
 from hf_decision_mamba import DecisionMambaCache
 from hf_decision_mamba.model import mixers_decision_mamba
@@ -22,7 +22,8 @@ def attentions_of(model, **inputs) -> tuple[torch.Tensor, ...]:
         return model(**inputs, output_attentions=True).attentions
 
 
-def test_attention_reproduces_every_scan(model, monkeypatch, assert_close):
+@SCALED
+def test_attention_reproduces_every_scan(model, scaled, monkeypatch, assert_close):
     model, scans = copy.deepcopy(model).float(), []
 
     def recorded_scan(**arguments):
@@ -30,7 +31,7 @@ def test_attention_reproduces_every_scan(model, monkeypatch, assert_close):
         return selective_scan(**arguments)
 
     monkeypatch.setattr(mixers_decision_mamba, "selective_scan", recorded_scan)
-    attentions = attentions_of(model, **inputs_for(model, batch=2, steps=7))
+    attentions = attentions_of(model, **inputs_for(model, batch=2, steps=7, scaled=scaled))
     assert len(attentions) == model.config.n_layer == len(scans)
     for attention, scan in zip(attentions, scans, strict=True):
         before_gate, _ = selective_scan(**{**scan, "z": None})
@@ -41,8 +42,9 @@ def test_attention_reproduces_every_scan(model, monkeypatch, assert_close):
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [2, 3, 4], [0, 2, 4]], ids=["right", "left", "inside"])
-def test_absent_tokens_are_zero_and_change_nothing(model, places):
-    inputs = inputs_for(model, batch=1, steps=3)
+@SCALED
+def test_absent_tokens_are_zero_and_change_nothing(model, places, scaled):
+    inputs = inputs_for(model, batch=1, steps=3, scaled=scaled)
     padded = {}
     for name, x in inputs.items():
         padded[name] = x.new_full((1, 5, *x.shape[2:]), torch.nan if x.is_floating_point() else 1)
@@ -56,8 +58,9 @@ def test_absent_tokens_are_zero_and_change_nothing(model, places):
         assert not attention[:, :, ~real].any() and not attention[..., ~real].any()
 
 
-def test_behind_a_cache_it_is_the_attention_among_the_new_tokens(model):
-    inputs, first = inputs_for(model, batch=2, steps=5), 2
+@SCALED
+def test_behind_a_cache_it_is_the_attention_among_the_new_tokens(model, scaled):
+    inputs, first = inputs_for(model, batch=2, steps=5, scaled=scaled), 2
     cache = DecisionMambaCache(model.config, 2, dtype=torch.float64)
     whole = attentions_of(model, **inputs, use_cache=True)
     attentions_of(model, **take(inputs, slice(0, first)), cache_params=cache)

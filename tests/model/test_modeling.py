@@ -401,6 +401,53 @@ def test_a_new_cache_stands_at_the_start_of_an_episode():
         )
 
 
+# ----------------------------------------------------------------------------------------------------- time scale
+
+
+def test_a_long_step_lets_what_was_before_fade():
+    model, inputs = make_model(), make_inputs(batch=1, steps=6)
+    scale = torch.ones(1, 6)
+    scale[:, 3] = 1e6
+    other = {name: tensor.clone() for name, tensor in inputs.items()}
+    other["states"][:, 0] += 1
+    with torch.no_grad():
+        states = [
+            model(**i, use_cache=True, time_scale=s).cache_params.ssm_states
+            for i in (inputs, other)
+            for s in (None, scale)
+        ]
+    plain, faded, plain_other, faded_other = (torch.cat(state) for state in states)
+    assert not torch.allclose(plain, plain_other, rtol=1e-6)
+    assert torch.isfinite(faded).all()
+    torch.testing.assert_close(faded[:1], faded_other[:1], rtol=1e-9, atol=0)
+
+
+def test_no_gradient_flows_to_a_time_scale():
+    model, inputs = make_model(), make_inputs()
+    scale = torch.full((3, 6), 2.0, requires_grad=True)
+    model(**inputs, labels=inputs["actions"], time_scale=scale).loss.backward()
+    assert scale.grad is None and model.embed_state.weight.grad.any()
+
+
+def test_a_time_scale_compiles_to_one_graph_and_passes_activation_checkpointing():
+    model, inputs = make_model(resid_pdrop=0.0, token_order=["return", "state", "action"]).train(), make_inputs()
+    inputs["time_scale"] = 1 + torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
+    inputs["attention_mask"] = torch.tensor([[0, 1, 1, 1, 1, 1]]).expand(3, 6)
+
+    def gradients(function):
+        model.zero_grad()
+        function(**inputs, labels=inputs["actions"]).loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    plain = gradients(model)
+    compiled = gradients(torch.compile(model, backend="aot_eager", fullgraph=True))
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    checkpointed = gradients(model)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient, msg=name)
+        torch.testing.assert_close(checkpointed[name], gradient, msg=name)
+
+
 # ------------------------------------------------------------------------------------- a transformers model of today
 
 
@@ -499,6 +546,11 @@ def test_compiles_to_one_graph():
         ({"attention_mask": torch.ones(3, 5)}, r"attention_mask has shape \(3, 5\)"),
         ({"timesteps": torch.full((3, 6), 64)}, r"timesteps range from 64 to 64, .* 0 to 63 \(max_ep_len\)"),
         ({"timesteps": torch.full((3, 6), -1)}, "timesteps range from -1"),
+        ({"time_scale": torch.ones(3, 6, 1)}, r"time_scale has shape \(3, 6, 1\); expected \(3, 6\)"),
+        ({"time_scale": torch.tensor([1.0, 2, 0, 1, 1, 1]).expand(3, 6)}, r"time_scale is 0\.0 at step 2 of row 0"),
+        ({"time_scale": torch.full((3, 6), -1)}, r"time_scale is -1 at .* must be positive and finite"),
+        ({"time_scale": torch.full((3, 6), torch.inf)}, "time_scale is inf at"),
+        ({"time_scale": torch.full((3, 6), torch.nan)}, "time_scale is nan at"),
         ({"actions": None}, "one of actions or previous_actions"),
         ({"states": None}, "states, returns_to_go and one of"),
         ({"cache_params": DecisionMambaCache(DecisionMambaConfig(), batch_size=2)}, "holds 2 rows, but the batch has"),

@@ -54,7 +54,13 @@ def model_of(variant: str) -> DecisionMambaModel:
     return _models[variant]
 
 
-def inputs_for(model: DecisionMambaModel, batch: int, steps: int, seed: int = 1) -> dict[str, torch.Tensor]:
+SCALED = pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+
+
+def inputs_for(
+    model: DecisionMambaModel, batch: int, steps: int, seed: int = 1, scaled: bool = False
+) -> dict[str, torch.Tensor]:
+    """Random inputs; `scaled` adds time scales from 0.1 to 10."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -69,6 +75,7 @@ def inputs_for(model: DecisionMambaModel, batch: int, steps: int, seed: int = 1)
         "actions": torch.randint(ACT_DIM, (batch, steps), generator=generator) if discrete else draw(ACT_DIM),
         "returns_to_go": draw(1),
         "timesteps": torch.arange(steps).expand(batch, steps),
+        **({"time_scale": 10 ** (draw().sigmoid() * 2 - 1)} if scaled else {}),
     }
 
 
@@ -103,7 +110,7 @@ def test_padding_anywhere_never_changes_a_real_step(variant, data):
         sorted(data.draw(st.permutations(range(length)))[: data.draw(st.integers(0, length))])
         for _ in range(data.draw(st.integers(1, 3)))
     ]
-    inputs = inputs_for(model, len(positions), length, seed=data.draw(st.integers(0, 99)))
+    inputs = inputs_for(model, len(positions), length, data.draw(st.integers(0, 99)), data.draw(st.booleans()))
     batch = {
         name: torch.full_like(tensor, math.nan if tensor.is_floating_point() else 2) for name, tensor in inputs.items()
     }
@@ -121,11 +128,11 @@ def test_padding_anywhere_never_changes_a_real_step(variant, data):
 
 
 @settings(deadline=None, max_examples=6)
-@given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4), batch=st.integers(1, 3))
+@given(chunks=st.lists(st.integers(1, 4), min_size=1, max_size=4), batch=st.integers(1, 3), scaled=st.booleans())
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_any_chunks_through_the_cache_equal_one_pass(variant, chunks, batch):
+def test_any_chunks_through_the_cache_equal_one_pass(variant, chunks, batch, scaled):
     model = model_of(variant)
-    inputs = inputs_for(model, batch, sum(chunks))
+    inputs = inputs_for(model, batch, sum(chunks), scaled=scaled)
     cache, start, predictions = DecisionMambaCache(model.config, batch, dtype=torch.float64), 0, []
     with torch.no_grad():
         for chunk in chunks:
@@ -136,16 +143,18 @@ def test_any_chunks_through_the_cache_equal_one_pass(variant, chunks, batch):
     torch.testing.assert_close(torch.cat(predictions, dim=1), expected, rtol=0, atol=1e-10)
 
 
-def test_acting_step_by_step_equals_the_window(model):
-    inputs = inputs_for(model, batch=2, steps=7)
+@SCALED
+def test_acting_step_by_step_equals_the_window(model, scaled):
+    inputs = inputs_for(model, batch=2, steps=7, scaled=scaled)
     with torch.no_grad():
         stepped = act_step_by_step(model, inputs, DecisionMambaCache(model.config, 2, dtype=torch.float64))
         torch.testing.assert_close(stepped, model(**inputs).action_preds, rtol=0, atol=1e-10)
 
 
-def test_rows_restart_and_advance_on_their_own(model):
+@SCALED
+def test_rows_restart_and_advance_on_their_own(model, scaled):
     """Row 1 is reset after two steps; row 2 pauses for one call, which must leave it as it was."""
-    inputs = inputs_for(model, batch=3, steps=6)
+    inputs = inputs_for(model, batch=3, steps=6, scaled=scaled)
     with torch.no_grad():
         cache = model(**take(inputs, slice(0, 2)), use_cache=True).cache_params
         cache.reset([1])
@@ -161,6 +170,38 @@ def test_rows_restart_and_advance_on_their_own(model):
     torch.testing.assert_close(predictions[2], whole[2, 2:4], rtol=0, atol=1e-10)
     if not model.config.use_timestep_embedding:  # an episode that starts at time step 2 is no test of a restart
         torch.testing.assert_close(predictions[1], restarted[1, 1:], rtol=0, atol=1e-10)
+
+
+def test_a_time_scale_of_one_changes_no_bit_and_another_does(model):
+    inputs, mask = inputs_for(model, batch=2, steps=5), torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0]])
+
+    def compute(**options):
+        output = model(**inputs, attention_mask=mask, labels=inputs["actions"], **options)
+        parameters = [p for name, p in model.named_parameters() if not name.startswith(("predict_state", "predict_r"))]
+        gradients = torch.autograd.grad(output.loss, parameters)
+        with torch.no_grad():
+            cached = model(**inputs, attention_mask=mask, use_cache=True, output_attentions=True, **options)
+        states = (*cached.cache_params.ssm_states, *cached.attentions)
+        return output.loss, output.action_preds, *gradients, cached.action_preds, *states
+
+    plain = compute()
+    assert all(map(torch.equal, compute(time_scale=torch.ones(2, 5)), plain))
+    changed = compute(time_scale=torch.where(torch.arange(5) == 1, 3.0, torch.ones(2, 5)))
+    for found, expected in zip(changed, plain, strict=True):
+        assert torch.isfinite(found).all() and not torch.equal(found, expected)
+
+
+def test_a_call_without_time_scales_continues_as_with_ones(model):
+    inputs = inputs_for(model, batch=2, steps=6, scaled=True)
+    inputs["time_scale"][:, 3:] = 1
+    with torch.no_grad():
+        expected = model(**inputs, use_cache=True)
+        cache = model(**take(inputs, slice(0, 3)), use_cache=True).cache_params
+        del inputs["time_scale"]
+        for steps in (slice(3, 4), slice(4, 6)):
+            found = model(**take(inputs, steps), cache_params=cache)
+    torch.testing.assert_close(found.action_preds, expected.action_preds[:, 4:], rtol=0, atol=1e-10)
+    torch.testing.assert_close(cache.ssm_states, expected.cache_params.ssm_states, rtol=0, atol=1e-10)
 
 
 def test_no_prediction_depends_on_its_own_action_or_the_future(model):

@@ -38,29 +38,44 @@ def draw_inputs(b=2, l=5, c=3, n=4, dtype=torch.float64, seed=0, **without):
     return {name: tensor for name, tensor in inputs.items() if name not in without}
 
 
+def draw_time_scale(b, l, seed=0):
+    """Factors from 0.1 to 10."""
+    return 10 ** (2 * torch.rand(b, l, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "masked"])
-def test_gradients_agree_with_finite_differences(backend, masked):
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+def test_gradients_agree_with_finite_differences(backend, masked, scaled):
     inputs = {name: tensor.requires_grad_() for name, tensor in draw_inputs().items()}
     mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]]).bool() if masked else None
+    factors = {"mask": mask, "time_scale": draw_time_scale(2, 5) if scaled else None}
 
     def function(*tensors):
-        return scan_function(**dict(zip(inputs, tensors, strict=True)), mask=mask, backend=backend)
+        return scan_function(**dict(zip(inputs, tensors, strict=True)), **factors, backend=backend)
 
     assert torch.autograd.gradcheck(function, tuple(inputs.values()))
 
 
 @settings(deadline=None, max_examples=20)
-@given(l=st.integers(1, 9), cut=st.integers(0, 9), optional=st.sets(st.sampled_from(["D", "z", "delta_bias"])))
+@given(
+    l=st.integers(1, 9),
+    cut=st.integers(0, 9),
+    optional=st.sets(st.sampled_from(["D", "z", "delta_bias"])),
+    scaled=st.booleans(),
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_chunks_equal_one_pass(backend, l, cut, optional):
+def test_chunks_equal_one_pass(backend, l, cut, optional, scaled):
     inputs = draw_inputs(l=l, **dict.fromkeys(optional))
+    if scaled:
+        inputs["time_scale"] = draw_time_scale(2, l)
     cut = min(cut, l)
     whole, final = scan_function(**inputs, backend=backend)
     state, parts = inputs.pop("initial_state"), []
     for piece in (slice(0, cut), slice(cut, l)):
         if piece.stop > piece.start:
-            chunk = {k: v[:, piece] if k in ("u", "delta", "B", "C", "z") else v for k, v in inputs.items()}
+            along = ("u", "delta", "B", "C", "z", "time_scale")
+            chunk = {k: v[:, piece] if k in along else v for k, v in inputs.items()}
             y, state = scan_function(**chunk, initial_state=state, backend=backend)
             parts.append(y)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
@@ -70,19 +85,106 @@ def test_chunks_equal_one_pass(backend, l, cut, optional):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_absent_tokens_leave_the_state_and_later_tokens_alone(backend):
     inputs = draw_inputs(b=1, l=5)
+    inputs["time_scale"] = draw_time_scale(1, 5)
     mask = torch.tensor([[True, False, True, False, False]])
     y, final = scan_function(**inputs, mask=mask, backend=backend)
-    kept = {k: v[:, mask[0]] if k in ("u", "delta", "B", "C", "z") else v for k, v in inputs.items()}
+    kept = {k: v[:, mask[0]] if k in ("u", "delta", "B", "C", "z", "time_scale") else v for k, v in inputs.items()}
     expected_y, expected_final = scan_function(**kept, backend=backend)
     torch.testing.assert_close(y[:, mask[0]], expected_y, rtol=0, atol=1e-12)
     torch.testing.assert_close(final, expected_final, rtol=0, atol=1e-12)
 
 
+def with_gradients(inputs, dtype=torch.float64, **options):
+    """Outputs of the scan and the gradients of their sum, in this order."""
+    leaves = {name: tensor.to(dtype).requires_grad_() for name, tensor in inputs.items()}
+    y, state = scan_function(**leaves, **options)
+    return y, state, *torch.autograd.grad(y.sum() + state.sum(), list(leaves.values()))
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    l=st.integers(1, 40),
+    optional=st.sets(st.sampled_from(["D", "z", "delta_bias", "initial_state"])),
+    masked=st.booleans(),
+    delta_softplus=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_op_is_well_formed(backend):
+def test_a_time_scale_of_one_changes_no_bit(backend, l, optional, masked, delta_softplus, dtype):
+    inputs = draw_inputs(l=l, c=33, **dict.fromkeys(optional))
+    if not delta_softplus:
+        inputs |= {name: inputs[name].abs() for name in ("delta", "delta_bias") if name in inputs}
+    mask = torch.rand(2, l, generator=torch.Generator().manual_seed(l)) < 0.6 if masked else None
+    options = {"dtype": dtype, "mask": mask, "delta_softplus": delta_softplus, "backend": backend}
+    plain = with_gradients(inputs, **options)
+    for one in (torch.ones(2, l), torch.ones(2, l, dtype=torch.int64)):
+        assert all(map(torch.equal, with_gradients(inputs, **options, time_scale=one), plain))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    times=st.integers(1, 12), optional=st.sets(st.sampled_from(["delta_bias", "initial_state"])), seed=st.integers(0)
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_time_scale_is_a_repetition_to_first_order(backend, times, optional, seed):
+    """With x = Δ |A|, s equal tokens push Δ B u Σ_{k<s} exp(-k x) into the state, and one of s times Δ: s Δ B u.
+
+    1 - exp(-k x) lies between 0 and k x: so the one pushes more, by no more than s (s - 1) / 2 · x Δ |B u|.
+    """
+    inputs = draw_inputs(l=1, seed=seed % 2**32, D=None, z=None, **dict.fromkeys(optional))
+    repeated = {k: v.expand(2, times, -1) if k in ("u", "delta", "B", "C") else v for k, v in inputs.items()}
+    scale = torch.full((2, 1), float(times))
+    y, once = selective_scan(**inputs, time_scale=scale, backend=backend)
+    _, often = selective_scan(**repeated, backend=backend)
+    step = torch.nn.functional.softplus(inputs["delta"] + inputs.get("delta_bias", 0))[:, 0, :, None]
+    push = step * inputs["u"][:, 0, :, None] * inputs["B"][:, 0, None]
+    more, bound = (once - often) * push.sign(), times * (times - 1) / 2 * step * -inputs["A"] * push.abs()
+    assert ((more > -1e-12) & (more < bound + 1e-12)).all()
+    torch.testing.assert_close(y[:, 0], torch.einsum("bcn,bn->bc", once, inputs["C"][:, 0]))
+
+    for one in (inputs, repeated):  # without an input, what remains is the decay
+        one["u"] = torch.zeros_like(one["u"])
+    _, once = selective_scan(**inputs, time_scale=scale, backend=backend)
+    _, often = selective_scan(**repeated, backend=backend)
+    torch.testing.assert_close(once, often, rtol=1e-12, atol=1e-300)
+    if "initial_state" in inputs:
+        decay = torch.exp(times * step * inputs["A"])
+        torch.testing.assert_close(once, decay * inputs["initial_state"], rtol=1e-12, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_time_scale_beyond_half_precision_is_kept(dtype):
+    inputs, scale = draw_inputs(dtype=dtype), torch.full((2, 5), 1e6)
+    inputs["delta"] -= 20
+    y, state = selective_scan(**inputs, time_scale=scale)
+    expected, expected_state = selective_scan(
+        **{k: v.double() for k, v in inputs.items()}, time_scale=scale, backend="reference"
+    )
+    torch.testing.assert_close(state.double(), expected_state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(y.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+
+
+def test_a_time_scale_is_a_constant():
+    inputs, scale = draw_inputs(), torch.ones(2, 5, requires_grad=True)
+    assert not selective_scan(**inputs, time_scale=scale)[0].requires_grad
+    inputs["u"].requires_grad_()
+    selective_scan(**inputs, time_scale=scale)[0].sum().backward()
+    assert scale.grad is None and inputs["u"].grad.any()
+
+
+@pytest.mark.parametrize("name", ["mask", "time_scale"])
+def test_a_time_scale_of_another_shape_is_refused(name):
+    factors = {"mask": torch.ones(2, 5, dtype=torch.bool), "time_scale": torch.ones(2, 5)}
+    with pytest.raises(ValueError, match=rf"^{name} has shape \(1, 5\), but u of shape \(2, 5, 3\) needs \(2, 5\)"):
+        selective_scan(**draw_inputs(), **{**factors, name: factors[name][:1]}, backend="reference")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+def test_op_is_well_formed(backend, scaled):
     """PyTorch's own checks: schema, fake tensors, autograd registration, tracing."""
     inputs = {name: tensor.requires_grad_() for name, tensor in draw_inputs().items()}
-    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask = draw_time_scale(2, 5) if scaled else torch.ones(2, 5, dtype=torch.bool)
     positional = [inputs[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     arguments = (*positional, True, mask, inputs["initial_state"], backend, True)
     results = torch.library.opcheck(torch.ops.hf_decision_mamba.selective_scan.default, arguments)
@@ -256,16 +358,18 @@ def test_mamba_ssm_is_asked_for_and_has_no_float64(install):
 
 
 @pytest.mark.parametrize("without", [(), ("initial_state",)], ids=["with a state", "without"])
-def test_mamba_ssm_computes_what_it_can_and_our_kernel_the_rest(install, monkeypatch, without):
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+def test_mamba_ssm_computes_what_it_can_and_our_kernel_the_rest(install, monkeypatch, without, scaled):
     install(**WORKING)
     monkeypatch.setattr(sys.modules[choose_backend.__module__], "why_no_mamba_ssm", lambda u: None)  # on this CPU
     inputs = draw_inputs(dtype=torch.float32, **dict.fromkeys(without))
     inputs["u"].requires_grad_()
-    y, state = scan_function(**inputs, backend="mamba_ssm")
-    expected, expected_state = scan_function(**inputs, backend="reference")
+    scale = draw_time_scale(2, 5) if scaled else None
+    y, state = scan_function(**inputs, time_scale=scale, backend="mamba_ssm")
+    expected, expected_state = scan_function(**inputs, time_scale=scale, backend="reference")
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(state, expected_state)
-    assert state.requires_grad is (not without)  # mamba-ssm's own state would have a wrong gradient
+    assert state.requires_grad is (not without or scaled)  # mamba-ssm's own state would have a wrong gradient
 
 
 def test_a_compiled_model_stays_one_graph_where_mamba_ssm_is_asked_for(install, monkeypatch):

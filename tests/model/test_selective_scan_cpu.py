@@ -34,7 +34,7 @@ def naive_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initia
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1]) if initial_state is None else initial_state
     ys = []
     for t in range(u.shape[1]):
-        s = step[:, t] if mask is None else torch.where(mask[:, t, None], step[:, t], 0.0)
+        s = step[:, t] if mask is None else torch.where(mask[:, t, None] != 0, step[:, t] * mask[:, t, None], 0.0)
         h = torch.exp(s[..., None] * A) * h + (s * u[:, t])[..., None] * B[:, t, None]
         ys.append((h * C[:, t, None]).sum(-1))
     y = torch.stack(ys, 1)
@@ -59,6 +59,8 @@ def make_inputs(b=2, l=5, c=7, n=3, *, dtype=torch.float64, options=(), delta_so
     }
     if b > 1:
         optional["mask"][0] = False  # a row without any token
+    if "scale" in options:  # factors on Δ from a tenth to ten, in the place of the mask's ones
+        optional["mask"] = torch.where(optional["mask"], 10 ** (2 * torch.rand(b, l, generator=generator) - 1), 0.0)
     given_ = {name: value if name in options else None for name, value in optional.items()}
     return {
         "u": normal(b, l, c), "delta": delta, "A": -torch.exp(normal(c, n)), "B": normal(b, l, n), "C": normal(b, l, n),
@@ -111,7 +113,7 @@ def assert_same_as_naive(inputs, *, final_gradient=True):
     l=st.integers(1, 40),  # up to three chunks of tokens
     c=st.sampled_from([1, 2, 31, 32, 33, 64, 70]),
     n=st.integers(1, 6),
-    options=st.sets(st.sampled_from(["D", "z", "delta_bias", "mask", "initial_state"])),
+    options=st.sets(st.sampled_from(["D", "z", "delta_bias", "mask", "scale", "initial_state"])),
     delta_softplus=st.booleans(),
     final_gradient=st.booleans(),
     seed=st.integers(0, 99),
@@ -123,7 +125,7 @@ def test_equals_the_equations(dtype, b, l, c, n, options, delta_softplus, final_
 
 @pytest.mark.parametrize(("b", "l", "c", "n"), [(3, 20, 300, 16), (1, 17, 513, 2), (17, 33, 257, 1)])
 def test_equals_the_equations_for_several_blocks_of_channels(b, l, c, n):
-    options = ("D", "z", "delta_bias", "mask", "initial_state")
+    options = ("D", "z", "delta_bias", "mask", "scale", "initial_state")
     assert_same_as_naive(make_inputs(b, l, c, n, dtype=torch.float32, options=options))
 
 
@@ -155,19 +157,20 @@ def test_inputs_are_left_alone():
         assert torch.equal(inputs[name], value), name
 
 
-def test_absent_tokens_may_hold_anything():
-    options = ("D", "z", "delta_bias", "mask", "initial_state")
+@pytest.mark.parametrize("scaled", [(), ("scale",)], ids=["mask", "factors"])
+def test_absent_tokens_may_hold_anything(scaled):
+    options = ("D", "z", "delta_bias", "mask", "initial_state", *scaled)
     clean = make_inputs(3, 20, 40, 4, dtype=torch.float32, options=options)
     dirty = {name: value.clone() if isinstance(value, Tensor) else value for name, value in clean.items()}
     for name in ("delta", "B"):
-        dirty[name][~clean["mask"]] = float("nan")
+        dirty[name][clean["mask"] == 0] = float("nan")
     dy, dfinal = torch.ones(3, 20, 40), torch.ones(3, 40, 4)
     found = run_kernel(dirty, dy, dfinal)
     for name, value in run_kernel(clean, dy, dfinal).items():
         assert torch.equal(found[name], value), name
     assert torch.equal(found["final_state"][0], clean["initial_state"][0])  # the row without any token
     for name in ("ddelta", "dB"):
-        assert not found[name][~clean["mask"]].any(), name
+        assert not found[name][clean["mask"] == 0].any(), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hf_decision_mamba.model import causal_conv_triton, selective_scan_triton
 from hf_decision_mamba.model.causal_conv import causal_conv
 from hf_decision_mamba.model.scan_inputs import ScanInputs
-from hf_decision_mamba.model.selective_scan import choose_backend, reference_forward, selective_scan
+from hf_decision_mamba.model.selective_scan import choose_backend, delta_factor, reference_forward, selective_scan
 
 pytestmark = pytest.mark.skipif(
     selective_scan_triton._MISSING is not None,
@@ -30,7 +30,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 #: Before the tests make them smaller.
 GPU_SIZES = {name: getattr(selective_scan_triton, name) for name in ("CHUNK", "BLOCK", "GROUP", "GROUP_BACKWARD")}
-OPTIONS = ("D", "z", "delta_bias", "mask", "initial_state")
+CONSTANTS = ("mask", "time_scale")  # which have no gradient
+OPTIONS = ("D", "z", "delta_bias", *CONSTANTS, "initial_state")
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,7 @@ def make_inputs(b=2, l=9, c=6, n=3, *, dtype=torch.float32, options=OPTIONS, see
         "z": normal(b, l, c),
         "delta_bias": normal(c),
         "mask": (torch.rand(b, l, generator=generator) < 0.6).to(DEVICE),
+        "time_scale": (10 ** (2 * torch.rand(b, l, generator=generator) - 1)).to(DEVICE),
         "initial_state": normal(b, c, n),
     }
     return {
@@ -78,27 +80,25 @@ def make_inputs(b=2, l=9, c=6, n=3, *, dtype=torch.float32, options=OPTIONS, see
 
 def run_triton(inputs, dy, dfinal, delta_softplus=True):
     """Outputs and gradients of the op with its Triton backend, by name."""
-    leaves = {k: t.detach().requires_grad_() if t is not None and k != "mask" else t for k, t in inputs.items()}
+    leaves = {k: t.detach().requires_grad_() if t is not None and k not in CONSTANTS else t for k, t in inputs.items()}
     y, final = selective_scan(**leaves, delta_softplus=delta_softplus, backend="triton")
     return with_gradients(leaves, y, final, dy, dfinal)
 
 
 def run_exact(inputs, dy, dfinal, delta_softplus=True):
     """The same from the reference's equations in float64, differentiated by autograd."""
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "mask", "initial_state")
-    exact = {
-        k: inputs[k].detach().double().requires_grad_() if inputs[k] is not None and k != "mask" else inputs[k]
-        for k in names
-    }
-    *tensors, mask, initial_state = exact.values()
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+    exact = {k: inputs[k].detach().double().requires_grad_() if inputs[k] is not None else None for k in names}
+    *tensors, initial_state = exact.values()
+    factor = delta_factor(inputs["mask"], inputs["time_scale"], torch.float64)
     return with_gradients(
-        exact, *reference_forward(ScanInputs(*tensors, delta_softplus, mask, initial_state)), dy, dfinal
+        exact, *reference_forward(ScanInputs(*tensors, delta_softplus, factor, initial_state)), dy, dfinal
     )
 
 
 def with_gradients(inputs, y, final, dy, dfinal):
     loss = (y * dy).sum() + (0.0 if dfinal is None else (final * dfinal).sum())
-    given_ = {k: t for k, t in inputs.items() if t is not None and k != "mask"}
+    given_ = {k: t for k, t in inputs.items() if t is not None and k not in CONSTANTS}
     gradients = torch.autograd.grad(loss, list(given_.values()), materialize_grads=True)
     return {"y": y, "final": final, **{f"d{k}": g for k, g in zip(given_, gradients, strict=True)}}
 
@@ -120,7 +120,7 @@ def assert_same_as_exact(inputs, *, final_gradient=True, tolerance=None, **optio
     dfinal = torch.randn(b, c, inputs["A"].shape[1], generator=generator).to(DEVICE) if final_gradient else None
     found = run_triton(inputs, dy, dfinal, **options)
     for name, value in inputs.items():
-        assert value is None or name == "mask" or found[f"d{name}"].dtype == value.dtype, name
+        assert value is None or name in CONSTANTS or found[f"d{name}"].dtype == value.dtype, name
     assert_close(found, run_exact(inputs, dy, dfinal, **options), tolerance or TOLERANCE[dtype])
 
 
@@ -164,7 +164,9 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert_same_as_exact(inputs, tolerance=torch.finfo(dtype).eps)
     y, state = selective_scan(**inputs, backend="triton")
     assert (y.dtype, state.dtype) == (dtype, torch.float32)
-    exact = selective_scan(**{k: v.float() if k != "mask" else v for k, v in inputs.items()}, backend="reference")[1]
+    exact = selective_scan(
+        **{k: v.float() if k not in CONSTANTS else v for k, v in inputs.items()}, backend="reference"
+    )[1]
     torch.testing.assert_close(state, exact)
 
 
@@ -188,6 +190,15 @@ def test_absent_tokens_may_hold_anything():
         assert not found[name][~clean["mask"]].any(), name
 
 
+def test_a_time_scale_of_one_changes_no_bit():
+    every, dy, dfinal = make_inputs(1, 5, 4, 2), torch.ones(1, 5, 4, device=DEVICE), torch.ones(1, 4, 2, device=DEVICE)
+    for mask in (every["mask"], None):
+        plain = run_triton({**every, "mask": mask, "time_scale": None}, dy, dfinal)
+        ones = run_triton({**every, "mask": mask, "time_scale": torch.ones(1, 5, device=DEVICE)}, dy, dfinal)
+        for name, value in plain.items():
+            assert torch.equal(ones[name], value), name
+
+
 def test_reads_strided_inputs_where_they_lie():
     every = make_inputs(2, 5, 5, 2)
     views = dict(every)
@@ -208,7 +219,8 @@ def test_chunks_of_a_sequence_equal_one_pass_and_steps():
     y, final = selective_scan(**inputs, backend="triton")
     state, parts = inputs.pop("initial_state"), []
     for piece in (slice(0, 4), slice(4, 5), slice(5, 6)):
-        part = {k: v[:, piece] if k in ("u", "delta", "B", "C", "z", "mask") else v for k, v in inputs.items()}
+        along = ("u", "delta", "B", "C", "z", *CONSTANTS)
+        part = {k: v[:, piece] if k in along else v for k, v in inputs.items()}
         out, state = selective_scan(**part, initial_state=state, backend="triton")
         parts.append(out)
     torch.testing.assert_close(torch.cat(parts, 1), y, rtol=0, atol=1e-12)
@@ -219,7 +231,7 @@ def test_op_is_well_formed():
     """PyTorch's own checks, in mixed precision: schema, fake tensors, autograd registration, tracing."""
     inputs = make_inputs(1, 5, 4, 2, dtype=torch.bfloat16)
     inputs["A"] = inputs["A"].float()
-    leaves = {k: v if k == "mask" else v.detach().requires_grad_() for k, v in inputs.items()}
+    leaves = {k: v if k in CONSTANTS else v.detach().requires_grad_() for k, v in inputs.items()}
     positional = [leaves[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     arguments = (*positional, True, leaves["mask"], leaves["initial_state"], "triton", True)
     results = torch.library.opcheck(torch.ops.hf_decision_mamba.selective_scan.default, arguments)
@@ -242,7 +254,7 @@ def test_empty_batches_give_empty_results():
     assert torch.equal(found["dA"], torch.zeros(6, 3, device=DEVICE))
 
 
-@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias", "mask", "initial_state"])
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", *OPTIONS])
 def test_shapes_that_do_not_fit_are_refused(name):
     inputs = make_inputs()
     inputs[name] = inputs[name][:-1]
@@ -252,6 +264,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
 
 def test_without_saved_states_there_is_no_backward():
     inputs = {**make_inputs(), "delta_softplus": True}
+    del inputs["time_scale"]
     y, final, saved = selective_scan_triton.scan_forward(ScanInputs(**inputs), need_states=False)
     with pytest.raises(ValueError, match="need_states=True"):
         selective_scan_triton.scan_backward(y, final, ScanInputs(**inputs), saved)
@@ -340,7 +353,7 @@ def test_kernels_compile_for_a_gpu_which_is_not_needed_for_that(tmp_path):
         kinds = {}
         for name in kernel.arg_names:
             integer = name in whole or re.fullmatch(r".*_[bt]", name)
-            pointer = "*u8" if name == "mask" else "*bf16" if name in tokens else "*fp32"
+            pointer = "*u8" if name == "factor" else "*bf16" if name in tokens else "*fp32"
             kinds[name] = "constexpr" if name in constants else "i32" if integer else pointer
         source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
         options = {"num_warps": 1, "enable_fp_fusion": True}

@@ -32,6 +32,8 @@ class DecisionMambaCache:
         last_actions: the action of the last real step: (batch, act_dim), zero at an episode's start, or (batch,), -1 at
             an episode's start, for discrete actions.
         started: (batch,) bool, whether the row has seen a real step of its episode.
+        last_time_scale: (batch,) the time scale of the last real step, whose own action may be the next call's first
+            token; None as long as no call has given any.
     """
 
     def __init__(
@@ -56,24 +58,36 @@ class DecisionMambaCache:
         else:
             self.last_actions = torch.zeros(batch_size, config.act_dim, device=device, dtype=dtype)
         self.started = torch.zeros(batch_size, device=device, dtype=torch.bool)
+        self.last_time_scale: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
         """Number of rows."""
         return self.started.shape[0]
 
-    def advance(self, actions: Tensor | None, mask: Tensor | None) -> None:
-        """Note the last action of every row and that it has begun.
+    def advance(self, actions: Tensor | None, mask: Tensor | None, time_scale: Tensor | None = None) -> None:
+        """Note the last action and time scale of every row and that it has begun.
 
         Args:
             actions: (batch, steps, ...) or None where only previous actions are known.
             mask: (batch, steps) bool, real steps first; None when all are real.
+            time_scale: (batch, steps), or None where none is given.
         """
         self.started = self.started | (torch.ones_like(self.started) if mask is None else mask[:, 0])
         if actions is not None:
-            steps = torch.full_like(self.started, actions.shape[1], dtype=torch.long) if mask is None else mask.sum(1)
-            known = torch.cat([self.last_actions[:, None].to(actions.dtype), actions], dim=1)
-            self.last_actions = known[torch.arange(self.batch_size, device=steps.device), steps]
+            self.last_actions = self._last(self.last_actions.to(actions.dtype), actions, mask)
+        if time_scale is not None:
+            self.last_time_scale = self._last(self.time_scale_before(time_scale), time_scale, mask)
+
+    def time_scale_before(self, like: Tensor) -> Tensor:
+        """The time scale (batch,) of the step before a call's first one; ones, as `like`, where none was given."""
+        return like.new_ones(self.batch_size) if self.last_time_scale is None else self.last_time_scale
+
+    def _last(self, before: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The value of every row's last real step; where there is none, the one before."""
+        steps = torch.full_like(self.started, values.shape[1], dtype=torch.long) if mask is None else mask.sum(1)
+        known = torch.cat([before[:, None], values], dim=1)
+        return known[torch.arange(self.batch_size, device=steps.device), steps]
 
     def reset(self, rows: Sequence[int] | Tensor | None = None) -> None:
         """Put rows (indices or a boolean mask; all when not given) back to the start of an episode."""
@@ -100,3 +114,5 @@ class DecisionMambaCache:
         for states in (self.local_states, self.conv_states, self.ssm_states):
             states[:] = [function(state) for state in states]
         self.last_actions, self.started = function(self.last_actions), function(self.started)
+        if self.last_time_scale is not None:
+            self.last_time_scale = function(self.last_time_scale)

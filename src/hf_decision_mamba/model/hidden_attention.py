@@ -19,14 +19,14 @@ from torch import Tensor
 
 from .configuration_decision_mamba import DecisionMambaConfig
 from .mixers_decision_mamba import take_steps
-from .selective_scan import effective_delta
+from .selective_scan import delta_factor, effective_delta
 
 
 class ScanTerms(NamedTuple):
     """What a layer's hidden attention is made of, float32 or float64; its methods compute in place, without autograd.
 
     Attributes:
-        step_sizes: Δ (b, l, h); 0 at absent tokens.
+        step_sizes: Δ (b, l, h), times the time scale; 0 at absent tokens.
         A: (h, r), negative.
         B, C: (b, l, n); C is 0 at absent tokens.
     """
@@ -89,5 +89,6 @@ def scan_terms(scan: dict[str, Any], config: DecisionMambaConfig, mask: Tensor |
         delta, A = delta[..., :: config.head_dim], A[:: config.head_dim, :1]
         bias = None if bias is None else bias[:: config.head_dim]
     bias = None if bias is None else bias.to(dtype)
-    taken = effective_delta(delta.to(dtype), bias, scan.get("delta_softplus", True), mask)
+    factor = delta_factor(mask, scan.get("time_scale"), dtype)
+    taken = effective_delta(delta.to(dtype), bias, scan.get("delta_softplus", True), factor)
     return ScanTerms(taken, A.to(dtype), B, C if mask is None else C * mask[..., None])

@@ -31,12 +31,14 @@ class TokenStream(NamedTuple):
         mask: (b, l) bool, false where a token is absent; None when no absent token can matter, which without a cache is
             always so, because absent tokens stand behind all others.
         scans: where every layer notes the arguments of its scan, for hidden attention; None when nobody asks.
+        time_scale: (b, l) the factor on every token's Δ, or None.
     """
 
     kinds: tuple[str, ...]
     cache: DecisionMambaCache | None = None
     mask: Tensor | None = None
     scans: list[dict[str, Any]] | None = None
+    time_scale: Tensor | None = None
 
     def zero_absent(self, x: Tensor) -> Tensor:
         """x (b, l, ...) with absent tokens set to zero, so that a window over them sees nothing."""
@@ -295,6 +297,7 @@ def _convolve(tokens: TokenStream, layer_idx: int, x: Tensor, conv: nn.Conv1d, b
 
 def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:
     """`selective_scan` from the cache's state, leaving the final state there."""
+    inputs["time_scale"] = tokens.time_scale
     if tokens.scans is not None:
         tokens.scans.append(inputs)
     initial = None if tokens.cache is None else tokens.cache.ssm_states[layer_idx]

@@ -257,6 +257,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         cache_params: DecisionMambaCache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        time_scale: Tensor | None = None,
     ) -> tuple | DecisionMambaOutput:
         r"""
         Predict the action of every step from what a policy knows when it takes it.
@@ -294,9 +295,15 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             cache_params ([`DecisionMambaCache`]): States to continue from; updated in place.
             use_cache (`bool`): Return the states after the last real step.
             num_items_in_batch (`int`): Divisor of the summed loss; the number of counted entries when not given.
+            time_scale (`torch.Tensor` of shape `(batch_size, episode_length)`): How long each step lasts, positive: the
+                step size Δ of all of its tokens, its own action's too, is multiplied by it in every layer, behind
+                softplus. A step of s changes the scans' states as s equal steps would: in the decay exactly, in the
+                input to first order in Δ. Convolutions and local mixers do not see it. It is a constant: no gradient
+                flows to it. None is 1 everywhere, and costs nothing.
 
         Raises:
-            ValueError: an input that is missing, of the wrong shape, or a time step at or beyond `max_ep_len`.
+            ValueError: an input that is missing, of the wrong shape, a time step at or beyond `max_ep_len`, or a time
+                scale that is not positive and finite.
         """
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -305,7 +312,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
         if returns_to_go is not None and returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
             returns_to_go = returns_to_go[..., None]  # as the example of DecisionTransformer's documentation has it
-        self._check_inputs(states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params)
+        self._check_inputs(
+            states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params, time_scale
+        )
         assert states is not None
         if use_cache and self.gradient_checkpointing and self.training:
             logger.warning_once("Activation checkpointing would advance the cache twice, so no cache is used.")
@@ -326,12 +335,15 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         )
         if previous_actions is None:
             previous_actions = self._shift(actions, cache_params)
-        tokens = self._token_stream(mask, states, cache_params)
+        if time_scale is None and cache_params is not None and cache_params.last_time_scale is not None:
+            time_scale = torch.ones_like(returns_to_go[..., 0])
+        time_scale = _real_steps(time_scale, order, mask, absent=1)
+        tokens = self._token_stream(mask, states, cache_params, time_scale)
         if output_attentions:
             tokens = tokens._replace(scans=[])
         hidden_states = self._embed(tokens.kinds, states, actions, previous_actions, returns_to_go, timesteps)
         if cache_params is not None:
-            cache_params.advance(actions, mask)
+            cache_params.advance(actions, mask, time_scale)
 
         all_hidden_states = [hidden_states]
         for layer in self.layers:
@@ -372,12 +384,17 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return torch.cat([last[:, None], actions[:, :-1]], dim=1)
 
     def _token_stream(
-        self, mask: Tensor | None, states: Tensor, cache_params: DecisionMambaCache | None
+        self,
+        mask: Tensor | None,
+        states: Tensor,
+        cache_params: DecisionMambaCache | None,
+        time_scale: Tensor | None,
     ) -> TokenStream:
-        """How the sequence is cut into tokens, and which of them are absent."""
+        """How the sequence is cut into tokens, which of them are absent, and the factor on Δ of each."""
         kinds = self.config.token_kinds
+        scale = None if time_scale is None else time_scale.repeat_interleave(len(kinds), dim=1)
         if cache_params is None:
-            return TokenStream(kinds)
+            return TokenStream(kinds, time_scale=scale)
         token_mask = None if mask is None else mask.repeat_interleave(len(kinds), dim=1)
         if "action" in kinds:
             # A decision is due before its own action is known. So the stream R s a R s a ... is cut into
@@ -387,7 +404,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                 shape = (states.shape[0], states.shape[1] * len(kinds))
                 token_mask = torch.ones(shape, dtype=torch.bool, device=states.device)
             token_mask = torch.cat([token_mask[:, :1] & cache_params.started[:, None], token_mask[:, 1:]], dim=1)
-        return TokenStream(kinds, cache_params, token_mask)
+            if scale is not None:  # one token later, behind the step before
+                scale = torch.cat([cache_params.time_scale_before(scale)[:, None], scale[:, :-1]], dim=1)
+        return TokenStream(kinds, cache_params, token_mask, time_scale=scale)
 
     def _embed(
         self,
@@ -483,9 +502,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return loss
 
     def _check_inputs(
-        self, states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params
+        self, states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params, time_scale
     ) -> None:
-        """One clear error for inputs that cannot be right; everything here is shape and presence, but for timesteps."""
+        """One clear error for inputs that cannot be right: shapes and presence, of time steps and scales the values."""
         config = self.config
         if actions is None and cache_params is None and "action" in config.token_order:
             raise ValueError("actions are required: they are tokens of this model.")
@@ -506,6 +525,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             "returns_to_go": (returns_to_go, (*steps, 1)),
             "timesteps": (timesteps, steps),
             "attention_mask": (attention_mask, steps),
+            "time_scale": (time_scale, steps),
         }
         for name, (tensor, shape) in expected.items():
             if tensor is not None and tuple(tensor.shape) != shape:
@@ -521,6 +541,19 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                     f"timesteps range from {low} to {high}, but this model knows 0 to {config.max_ep_len - 1} "
                     "(max_ep_len): train with a larger max_ep_len or end the episode earlier."
                 )
+        if time_scale is not None and not torch.compiler.is_compiling() and time_scale.device.type != "meta":
+            _check_time_scale(time_scale, attention_mask)
+
+
+def _check_time_scale(time_scale: Tensor, attention_mask: Tensor | None) -> None:
+    """Refuse a real step whose time scale is not positive and finite; padding may hold anything."""
+    wrong = ~((time_scale > 0) & time_scale.isfinite())
+    if attention_mask is not None:
+        wrong = wrong & attention_mask.bool()
+    if wrong.any():
+        row, step = wrong.nonzero()[0].tolist()
+        found = f"time_scale is {time_scale[row, step].item()} at step {step} of row {row}"
+        raise ValueError(f"{found}; it must be positive and finite at every real step: 1 leaves a step as it is.")
 
 
 def _state_token(kinds: tuple[str, ...]) -> int:
@@ -535,12 +568,12 @@ def _is_at_the_end(mask: Tensor) -> bool:
     return bool((mask[:, 1:] <= mask[:, :-1]).all())
 
 
-def _real_steps(x: Tensor | None, order: Tensor | None, mask: Tensor | None) -> Any:
-    """x (b, k, ...) with its steps in this order and zero where the mask (b, k) is false; without a mask, x itself."""
+def _real_steps(x: Tensor | None, order: Tensor | None, mask: Tensor | None, absent: float = 0) -> Any:
+    """x (b, k, ...) with its steps in this order, `absent` where the mask (b, k) is false; without a mask, x itself."""
     if x is None or mask is None:
         return x
     x = x if order is None else take_steps(x, order)
-    return x.masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0)
+    return x.masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), absent)
 
 
 __all__ = ["DecisionMambaModel", "DecisionMambaOutput", "DecisionMambaPreTrainedModel"]

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class ScanInputs(NamedTuple):
-    """The arguments of `selective_scan` that every backend takes; see there for shapes and meaning."""
+    """The arguments of `selective_scan` that every backend takes; see there for shapes and meaning.
+
+    `mask` is a factor on every token's Δ: of bool or, with a time scale, of floats that are 0 where a token is absent.
+    """
 
     u: Tensor
     delta: Tensor

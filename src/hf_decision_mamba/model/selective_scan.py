@@ -52,10 +52,18 @@ def reference_forward(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def effective_delta(raw: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None) -> Tensor:
-    """Compute Δ (b, l, c): positive step sizes, exactly zero where a token is absent."""
+    """Compute Δ (b, l, c): positive step sizes times the mask's factor, exactly zero where a token is absent."""
     delta = raw if delta_bias is None else raw + delta_bias
     delta = F.softplus(delta) if delta_softplus else delta
     return delta if mask is None else delta * mask[..., None]
+
+
+def delta_factor(mask: Tensor | None, time_scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Give mask and time scale (b, l) as the one factor on Δ that backends take: the mask itself without a scale."""
+    if time_scale is None:
+        return mask
+    factor = time_scale.detach().to(dtype)
+    return factor if mask is None else factor.masked_fill(~mask.bool(), 0)
 
 
 def _unrolled_states(
@@ -126,10 +134,12 @@ def selective_scan(
     mask: Tensor | None = None,
     initial_state: Tensor | None = None,
     backend: str | None = None,
+    time_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run `h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t`, `y_t = (C_t · h_t + D u_t) · SiLU(z_t)` over a sequence.
 
-    Half-precision inputs are computed in float32; float64 stays. Differentiable once in every tensor but `mask`.
+    Half-precision inputs are computed in float32; float64 stays. Differentiable once in every tensor but `mask` and
+    `time_scale`, which are constants.
 
     Args:
         u, delta, z: (b, l, c). `Δ = softplus(delta + delta_bias)`, without softplus when `delta_softplus` is false.
@@ -139,16 +149,25 @@ def selective_scan(
         mask: (b, l) bool; where false the token is absent: its Δ is exactly 0, so the state passes it unchanged.
         initial_state: (b, c, n); zeros when not given.
         backend: `"reference"`, `"numba"`, `"triton"`, `"mamba_ssm"`, or None to choose the fastest for the device.
-            mamba-ssm has no mask, no initial state and no torch.compile: such calls run on the device's own kernel.
+            mamba-ssm has no mask, no time scale, no initial state and no torch.compile: such calls run on the device's
+            own kernel.
+        time_scale: (b, l), positive: a factor on each token's Δ, behind softplus. A token whose Δ is multiplied by s
+            moves the state as s equal tokens would: in its decay exactly, in its input to first order in Δ A.
 
     Returns:
         y (b, l, c) in the dtype of `u`, and the state after the last token (b, c, n), float32 or float64. No gradient
         flows back from mamba-ssm's state.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run on the tensors' device.
+        ValueError: an unknown backend, one that cannot run on the tensors' device, or a time scale of another shape.
     """
     backend = choose_backend(u, backend)
+    if time_scale is not None:
+        for name, factor in (("mask", mask), ("time_scale", time_scale)):
+            if factor is not None and factor.shape != u.shape[:2]:
+                has = f"{name} has shape {tuple(factor.shape)}"
+                raise ValueError(f"{has}, but u of shape {tuple(u.shape)} needs {tuple(u.shape[:2])}.")
+        mask = delta_factor(mask, time_scale, torch.promote_types(u.dtype, torch.float32))
     if backend == "mamba_ssm":
         if mask is None and initial_state is None:
             return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)

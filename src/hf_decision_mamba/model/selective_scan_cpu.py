@@ -68,10 +68,10 @@ def scan_forward(inputs: ScanInputs, need_states: bool) -> tuple[Tensor, Tensor,
     u, (arrays, strides) = inputs.u, _arrays(inputs)
     y, final_state = u.new_empty(b, l, c), u.new_empty(b, c, n)
     saved = u.new_empty(saved_states_shape(b, l, c, n) if need_states else (0,))
-    has_D, has_z, has_mask, has_initial = (
+    has_D, has_z, has_factor, has_initial = (
         x is not None for x in (inputs.D, inputs.z, inputs.mask, inputs.initial_state)
     )
-    flags = np.array([has_D, has_z, inputs.delta_softplus, has_mask, has_initial, need_states])
+    flags = np.array([has_D, has_z, inputs.delta_softplus, has_factor, has_initial, need_states])
     results = (as_flat_array(x, u) for x in (inputs.initial_state, y, final_state, saved))
     _run(forward, sizes, flags, strides, *arrays, *results)
     return y, final_state, saved
@@ -128,7 +128,7 @@ def _sizes(
 
 
 def _arrays(inputs: ScanInputs) -> tuple[list[np.ndarray], np.ndarray]:
-    """The kernels' arrays (u, delta, A log2(e), B, C, D, z, bias, mask), and the strides of u, delta, B, C, z."""
+    """The kernels' arrays (u, delta, A log2(e), B, C, D, z, bias, factor), and the strides of u, delta, B, C, z."""
     u = inputs.u
     views = [as_flat_view(x) for x in (u, inputs.delta, inputs.B, inputs.C)]
     views.append((placeholder(u.dtype), 0, 0) if inputs.z is None else as_flat_view(inputs.z))
@@ -136,10 +136,9 @@ def _arrays(inputs: ScanInputs) -> tuple[list[np.ndarray], np.ndarray]:
     rate = as_flat_array(inputs.A, u) * u_.dtype.type(np.log2(np.e))
     zeros = np.zeros(u.shape[2], u_.dtype)
     D_, bias = (zeros if x is None else as_flat_array(x, u) for x in (inputs.D, inputs.delta_bias))
-    mask = inputs.mask
-    mask_ = placeholder(torch.bool) if mask is None else mask.detach().to(torch.bool).contiguous().numpy().ravel()
+    factor = as_flat_array(None if inputs.mask is None else inputs.mask.to(u.dtype), u)
     strides = np.array([stride for view in views for stride in view[1:]], np.int64)
-    return [u_, delta_, rate, B_, C_, D_, z_, bias, mask_], strides
+    return [u_, delta_, rate, B_, C_, D_, z_, bias, factor], strides
 
 
 def _run(kernel: Callable[..., None], sizes: tuple[int, int, int, int, int], *arguments: np.ndarray) -> None:

@@ -31,13 +31,13 @@ from .vector_cpu import (
 # LANES channels for each n: [BLOCK / LANES, n, LANES]. A `map` holds one number for each n and token: [CHUNK, n].
 
 ROW = CHUNK * BLOCK
-ABSENT = 0  # (CHUNK,) 1 where the token is absent
-SKIP = ABSENT + LANES * -(-CHUNK // LANES)  # (BLOCK,) D
+FACTOR = 0  # (CHUNK,) on the token's Δ, 0 where it is absent
+SKIP = FACTOR + LANES * -(-CHUNK // LANES)  # (BLOCK,) D
 BIAS = SKIP + BLOCK  # (BLOCK,) the bias of Δ
 DELTA = BIAS + BLOCK  # row: Δ
 PUSH = DELTA + ROW  # row: Δ u, what the input pushes into the state
 READOUT = PUSH + ROW  # row: C · h
-SLOPE = READOUT + ROW  # row: derivative of Δ, of softplus; from here on for the backward only
+SLOPE = READOUT + ROW  # row: derivative of Δ, of softplus times the factor; from here on for the backward only
 DDELTA = SLOPE + ROW  # row: gradient of Δ, the part through exp(Δ A), divided by ln 2
 DPUSH = DDELTA + ROW
 DREADOUT = DPUSH + ROW
@@ -69,12 +69,12 @@ def read_channels(w, states, count, c0, rate, D, bias):
 
 
 @compiled
-def read_maps(w, tokens, states, has_mask, mask, at, B, at_B, B_t, C, at_C, C_t):
-    """B, C and the mask of a chunk; B is zero where the token is absent, whatever stands there."""
+def read_maps(w, tokens, states, has_factor, factor, at, B, at_B, B_t, C, at_C, C_t):
+    """B, C and the factors on Δ of a chunk; B is zero where the token is absent, whatever stands there."""
     map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
     for k in range(tokens):
-        absent = has_mask and not mask[at + k]
-        w[ABSENT + k] = absent
+        w[FACTOR + k] = factor[at + k] if has_factor else 1
+        absent = w[FACTOR + k] == 0
         for n in range(states):
             w[map_B + k * states + n] = 0 if absent else B[at_B + k * B_t + n]
             w[map_C + k * states + n] = C[at_C + k * C_t + n]
@@ -87,12 +87,13 @@ def read_deltas(w, tokens, count, use_softplus, backward, raw, at_raw, raw_t, u,
         for j in range(0, count, LANES):
             row, left = k * BLOCK + j, count - j
             delta = push = slope = constant(w, 0)
-            if w[ABSENT + k] == 0:
+            if w[FACTOR + k] != 0:
                 delta = read(raw, at_raw + k * raw_t + j, left) + load(w, BIAS + j)
                 slope = constant(w, 1)
                 if use_softplus:
                     slope = softplus_slope(delta)
                     delta = softplus(delta)
+                delta, slope = delta * w[FACTOR + k], slope * w[FACTOR + k]
                 push = delta * read(u, at_u + k * u_t + j, left)
             store(w, DELTA + row, delta)
             store(w, PUSH + row, push)
@@ -136,15 +137,15 @@ def write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y,
 
 
 @compiled
-def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, mask, initial, y, final, saved):
+def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, factor, initial, y, final, saved):
     """Work items [first, last) of the forward pass.
 
-    Arrays are flat. `sizes`: b, l, c, n, groups of batch rows. `flags`: D, z, softplus, mask, initial, saved.
+    Arrays are flat. `sizes`: b, l, c, n, groups of batch rows. `flags`: D, z, softplus, factor, initial, saved.
     `strides`: of batch and token in u, delta, B, C, z. `rate` is A log2(e); `saved` [b, chunk, tiles] is the state
     before each chunk.
     """
     batch, length, channels, states, groups = sizes
-    has_D, has_z, use_softplus, has_mask, has_initial, save = flags
+    has_D, has_z, use_softplus, has_factor, has_initial, save = flags
     u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t = strides
     chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
     w = allocate(FIXED + GROWING * states, u)
@@ -162,7 +163,7 @@ def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias
                 tokens = min(CHUNK, length - start)
                 at_u, at_delta = i * u_b + start * u_t + c0, i * delta_b + start * delta_t + c0
                 at_B, at_C = i * B_b + start * B_t, i * C_b + start * C_t
-                read_maps(w, tokens, states, has_mask, mask, i * length + start, B, at_B, B_t, C, at_C, C_t)
+                read_maps(w, tokens, states, has_factor, factor, i * length + start, B, at_B, B_t, C, at_C, C_t)
                 read_deltas(w, tokens, count, use_softplus, False, delta, at_delta, delta_t, u, at_u, u_t)
                 to_saved = ((i * chunks + start // CHUNK) * padded + c0) * states
                 for j in range(0, count, LANES):
@@ -253,7 +254,7 @@ def write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, c
                 ungated = load(w, READOUT + row) + load(w, SKIP + j) * input_
                 write(dz, at, left, ungated * load(w, DGATE + row))
             dx = constant(w, 0)
-            if w[ABSENT + k] == 0:
+            if w[FACTOR + k] != 0:
                 dx = (dpush * input_ + load(w, DDELTA + row) * LN2) * load(w, SLOPE + row)
             write(ddelta, at, left, dx)
             store(w, DBIAS + j, load(w, DBIAS + j) + dx)
@@ -262,16 +263,16 @@ def write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, c
 
 @compiled
 def backward(
-    first, last, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, mask, saved,
+    first, last, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, factor, saved,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
 ):  # fmt: skip
     """Work items [first, last) of the backward pass; arguments as `forward`'s.
 
-    `flags`: z, softplus, mask, dfinal, dinitial. `strides`: also of dy, last. dA, dD, dbias are sums over one group
+    `flags`: z, softplus, factor, dfinal, dinitial. `strides`: also of dy, last. dA, dD, dbias are sums over one group
     of batch rows each, [group, ...]; dB and dC over one block of channels each, [block, ...].
     """
     batch, length, channels, states, groups = sizes
-    has_z, use_softplus, has_mask, has_dfinal, has_initial = flags
+    has_z, use_softplus, has_factor, has_dfinal, has_initial = flags
     u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t = strides
     chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
     w = allocate(FIXED + GROWING * states, u)
@@ -296,7 +297,7 @@ def backward(
                 at_u, at_delta = i * u_b + start * u_t + c0, i * delta_b + start * delta_t + c0
                 at_dy, at_z = i * dy_b + start * dy_t + c0, i * z_b + start * z_t + c0
                 at_B, at_C = i * B_b + start * B_t, i * C_b + start * C_t
-                read_maps(w, tokens, states, has_mask, mask, i * length + start, B, at_B, B_t, C, at_C, C_t)
+                read_maps(w, tokens, states, has_factor, factor, i * length + start, B, at_B, B_t, C, at_C, C_t)
                 read_deltas(w, tokens, count, use_softplus, True, delta, at_delta, delta_t, u, at_u, u_t)
                 read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t)
                 clear(w, dmap_B, CHUNK * states)

@@ -146,13 +146,14 @@ def _given(inputs: ScanInputs) -> tuple[list[Tensor], list[int], dict[str, Any]]
     strided = [u if x is None else by_channel(x) for x in (u, delta, B, C, z)]
     u_, delta_, B_, C_, z_ = strided
     D_, bias, initial = (u if x is None else x.contiguous() for x in (D, delta_bias, initial_state))
-    mask_ = u if mask is None else mask.to(torch.bool).contiguous().view(torch.uint8)
+    factor = u if mask is None else mask.contiguous()
+    factor = factor.view(torch.uint8) if factor.dtype == torch.bool else factor
     options = {
         "HAS_D": D is not None,
         "HAS_Z": z is not None,
         "HAS_BIAS": delta_bias is not None,
         "SOFTPLUS": delta_softplus,
-        "MASKED": mask is not None,
+        "HAS_FACTOR": mask is not None,
         "HAS_INITIAL": initial_state is not None,
         "FLOAT": tl.float64 if u.dtype == torch.float64 else tl.float32,
         "CHUNK": min(CHUNK, 1 << (u.shape[1] - 1).bit_length()) if u.shape[1] else 1,
@@ -161,4 +162,4 @@ def _given(inputs: ScanInputs) -> tuple[list[Tensor], list[int], dict[str, Any]]
         "enable_fp_fusion": True,
     }
     strides = [stride for x in strided for stride in x.stride()[:2]]
-    return [u_, delta_, A.contiguous(), B_, C_, D_, z_, bias, mask_, initial], strides, options
+    return [u_, delta_, A.contiguous(), B_, C_, D_, z_, bias, factor, initial], strides, options

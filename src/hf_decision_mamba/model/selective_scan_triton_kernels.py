@@ -53,12 +53,12 @@ def read_channels(values, channels, inside, GIVEN: tl.constexpr, FLOAT: tl.const
 
 
 @triton.jit
-def read_present(mask, at, here, MASKED: tl.constexpr):
-    """Whether a token is there and not absent."""
-    present = here
-    if MASKED:
-        present = here & (tl.load(mask + at, mask=here, other=0) != 0)
-    return present
+def read_factor(factor, at, here, HAS_FACTOR: tl.constexpr, FLOAT: tl.constexpr):
+    """The factor on a token's Δ, 0 where it is absent or not there."""
+    scale = tl.where(here, 1.0, 0.0).to(FLOAT)
+    if HAS_FACTOR:
+        scale = read(factor + at, here, FLOAT)
+    return scale
 
 
 @triton.jit
@@ -68,13 +68,16 @@ def where_if(there, channels, c):
 
 
 @triton.jit
-def read_delta(first, known, shift, SOFTPLUS: tl.constexpr, FLOAT: tl.constexpr):
-    """Δ of a token and the slope of softplus, zero where it is absent, whatever stands there."""
+def read_delta(first, known, shift, scale, SOFTPLUS: tl.constexpr, HAS_FACTOR: tl.constexpr, FLOAT: tl.constexpr):
+    """Δ of a token and its slope, of softplus times the factor; zero where it is absent, whatever stands there."""
     delta = read(first, known, FLOAT) + shift
     slope = tl.full(delta.shape, 1.0, FLOAT)
     if SOFTPLUS:
         slope = tl.where(delta > 20.0, 1.0, tl.sigmoid(delta))
         delta = softplus(delta)
+    if HAS_FACTOR:
+        delta *= scale
+        slope *= scale
     return tl.where(known, delta, 0.0), tl.where(known, slope, 0.0)
 
 
@@ -102,17 +105,17 @@ def read_waiting(waiting, at, here, first, begin, channels, c, SEVERAL: tl.const
 
 @triton.jit
 def forward(
-    u, raw, A, B, C, D, z, bias, mask, initial, y, final, saved, waiting,
+    u, raw, A, B, C, D, z, bias, factor, initial, y, final, saved, waiting,
     l, c, n, chunks, u_b, u_t, raw_b, raw_t, B_b, B_t, C_b, C_t, z_b, z_t,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_FACTOR: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SAVE: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, SEVERAL: tl.constexpr,
 ):  # fmt: skip
     """The forward pass; grid (b, blocks of channels).
 
-    x_b and x_t are the strides of batch and token in x. Without gaps: A (c, n), D, bias (c,), mask (b, l), initial and
-    final (b, c, n), y (b, l, c); with SAVE saved (b, chunks - 1, n, c), the state behind each chunk but the last one;
-    with SEVERAL groups waiting (b, l, c), the sums of the readouts of the groups before.
+    x_b and x_t are the strides of batch and token in x. Without gaps: A (c, n), D, bias (c,), factor (b, l), initial
+    and final (b, c, n), y (b, l, c); with SAVE saved (b, chunks - 1, n, c), the state behind each chunk but the last
+    one; with SEVERAL groups waiting (b, l, c), the sums of the readouts of the groups before.
     """
     row = tl.program_id(0).to(tl.int64)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -132,10 +135,11 @@ def forward(
             for t in tl.static_range(CHUNK):
                 here = start + t < l
                 there = where_if(here, channels, c)
-                present = read_present(mask, row * l + start + t, here, MASKED)
+                scale = read_factor(factor, row * l + start + t, here, HAS_FACTOR, FLOAT)
+                present = scale != 0.0
                 known = where_if(present, channels, c)
                 at_raw = raw + row * raw_b + (start + t) * raw_t + channels
-                delta, _ = read_delta(at_raw, known, shift, SOFTPLUS, FLOAT)
+                delta, _ = read_delta(at_raw, known, shift, scale, SOFTPLUS, HAS_FACTOR, FLOAT)
                 x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
                 at = (row * l + start + t) * c + channels
                 presents = presents + (present,)
@@ -177,10 +181,10 @@ def forward(
 
 @triton.jit
 def backward(
-    dy, dfinal, u, raw, A, B, C, D, z, bias, mask, initial, saved, waiting,
+    dy, dfinal, u, raw, A, B, C, D, z, bias, factor, initial, saved, waiting,
     du, draw, dA, dB, dC, dD, dz, dbias, dinitial,
     l, c, n, chunks, u_b, u_t, raw_b, raw_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_FACTOR: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_DFINAL: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, SEVERAL: tl.constexpr,
 ):  # fmt: skip
@@ -216,10 +220,11 @@ def backward(
             for t in tl.static_range(CHUNK):
                 here = start + t < l
                 there = where_if(here, channels, c)
-                present = read_present(mask, row * l + start + t, here, MASKED)
+                scale = read_factor(factor, row * l + start + t, here, HAS_FACTOR, FLOAT)
+                present = scale != 0.0
                 known = where_if(present, channels, c)
                 at_raw = raw + row * raw_b + (start + t) * raw_t + channels
-                delta, slope = read_delta(at_raw, known, shift, SOFTPLUS, FLOAT)
+                delta, slope = read_delta(at_raw, known, shift, scale, SOFTPLUS, HAS_FACTOR, FLOAT)
                 x = read(u + row * u_b + (start + t) * u_t + channels, there, FLOAT)
                 dout = read(dy + row * dy_b + (start + t) * dy_t + channels, there, FLOAT)
                 if HAS_Z:
