@@ -14,7 +14,7 @@ FLOORS = (
     {"info", "training", "collecting", "analysis"},
     {"evaluation"},
     {"data", "acting", "baselines", "sharing", "conversion"},
-    {"model", "reporting"},
+    {"model", "reporting", "tasks"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -22,8 +22,8 @@ from ..reporting.console import StoppedBySignal, on_interrupt
 from ..reporting.figures import number
 from ..sharing.dataset_card import DATA_FILE
 from .describe import describe_collection, describe_environment
-from .policies import Behaviour, CheckpointBehaviour, Exploration, require_zero_start
-from .settings import RANDOM, CollectSettings
+from .policies import Behaviour, CheckpointBehaviour, ExpertBehaviour, Exploration, require_zero_start
+from .settings import EXPERT, RANDOM, CollectSettings
 from .stable_baselines import ALGORITHMS, PREFIX, StableBaselinesBehaviour, require_stable_baselines
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ def _rollout(settings: CollectSettings, envs: VectorEnv) -> _Record:
 def _behaviour(settings: CollectSettings, envs: VectorEnv) -> Behaviour | None:
     if settings.policy == RANDOM:
         return None
+    if settings.policy == EXPERT:
+        return ExpertBehaviour(envs, settings.env_id)
     if settings.policy.startswith(PREFIX):
         return StableBaselinesBehaviour(
             settings.policy, envs, settings.env_id, sample=settings.sample, seed=settings.seed

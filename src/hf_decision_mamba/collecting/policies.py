@@ -83,6 +83,33 @@ class CheckpointBehaviour:
         self.policy.took(actions)
 
 
+class ExpertBehaviour:
+    """What an environment itself says is right, in its method `expert_action()`.
+
+    Raises:
+        ValueError: the environment has no such method.
+    """
+
+    def __init__(self, envs: Any, env_id: str):
+        try:
+            self._experts = [env.get_wrapper_attr("expert_action") for env in envs.envs]
+        except AttributeError as error:
+            raise ValueError(f"{env_id} has no expert: its class has no method `expert_action()`.") from error
+
+    def reset(self, count: int) -> None:
+        """Nothing is remembered."""
+
+    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
+        """Nothing is remembered."""
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the right actions (n, ...)."""
+        return np.stack([expert() for expert in self._experts])
+
+    def took(self, actions: NDArray[Any]) -> None:
+        """Nothing is remembered."""
+
+
 class Exploration:
     """Chance in the actions: every episode draws from a stream of its own, whatever the other rows do.
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..acting.policy import Mode
 from .stable_baselines import ALGORITHMS, PREFIX
 
-RANDOM = "random"
+RANDOM, EXPERT = "random", "expert"
 _EPISODES = 100
 
 TENTHS = 10  # parts of a training in the card's table of how the agent improved
@@ -26,8 +26,9 @@ class CollectSettings:
 
     Args:
         env_id: gymnasium id.
-        policy: `"random"`; one of our checkpoints, a folder or a Hub repository; or a stable-baselines3 file,
-            `"sb3:sac:file.zip"` or `"sb3:sac:owner/name"`.
+        policy: `"random"`; `"expert"`, what the environment itself says is right (its `expert_action()`); one of our
+            checkpoints, a folder or a Hub repository; or a stable-baselines3 file, `"sb3:sac:file.zip"` or
+            `"sb3:sac:owner/name"`.
         episodes: how many whole episodes; 100 when neither this nor `steps` is given.
         steps: whole episodes, in the order of their seeds, until there are at least so many steps; with `train`,
             exactly so many.
@@ -94,6 +95,8 @@ class CollectSettings:
                 "num_envs",
                 "device",
             )
+        elif self.policy == EXPERT:
+            self._refuse("the environment's expert", "target_return", "mode", "sample", "device")
         elif self.policy == RANDOM:
             self._refuse("the random policy", "target_return", "mode", "sample", "noise", "epsilon", "device")
         elif self.policy.startswith(PREFIX):

@@ -314,9 +314,9 @@ def _register(env_id: str) -> None:
         gymnasium.register_envs(ale_py)
     if module:
         _import_registration(env_id, module)
-    elif name not in gymnasium.registry and registering_module(name) == "gymnasium_robotics":
-        with suppress(ImportError):
-            gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
+    elif name not in gymnasium.registry and (registers := registering_module(name)) is not None:
+        with suppress(ImportError):  # of a package that is not installed, which the error of making it names
+            gymnasium.register_envs(importlib.import_module(registers))
 
 
 def _import_registration(env_id: str, module: str) -> None:

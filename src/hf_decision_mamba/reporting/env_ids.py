@@ -20,6 +20,8 @@ def registering_module(env_id: str | None) -> str | None:
     """Return the module that makes an environment known to gymnasium where its id does not name it."""
     if is_atari(env_id or ""):
         return "ale_py"
+    if (env_id or "").startswith("hf_decision_mamba/"):
+        return "hf_decision_mamba.tasks"
     return "gymnasium_robotics" if re.fullmatch(ROBOTICS, env_id or "") else None
 
 
