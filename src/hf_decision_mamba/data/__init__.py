@@ -5,6 +5,7 @@ share; `trajectories` are the checked columns, `windows` the gather and the samp
 `cache` keeps on the disk what has been read, and `streaming` reads what no disk holds.
 """
 
+from .sequences import SequenceDataset, SequencePass, SequenceSampler
 from .sources import load_trajectories
 from .statistics import TrajectoryStatistics
 from .streaming import EpisodeStream, WindowStream, open_stream
@@ -15,6 +16,9 @@ from .windows_on_device import ResidentWindows
 __all__ = [
     "EpisodeStream",
     "ResidentWindows",
+    "SequenceDataset",
+    "SequencePass",
+    "SequenceSampler",
     "Trajectories",
     "TrajectoryStatistics",
     "WindowDataset",

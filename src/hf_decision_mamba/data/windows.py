@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ NO_ACTION = -1
 #: Of memory-mapped columns up to this size in all, what has been read stays in the process, where it is read again
 #: faster. Larger ones are read from their files: the process stays small, however much it reads.
 _MAPPED_AT_MOST = 1 << 30
+
+#: Where a window may begin.
+Placement: TypeAlias = Literal["full", "anywhere"]
 
 _DRAWS_AT_ONCE = 8192  # bounds the sampler's memory, whatever the length of an epoch
 
@@ -73,6 +76,10 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         frame_stack: F, frames in the state of an image; a vector is one observation. Source: Mnih et al. 2015.
         starts: (n,) the transition at which each window begins, counted over the episodes; default every transition.
         stride: steps from one window to the next in an episode, where `starts` are not given.
+        placement: where a window may begin. `"anywhere"`: at every step, as Decision Transformer does. `"full"`:
+            between an episode's first step and the last one that leaves K steps, so that only episodes shorter than K
+            are padded; with a stride, the last window begins earlier, and what the one before has is no label in it.
+            Given `starts` are taken as they are.
 
     Raises:
         ValueError: an argument is out of range or has the wrong shape.
@@ -91,6 +98,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         frame_stack: int = 4,
         starts: NDArray[np.int64] | None = None,
         stride: int = 1,
+        placement: Placement = "anywhere",
     ) -> None:
         if context_length < 1:
             raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
@@ -100,6 +108,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"frame_stack must be 1 or more frames, got {frame_stack}")
         if stride < 1:
             raise ValueError(f"stride must be 1 or more steps, got {stride}")
+        if placement not in get_args(Placement):
+            raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
         self.trajectories = trajectories
         self.context_length = int(context_length)
         state_dim = trajectories.state_dim if trajectories.state_type == "vector" else None
@@ -118,6 +128,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.frame_stack = int(frame_stack)
         self.starts = None if starts is None else _checked_starts(starts, trajectories)
         self.stride = 1 if starts is not None else stride
+        self.placement = "anywhere" if starts is not None else placement
         self._episode_starts, self._lengths = trajectories.episode_starts, trajectories.lengths()
         counts = -(-self._lengths // self.stride)  # windows of each episode, rounded up
         self._first_windows = np.concatenate([[0], np.cumsum(counts)])
@@ -147,7 +158,18 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             raise IndexError(f"window indices must be in 0 ... {len(self) - 1}; got {chosen.min()} ... {chosen.max()}")
         chosen = chosen if self.starts is None else self.starts[chosen]
         episode = np.searchsorted(self._first_windows, chosen, side="right") - 1
-        return self._gather(episode, self.stride * (chosen - self._first_windows[episode]))
+        step = self.stride * (chosen - self._first_windows[episode])
+        if self.placement == "anywhere":
+            return self._gather(episode, step)
+        lengths = self._lengths[episode]
+        last = np.maximum(lengths - self.context_length, 0)
+        if self.stride == 1:  # the T steps of an episode stand for its T - K + 1 windows, each as often as any other
+            return self._gather(episode, step * (last + 1) // lengths)
+        first = np.minimum(step, last)
+        batch = self._gather(episode, first)
+        labels, seen = batch["labels"], torch.from_numpy(step - first).to(batch["labels"].device)
+        labels[torch.arange(self.context_length, device=labels.device) < seen[:, None]] = IGNORED_LABEL
+        return batch
 
     def _gather(self, episode: NDArray[np.int64], step: NDArray[np.int64]) -> dict[str, Tensor]:
         """Gather the windows that begin at these steps of these episodes, (b,) each."""
