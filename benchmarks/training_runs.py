@@ -11,18 +11,18 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def train(output_dir: Path, arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def train(output_dir: Path, arguments: Sequence[str], scored: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train and score one model, unless that was done; what its training.json and evaluation.json hold.
 
-    An interrupted run goes on from its last checkpoint.
+    An interrupted run goes on from its last checkpoint. One that is not `scored` has no evaluation.json.
 
     Raises:
         RuntimeError: the run failed; with the end of its log.
     """
-    if not (output_dir / "evaluation.json").is_file():
+    if not (output_dir / ("evaluation.json" if scored else "training.json")).is_file():
         options = ["--cpu_threads=1", "--disable_tqdm=true", f"--output_dir={output_dir}"]
         run_logged(["train.py", *arguments, *options, "--resume_from_checkpoint=last"], output_dir)
-    return read(output_dir / "training.json"), read(output_dir / "evaluation.json")
+    return read(output_dir / "training.json"), read(output_dir / "evaluation.json") if scored else {}
 
 
 def run_logged(arguments: Sequence[str], folder: Path) -> None:

@@ -58,7 +58,7 @@ BASELINES = {
     "decision_transformer": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "decision_transformer"},
     "bc": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "bc"},
 }
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"}
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 
 @pytest.fixture(autouse=True)

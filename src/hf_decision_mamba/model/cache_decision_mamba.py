@@ -5,7 +5,7 @@ Constant in size however long the episode is: per layer the last tokens that the
 back on and the state of the scan; once per model the last action and whether the episode has begun.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -105,10 +105,37 @@ class DecisionMambaCache:
         index = torch.as_tensor(indices, device=self.started.device)
         self._replace(lambda tensor: tensor.index_select(0, index))
 
+    def detach(self) -> "DecisionMambaCache":
+        """Let no gradient flow back into the steps before; returns itself."""
+        self._replace(Tensor.detach)
+        return self
+
     def to(self, device: torch.device | str) -> "DecisionMambaCache":
         """Move every state to a device; returns itself."""
         self._replace(lambda tensor: tensor.to(device))
         return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every state by name, for a file."""
+        lists = {"local_states": self.local_states, "conv_states": self.conv_states, "ssm_states": self.ssm_states}
+        by_layer = {f"{name}.{layer}": state for name, states in lists.items() for layer, state in enumerate(states)}
+        scale = {} if self.last_time_scale is None else {"last_time_scale": self.last_time_scale}
+        return {**by_layer, "last_actions": self.last_actions, "started": self.started, **scale}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave of a cache of the same model and number of rows.
+
+        Raises:
+            KeyError: a state is missing.
+            ValueError: a state has another shape.
+        """
+        if "last_time_scale" in tensors:
+            self.last_time_scale = torch.ones(self.batch_size)
+        for name, state in self.tensors().items():
+            if tensors[name].shape != state.shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(state.shape)}")
+        states = iter([tensors[name] for name in self.tensors()])
+        self._replace(lambda _: next(states))
 
     def _replace(self, function: Callable[[Tensor], Tensor]) -> None:
         for states in (self.local_states, self.conv_states, self.ssm_states):

@@ -310,7 +310,8 @@ def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:
 def _draw_step_biases(config: DecisionMambaConfig, count: int) -> Tensor:
     """Biases (count,) from which softplus makes step sizes log-uniform in [time_step_min, time_step_max]."""
     low, high = math.log(config.time_step_min), math.log(config.time_step_max)
-    steps = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=config.time_step_floor)
+    floor = min(config.time_step_floor, config.time_step_min)  # whoever asks for smaller steps gets them
+    steps = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=floor)
     return steps + torch.log(-torch.expm1(-steps))  # inverse of softplus
 
 

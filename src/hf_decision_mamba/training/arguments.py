@@ -64,6 +64,10 @@ class ModelArguments:
     local_mixer: Literal["none", "linear", "conv"] | None = field(
         default=None, metadata={"help": "Mixer in front of the scan, where it is not the preset's."}
     )
+    time_step_min: float | None = field(
+        default=None, metadata={"help": "Smallest step size Δ at initialisation: a memory of about 1/Δ tokens."}
+    )
+    time_step_max: float | None = field(default=None, metadata={"help": "Largest step size Δ at initialisation."})
     use_timestep_embedding: bool | None = field(default=None, metadata={"help": "Embed the time step."})
     max_ep_len: int | None = field(
         default=None, metadata={"help": "Longest episode; the preset's, or the data set's where that is longer."}
@@ -130,6 +134,20 @@ class DataArguments:
     context_length: int | None = field(
         default=None,
         metadata={"help": "Steps in a window; if unset 20, for images 30, or that of the fine-tuned checkpoint."},
+    )
+    train_mode: Literal["windows", "sequences"] = field(
+        default="windows",
+        metadata={
+            "help": "windows: each context_length steps from any place, without a past. sequences: whole episodes in "
+            "chunks of context_length steps, from one to the next of which the states are carried (decision_mamba)."
+        },
+    )
+    window_placement: Literal["full", "anywhere"] = field(
+        default="anywhere",
+        metadata={
+            "help": "Where windows begin: anywhere in an episode, so that those at its end are padded (as Decision "
+            "Transformer), or only where they are full."
+        },
     )
     return_scale: float | None = field(
         default=None,
@@ -258,6 +276,14 @@ class DecisionMambaTrainingArguments(TrainingArguments):
             "help": "Keep the data where the model is, and cut windows there; if unset on a GPU that has room for it."
         },
     )
+    time_dilation: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the steps that pass for many in training: their step sizes Δ are multiplied by a factor "
+            "log-uniform in [1, time_dilation_max] (decision_mamba). 0 for none."
+        },
+    )
+    time_dilation_max: float = field(default=1e6, metadata={"help": "The largest of these factors."})
     cpu_threads: int | None = field(
         default=None,
         metadata={"help": "CPU threads per process; torch's choice if unset, under accelerate launch all cores."},
@@ -322,12 +348,14 @@ def _json_object(name: str, text: str, example: str, kinds: tuple[type, ...]) ->
 _AT_LEAST = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
     "cpu_threads": 1,
+    "time_dilation": 0,
+    "time_dilation_max": 1,
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "num_train_epochs"), 0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed", "dataloader_num_workers"), 0),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps", "eval_delay"), 0),
 }
 #: What some of them must stay below. (numpy's generator takes no larger seed.)
-_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
+_BELOW = {"time_dilation": 1, "adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
 
 
 def _check_ranges(args: TrainingArguments) -> None:

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from ..acting.policy import DecisionMambaPolicy
-from ..data import WindowSampler
+from ..data import SequenceSampler, WindowSampler
 from ..evaluation.result import EvaluationResult
 from ..evaluation.rollouts import evaluate_policy
 from ..model import DecisionMambaProcessor
@@ -18,7 +18,7 @@ from ..model import DecisionMambaProcessor
 class SetEpoch(TrainerCallback):
     """Tell the sampler the epoch; accelerate does not reach it when several processes resume within an epoch."""
 
-    def __init__(self, sampler: WindowSampler):
+    def __init__(self, sampler: WindowSampler | SequenceSampler):
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

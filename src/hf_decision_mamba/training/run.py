@@ -24,12 +24,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import architecture_of
-from ..data import ResidentWindows, WindowDataset, WindowStream
+from ..data import ResidentWindows, SequenceDataset, WindowDataset, WindowStream
 from ..data.windows import window_settings
 from ..data.windows_on_device import fits
 from ..evaluation.rollouts import evaluate_policy
 from ..evaluation.scores import score_reference
-from ..model import DecisionMambaProcessor
+from ..model import DecisionMambaModel, DecisionMambaProcessor
 from ..reporting.console import StoppedBySignal, on_interrupt, say, say_when_kernels_compile, waiting
 from ..reporting.files import CURVE_FILE, RESULT_FILES, SETTINGS_FILE, portable, replacing
 from ..reporting.stretches import go_on
@@ -106,7 +106,7 @@ def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dic
     processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
     evaluates = prepare_environment(eval_args, model, processor, data)
     processor.target_return = target_returns_of(eval_args, data)[0]
-    trainer = _build_trainer(model, processor, window_length, data, eval_args if evaluates else None, args)
+    trainer = _build_trainer(model, processor, window_length, data, data_args, eval_args if evaluates else None, args)
     remarks = remarks_on_schedule(args, trainer.last_step, arguments.given)
     now, sizes = _now(model_args, data_args, trainer, data), data.sizes()
     if checkpoint is None:
@@ -207,6 +207,9 @@ def _check_arguments(
         )
     if args.push_to_hub:
         check_hub_arguments(args)
+    if data_args.train_mode == "sequences" and (data_args.streaming or args.data_on_device):
+        other = "streaming" if data_args.streaming else "data_on_device"
+        raise ValueError(f"train_mode=sequences and {other} exclude each other: leave out one of them.")
     _check_trackers(args)
     if data_args.held_out_fraction == 0:
         if args.load_best_model_at_end or eval_args.rollout_episodes:
@@ -247,12 +250,24 @@ def _build_trainer(
     processor: DecisionMambaProcessor,
     window_length: int,
     data: RunData,
+    data_args: DataArguments,
     eval_args: EvaluationArguments | None,
     args: DecisionMambaTrainingArguments,
 ) -> DecisionMambaTrainer:
     windows = {"context_length": window_length, **window_settings(processor)}
+    in_order = data_args.train_mode == "sequences"
+    for setting, given, needed in (
+        ("train_mode=sequences", in_order, "state to carry"),
+        (f"time_dilation={args.time_dilation:g}", args.time_dilation > 0, "step sizes to multiply"),
+    ):
+        if given and not isinstance(model, DecisionMambaModel):
+            raise ValueError(f"{setting}: --architecture {architecture_of(model.config)} has no {needed}.")
+    if not in_order:
+        windows["placement"] = data_args.window_placement
     train_dataset: WindowDataset | WindowStream
-    if _goes_to_the_device(data, args):
+    if in_order:
+        train_dataset = SequenceDataset(data.train, **windows)
+    elif _goes_to_the_device(data, args):
         train_dataset = ResidentWindows(data.train, device=args.device, **windows)
         args.dataloader_pin_memory = False  # for copies that are not made any more
     elif data.stream is None:
@@ -267,6 +282,7 @@ def _build_trainer(
             world_size=args.world_size,
             **windows,
         )
+    cut = SequenceDataset if in_order else WindowDataset.covering
     callbacks: list[TrainerCallback] = []
     if eval_args is not None and eval_args.rollout_episodes:
         if args.metric_for_best_model and "score" in args.metric_for_best_model and not score_reference(data.env_id):
@@ -289,7 +305,7 @@ def _build_trainer(
         model,
         args,
         train_dataset=train_dataset,
-        eval_dataset=None if data.held_out is None else WindowDataset.covering(data.held_out, **windows),
+        eval_dataset=None if data.held_out is None else cut(data.held_out, **windows),
         processing_class=processor,
         callbacks=callbacks,
     )

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.utils import validate_repo_id
@@ -35,12 +36,13 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
-from ..data import WindowDataset, WindowSampler, WindowStream, collate
+from ..data import SequenceDataset, SequencePass, SequenceSampler, WindowDataset, WindowSampler, WindowStream, collate
 from ..reporting.console import say
 from ..reporting.files import files_at_top, replacing_together, writing
 from ..sharing import model_card as hub
 from ..sharing.push import PushError
 from .callbacks import SetEpoch, TrainingProgress
+from .carrying import CarriedStates, carried_file
 from .checkpoints import PROCESSES, last_complete_checkpoint
 from .record import write_run
 
@@ -105,6 +107,7 @@ class DecisionMambaTrainer(Trainer):
         self._last_push: Future[None] | None = None
         super().__init__(model, args, **kwargs)
         self._eval_errors, self._eval_count = 0.0, 0
+        self._carried, self._lane = CarriedStates(model), -1
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TrainingProgress())
         self.add_callback(_OfNow(self))
@@ -131,12 +134,29 @@ class DecisionMambaTrainer(Trainer):
         return Path(str(self.args.output_dir))
 
     def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's, but of a stream nothing is distributed: each process and worker reads its own part."""
-        if not isinstance(self.train_dataset, WindowStream):
-            return super().get_train_dataloader()
+        """As Trainer's; of a stream nothing is distributed, and of sequences each pass and process has its own rows."""
+        args = self.args
         names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
-        settings: dict[str, Any] = {name: getattr(self.args, f"dataloader_{name}") for name in names}
-        return DataLoader(self.train_dataset, batch_size=None, **settings)
+        settings: dict[str, Any] = {name: getattr(args, f"dataloader_{name}") for name in names}
+        if isinstance(self.train_dataset, WindowStream):
+            return DataLoader(self.train_dataset, batch_size=None, **settings)
+        if not isinstance(self.train_dataset, SequenceDataset):
+            return super().get_train_dataloader()
+        lanes = args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = SequenceSampler(self.train_dataset.chunks(), self._train_batch_size, lanes, seed)
+        self.pop_callback(SetEpoch)
+        self.add_callback(SetEpoch(sampler))
+        loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=collate, **settings)
+        return self.accelerator.prepare_data_loader(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As Trainer's, but every process reads all of the sequences, each from its episode's start."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(dataset, SequenceDataset):
+            return super().get_eval_dataloader(eval_dataset)
+        sampler = SequencePass(dataset.chunks(), self.args.eval_batch_size)
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -161,7 +181,9 @@ class DecisionMambaTrainer(Trainer):
         Raises:
             FloatingPointError: the loss is NaN or infinite; says where the last checkpoint is.
         """
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._lane = (self._lane + 1) % self.args.gradient_accumulation_steps
+        with self._carried.of(self._lane):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             last = last_complete_checkpoint(self.output_dir)
             raise FloatingPointError(
@@ -171,9 +193,22 @@ class DecisionMambaTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, without the inputs that the model's forward does not take."""
+        """As Trainer's, without the inputs that the model's forward does not take, and with the state of its rows."""
+        if "begins" in inputs:
+            inputs = {**inputs, "cache_params": self._carried.at(inputs["begins"])}
+        share, largest = (getattr(self.args, name, 0.0) for name in ("time_dilation", "time_dilation_max"))
+        if share and model.training:
+            inputs = {**inputs, "time_scale": self._time_scale(inputs["attention_mask"], share, largest)}
         inputs = {name: value for name, value in inputs.items() if name in self._forward_arguments or name == "labels"}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _time_scale(self, like: Tensor, share: float, largest: float) -> Tensor:
+        """Draw the factors (b, K) on the step sizes of a batch; they depend on its place in the training alone."""
+        place = (self.state.global_step, self._lane, self.args.process_index)
+        random = np.random.default_rng([self.args.seed, *place])
+        exponents = random.uniform(0, math.log(largest), size=like.shape)
+        factors = np.where(random.random(like.shape) < share, np.exp(exponents), 1.0)
+        return torch.from_numpy(factors.astype(np.float32)).to(like.device)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -193,7 +228,8 @@ class DecisionMambaTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, but the loss is the mean over all action entries and not a mean of the batches' means."""
         self._eval_errors, self._eval_count = 0.0, 0
-        output = super().evaluation_loop(*args, **kwargs)
+        with self._carried.of("evaluation"):
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         assert output.metrics is not None
         output.metrics[f"{prefix}_loss"] = self._eval_errors / max(self._eval_count, 1)
@@ -247,7 +283,13 @@ class DecisionMambaTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        self._carried.save(Path(output_dir) / carried_file(self.args.process_index))
         self.accelerator.wait_for_everyone()  # trainer_state.json is written when all processes have theirs
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and isinstance(self.train_dataset, SequenceDataset):
+            self._carried.load(Path(checkpoint) / carried_file(self.args.process_index), self.args.device)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, without its warning that arguments and checkpoint differ: here, the arguments are used."""
