@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+from hf_decision_mamba.collecting.collect import collect
 from hf_decision_mamba.collecting.policies import Exploration
+from hf_decision_mamba.collecting.settings import CollectSettings
 from hf_decision_mamba.collecting.stable_baselines import StableBaselinesBehaviour, split_source
+from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.evaluation.environments import make_environments
 
 BOX = Box(np.float32([-1, -4]), np.float32([1, 4]))
@@ -349,3 +352,17 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "stable_baselines3", None)
     with pytest.raises(ImportError, match=r'pip install "hf_decision_mamba\[collect\]"'):
         behaviour("sb3:sac:a.zip", "Pendulum-v1")
+
+
+def test_the_environments_own_expert(tmp_path):
+    settings = CollectSettings(
+        "hf_decision_mamba/TMaze-v0", policy="expert", episodes=12, num_envs=5, env_kwargs={"length": [2, 9]}
+    )
+    folder, complete = collect(settings, tmp_path / "maze", progress=False)
+    maze = load_trajectories(folder)
+    assert complete and maze.num_episodes == 12 and maze.env_kwargs == {"length": [2, 9]}
+    assert (maze.returns() == 1).all() and {*maze.lengths()} <= {*range(3, 11)}
+    with pytest.raises(ValueError, match=r"CartPole-v1 has no expert: its class has no method `expert_action"):
+        collect(CollectSettings("CartPole-v1", policy="expert"), tmp_path / "cart", progress=False)
+    with pytest.raises(ValueError, match="mode='recurrent' has no meaning for the environment's expert"):
+        CollectSettings("CartPole-v1", policy="expert", mode="recurrent")
