@@ -1,7 +1,8 @@
 """A hundred million transitions on the disk: `python benchmarks/big_data.py`; results/big_data.json.
 
 Synthetic transitions (4 states, 1 action) as the cache keeps them, 3 GB that are deleted afterwards: how fast windows
-are drawn from them against a million, and by how much the process grows. Then what a second start costs. Linux only.
+are drawn from them against a million, and by how much the process grows beside the pages of the files, which the system
+takes back when it needs them. Then what a second start costs. Linux only.
 """
 
 import argparse
@@ -14,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import in_a_process, milliseconds, peak_growth, save, spread, target
+from measuring import in_a_process, milliseconds, resident, save, spread, target
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
-from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, load_trajectories, windows
+from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, load_trajectories
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"one million": 1_000_000, "a hundred million": 100_000_000}
 STATE_DIM, ACT_DIM, EPISODE, BATCH, CONTEXT = 4, 1, 1000, 64, 20
 ROWS = 1 << 20  # written at a time
 BATCHES, ROUNDS = 100, 15
-HANDLINGS = {"mapped": 1 << 60, "from files": 0}  # beyond so many bytes they are read from files
 
 
 def write(entry: Path, count: int) -> None:
@@ -39,16 +39,15 @@ def write(entry: Path, count: int) -> None:
             rows = columns[name][start : start + ROWS]
             rows[:] = generator.random(rows.shape, dtype=np.float32)
     ends = np.arange(1, count + 1) % EPISODE == 0
-    offsets = np.arange(0, count + 1, EPISODE)
-    made = Trajectories(**columns, terminations=np.zeros_like(ends), truncations=ends, episode_offsets=offsets)
+    columns |= {"terminations": np.zeros_like(ends), "truncations": ends}
+    made = Trajectories(**columns, starts=np.arange(0, count, EPISODE), lengths=np.full(count // EPISODE, EPISODE))
     made.save(entry)
     for name in columns:
         (folder / f"{name}.npy").unlink()
 
 
-def drawn_from(entry: Path, bound: int) -> Callable[[], None]:
+def drawn_from(entry: Path) -> Callable[[], None]:
     """Draws some batches from the training part of an entry."""
-    windows._MAPPED_AT_MOST = bound
     dataset = WindowDataset(Trajectories.open(entry)[0].split(0.05, seed=0)[0], CONTEXT)
     draws = iter(WindowSampler(len(dataset)))
 
@@ -59,18 +58,15 @@ def drawn_from(entry: Path, bound: int) -> Callable[[], None]:
     return draw
 
 
-def growth(entry: Path, bound: int) -> int:
-    """Bytes by which a process grows that opens an entry, asks for its (kept) statistics and draws for a while."""
-    warm = drawn_from(entry.parent.parent / "one million" / "entry", bound)
-    warm()  # loads what is loaded at first use
-
-    def run() -> None:
-        Trajectories.open(entry)[0].split(0.05, seed=0)[0].statistics()
-        draw = drawn_from(entry, bound)
-        for _ in range(ROUNDS):
-            draw()
-
-    return peak_growth(run)
+def growth(entry: Path) -> int:
+    """Bytes of its own by which a process grows that opens an entry, asks for its kept statistics and draws a while."""
+    drawn_from(entry.parent.parent / "one million" / "entry")()  # loads what is loaded at first use
+    before = resident("RssAnon")
+    Trajectories.open(entry)[0].split(0.05, seed=0)[0].statistics()
+    draw = drawn_from(entry)
+    for _ in range(ROUNDS):
+        draw()
+    return resident("RssAnon") - before
 
 
 def starts(source: Path, folder: str) -> dict[str, float]:
@@ -93,12 +89,11 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="where the transitions are written; the default is the temporary folder")
-    parser.add_argument("--growth_of", nargs=2, metavar=("ENTRY", "BOUND"), help="print the bytes of one, no more")
+    parser.add_argument("--growth_of", type=Path, metavar="ENTRY", help="print the bytes of one, no more")
     parser.add_argument("--start_of", metavar="SOURCE", help="print the seconds of one, no more")
     arguments = parser.parse_args()
     if arguments.growth_of:
-        entry, bound = arguments.growth_of
-        print(growth(Path(entry), int(bound)))
+        print(growth(arguments.growth_of))
         return
     if arguments.start_of:
         print(start(arguments.start_of))
@@ -115,10 +110,8 @@ def main() -> None:
             began = time.perf_counter()
             Trajectories.open(entry)[0].split(0.05, seed=0)[0].statistics()
             opened[size] = time.perf_counter() - began
-            for handling, bound in HANDLINGS.items():
-                name = f"{size}, {handling}"
-                grown[name] = float(in_a_process(__file__, "--growth_of", str(entry), str(bound))) / 2**20
-                drawing[name] = drawn_from(entry, bound)
+            grown[size] = float(in_a_process(__file__, "--growth_of", str(entry))) / 2**20
+            drawing[size] = drawn_from(entry)
         times = milliseconds(drawing, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         hopper = starts(ROOT / "datasets" / "hopper-medium-replay", folder)
@@ -128,20 +121,13 @@ def main() -> None:
         print(f"{name:40} {statistics.median(values):8.0f} batches/s, {grown[name]:6.0f} MiB more")
     print(f"{'hopper-medium-replay':40} {hopper['first']:.3f} s the first time, {hopper['second']:.3f} s the second")
     small, big = SIZES
-    slower = {
-        handling: statistics.median(
-            a / b for a, b in zip(rates[f"{big}, {handling}"], rates[f"{small}, {handling}"], strict=True)
-        )
-        for handling in HANDLINGS
-    }
+    slower = statistics.median(a / b for a, b in zip(rates[big], rates[small], strict=True))
     save(
         "drawing windows from transitions on the disk",
         {
             "batches_per_second": f"of {BATCH} windows of {CONTEXT} steps, sampler and gather, from the page cache",
-            "growth_mib": "of the resident set at its peak, pages of the files included: open, split, statistics, draw",
+            "growth_mib": "of the process's own memory, without pages of the files: open, split, statistics, draw",
             "seconds_to_open": "open, split, statistics of the training part, which are kept",
-            "mapped": "what a process has read stays in its memory: so it is up to 1 GiB of columns",
-            "from files": "nothing of it stays: so it is beyond",
         },
         transitions=SIZES,
         batches_per_second={name: spread(values) for name, values in rates.items()},
@@ -149,11 +135,8 @@ def main() -> None:
         seconds_to_open=opened,
         seconds_of_a_start={"hopper-medium-replay": hopper},
         targets=[
-            *(
-                target(f"rate of {big} / of {small}, {handling}", ratio, 0.9, at_least=True)
-                for handling, ratio in slower.items()
-            ),
-            target(f"growth while drawing from {big}", grown[f"{big}, from files"], 200, unit="MiB"),
+            target(f"rate of {big} / of {small}", slower, 0.9, at_least=True),
+            target(f"growth while drawing from {big}", grown[big], 200, unit="MiB"),
             target(f"seconds to open {big}", opened[big], 1, unit="s"),
             target("second start / first, hopper-medium-replay", hopper["second"] / hopper["first"], 0.1),
         ],

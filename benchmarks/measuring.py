@@ -176,13 +176,14 @@ def milliseconds(
 def peak_growth(run: Callable[[], object]) -> int:
     """Bytes by which the resident set grows at its peak while `run` runs, over what is held before. Linux only."""
     ctypes.CDLL(None).malloc_trim(0)  # what is free but resident would be taken without growth
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     run()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
+    """Bytes of a kind of memory that this process has, by its name in /proc/self/status, as RssAnon. Linux only."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{name}:")[1].split()[0])
 

@@ -110,7 +110,8 @@ def synthetic(count: int) -> Trajectories:
         rewards=generator.random(count, dtype=np.float32),
         terminations=np.zeros(count, np.bool_),
         truncations=ends,
-        episode_offsets=np.arange(0, count + 1, EPISODE),
+        starts=np.arange(0, count, EPISODE),
+        lengths=np.full(count // EPISODE, EPISODE),
     )
 
 

@@ -55,7 +55,7 @@ def test_the_model_decides_from_a_window_as_the_policy_did(policy, target):
     policy = policy()
     played = play_episodes(policy, policy.processor.env_id, target, 2, seed=3, progress=False)
     assert played.numbers == [3, 4] and played.trajectories.num_episodes == 2
-    length, before = played.trajectories.lengths()[1], played.trajectories.lengths()[0]
+    length, before = played.trajectories.lengths[1], played.trajectories.lengths[0]
     timesteps = np.array([0, 2, K - 1, K, length - 1])
     batch = DecisionWindows(policy, played).read(1, timesteps)
     last = batch["attention_mask"].sum(1) - 1
@@ -236,7 +236,7 @@ def test_parts_of_observations_and_arguments_of_the_environment_are_the_checkpoi
         found = inspect_checkpoint(policy, "here", episodes=1, progress=False)
     finally:
         del gymnasium.registry["Doors-v0"]
-    assert played.trajectories.lengths().tolist() == [5, 5] and played.trajectories.actions.max() < 2
+    assert played.trajectories.lengths.tolist() == [5, 5] and played.trajectories.actions.max() < 2
     np.testing.assert_allclose(played.trajectories.observations[:2], [[0.5, 0, 1], [0.1, 1, 0]])
     assert found.protocol["env_kwargs"] == {"steps": 3} and found.protocol["episodes"][0]["length"] == 3
     assert found.conditioning.env_kwargs == {"steps": 3}

@@ -361,7 +361,7 @@ def test_the_environments_own_expert(tmp_path):
     folder, complete = collect(settings, tmp_path / "maze", progress=False)
     maze = load_trajectories(folder)
     assert complete and maze.num_episodes == 12 and maze.env_kwargs == {"length": [2, 9]}
-    assert (maze.returns() == 1).all() and {*maze.lengths()} <= {*range(3, 11)}
+    assert (maze.returns() == 1).all() and {*maze.lengths} <= {*range(3, 11)}
     with pytest.raises(ValueError, match=r"CartPole-v1 has no expert: its class has no method `expert_action"):
         collect(CollectSettings("CartPole-v1", policy="expert"), tmp_path / "cart", progress=False)
     with pytest.raises(ValueError, match="mode='recurrent' has no meaning for the environment's expert"):

@@ -60,7 +60,7 @@ def made(trajectories: Trajectories, lengths: tuple[int, ...] = (2, 1, 3), shape
     expected = np.concatenate([frames(steps, seed, shape) for seed, steps in enumerate(lengths)])
     np.testing.assert_array_equal(trajectories.observations, expected)
     assert trajectories.observations.dtype == np.uint8
-    assert trajectories.lengths().tolist() == list(lengths)
+    assert trajectories.lengths.tolist() == list(lengths)
 
 
 def test_frames_are_those_of_the_file(own_cache: Path) -> None:
@@ -70,7 +70,7 @@ def test_frames_are_those_of_the_file(own_cache: Path) -> None:
         "env_id='BreakoutNoFrameskip-v4')"
     )
     for episode, row in enumerate(pq.read_table(BREAKOUT).to_pylist()):
-        steps = slice(trajectories.episode_offsets[episode], trajectories.episode_offsets[episode + 1])
+        steps = slice(trajectories.step_offsets()[episode], trajectories.step_offsets()[episode + 1])
         assert trajectories.observations[steps].tobytes() == row["observations"]
         assert trajectories.actions[steps].tolist() == row["actions"]
         assert trajectories.rewards[steps].tolist() == row["rewards"]
@@ -112,7 +112,7 @@ def test_a_frame_that_no_action_follows_is_left_out(tmp_path: Path, caplog: pyte
     made(load_trajectories(save(tmp_path, episodes(observations=pa.array(longer, pa.binary())))))
     assert "2 of 3 episodes have an observation after their last action, which is left out" in caplog.text
     whole = datasets.Dataset(episodes((1, 2), observations=[bytes(2 * 84 * 84), bytes(3 * 84 * 84)]))
-    assert load_trajectories(whole).lengths().tolist() == [1, 2]
+    assert load_trajectories(whole).lengths.tolist() == [1, 2]
 
 
 def stacked(single: np.ndarray, count: int = 4) -> np.ndarray:
@@ -272,7 +272,7 @@ def test_splits_and_their_slices(split: str, lengths: list[int], tmp_path: Path)
         pq.write_table(table, tmp_path / f"{name}.parquet")
     (tmp_path / "README.md").write_text("---\nenvironment: {obs_shape: [3, 2]}\n---\n")
     trajectories = load_trajectories(tmp_path, split=split)
-    assert trajectories.lengths().tolist() == lengths
+    assert trajectories.lengths.tolist() == lengths
     assert trajectories.observations.shape == (sum(lengths), 3, 2)
     if split == "train[1:]":
         np.testing.assert_array_equal(trajectories.observations[1:], frames(3, seed=2))

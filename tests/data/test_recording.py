@@ -25,7 +25,7 @@ def test_what_is_written_is_what_is_loaded(tmp_path):
         for one in episodes:
             writer.add(one)
     loaded = load_trajectories(tmp_path / "data" / "file.parquet")
-    assert loaded.episode_offsets.tolist() == [0, 3, 4, 6]
+    assert loaded.step_offsets().tolist() == [0, 3, 4, 6]
     np.testing.assert_array_equal(loaded.observations, np.concatenate([one.observations for one in episodes]))
     np.testing.assert_array_equal(loaded.actions, np.concatenate([one.actions for one in episodes]))
     np.testing.assert_array_equal(loaded.rewards, np.concatenate([one.rewards for one in episodes]))

@@ -21,7 +21,8 @@ def make(lengths: list[int]) -> Trajectories:
         rewards=random.normal(size=steps).astype(np.float32),
         terminations=ends,
         truncations=np.zeros(steps, bool),
-        episode_offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        starts=np.cumsum([0, *lengths[:-1]]),
+        lengths=np.array(lengths),
     )
 
 

@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
 
 
 def columns_of(trajectories: Trajectories) -> dict[str, np.ndarray]:
-    names = ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets")
+    names = ("observations", "actions", "rewards", "terminations", "truncations", "starts", "lengths")
     return {name: getattr(trajectories, name) for name in names}
 
 
@@ -58,7 +58,7 @@ def test_columns_are_those_of_the_file() -> None:
     assert (trajectories.state_dim, trajectories.act_dim) == (11, 3)
     assert trajectories.name == "hopper-tiny-v5"
     for episode in (0, 7, 19):
-        steps = slice(trajectories.episode_offsets[episode], trajectories.episode_offsets[episode + 1])
+        steps = slice(trajectories.step_offsets()[episode], trajectories.step_offsets()[episode + 1])
         for column in ("observations", "actions", "rewards", "terminations", "truncations"):
             expected = np.array(rows[episode][column], dtype=getattr(trajectories, column).dtype)
             np.testing.assert_array_equal(getattr(trajectories, column)[steps], expected)
@@ -127,7 +127,7 @@ def test_every_kind_of_source_gives_the_same_columns(kind: str, tmp_path: Path) 
     assert trajectories.rewards.tolist() == [1, 2, 3]
     assert trajectories.terminations.tolist() == [False, True, False]
     assert trajectories.truncations.tolist() == [False, False, True]
-    assert trajectories.episode_offsets.tolist() == [0, 2, 3]
+    assert trajectories.step_offsets().tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -242,7 +242,7 @@ def test_several_sources_are_read_one_after_the_other(tmp_path: Path, monkeypatc
     one, two, three = files(tmp_path, medium=HOPPER_FACTS, expert=None, more=HOPPER_FACTS)
     trajectories = load_trajectories([two, str(one)])
     assert trajectories.rewards.tolist() == [1, 1, 2, 0, 1, 2]
-    assert trajectories.episode_offsets.tolist() == [0, 2, 3, 5, 6]
+    assert trajectories.step_offsets().tolist() == [0, 2, 3, 5, 6]
     assert (trajectories.name, trajectories.env_id) == ("expert + medium", "Hopper-v5")
     assert load_trajectories([one, two], split="train[:50%]").rewards.tolist() == [0, 1, 1, 1]
     assert_same(load_trajectories(str(tmp_path / "*m*e*.parquet")), load_trajectories([one, three]))

@@ -72,7 +72,7 @@ def stream(folder: Path) -> EpisodeStream:
 
 
 def numbers_of(found: Trajectories) -> list[int]:
-    return found.observations[found.episode_starts, 0].astype(int).tolist()
+    return found.observations[found.starts, 0].astype(int).tolist()
 
 
 @pytest.mark.parametrize("parts", [1, 2, FILES, FILES + 1, 7])
@@ -204,7 +204,7 @@ def test_episodes_may_have_names(kept: str, tmp_path: Path) -> None:
     stream = open_stream(str(folder))
     found = [piece for piece in stream.episodes(stream.files[0])]
     np.testing.assert_array_equal(np.concatenate([piece.observations for piece in found]), whole.observations)
-    assert [length for piece in found for length in piece.lengths()] == whole.lengths().tolist()
+    assert [length for piece in found for length in piece.lengths] == whole.lengths.tolist()
 
 
 def test_an_observation_that_no_action_follows_is_left_out_without_a_word(
@@ -212,7 +212,7 @@ def test_an_observation_that_no_action_follows_is_left_out_without_a_word(
 ) -> None:
     longer = [[[0.0, 1.0]] * (2 + number % 5 + number % 2) for number in range(EPISODES)]
     stream = open_stream(str(write(tmp_path / "longer", files=1, observations=longer)))
-    lengths = [length for piece in stream.episodes(stream.files[0]) for length in piece.lengths()]
+    lengths = [length for piece in stream.episodes(stream.files[0]) for length in piece.lengths]
     assert lengths == [2 + number % 5 for number in range(EPISODES)]
     assert not caplog.text
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_decision_mamba.data import Trajectories
+from hf_decision_mamba.data.trajectories import FORMS
 
 
-def make(lengths: Sequence[int], seed: int = 0, **changes: object) -> Trajectories:
+def make(lengths: Sequence[int], /, seed: int = 0, **changes: object) -> Trajectories:
     """Random episodes of these lengths, 3 state and 2 action dimensions; `changes` replace columns."""
     random, steps = np.random.default_rng(seed), sum(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -24,7 +26,8 @@ def make(lengths: Sequence[int], seed: int = 0, **changes: object) -> Trajectori
         "rewards": random.normal(size=steps).astype(np.float32),
         "terminations": terminations,
         "truncations": np.zeros(steps, bool),
-        "episode_offsets": offsets,
+        "starts": offsets[:-1],
+        "lengths": np.diff(offsets),
         "name": "made",
     }
     return Trajectories(**{**columns, **changes})  # type: ignore[arg-type]
@@ -34,11 +37,11 @@ def test_dimensions() -> None:
     trajectories = make([4, 1, 2])
     assert (trajectories.num_episodes, trajectories.num_steps) == (3, 7)
     assert (trajectories.state_dim, trajectories.act_dim) == (3, 2)
-    assert trajectories.lengths().tolist() == [4, 1, 2]
+    assert trajectories.lengths.tolist() == [4, 1, 2]
     assert repr(trajectories) == "Trajectories('made': 3 episodes, 7 steps, state_dim=3, act_dim=2, env_id=None)"
 
 
-def make_atari(lengths: Sequence[int], seed: int = 0, **changes: object) -> Trajectories:
+def make_atari(lengths: Sequence[int], /, seed: int = 0, **changes: object) -> Trajectories:
     """Random episodes of these lengths with frames of 3 by 2 pixels and 4 actions."""
     random, steps = np.random.default_rng(seed), sum(lengths)
     columns: dict[str, object] = {
@@ -144,11 +147,14 @@ def test_rewards_beside_images_are_checked() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"episode_offsets": np.array([0])}, "'made' has no episodes"),
-        ({"episode_offsets": np.array([0, 3, 3, 5])}, "episode 1 is empty"),
-        ({"episode_offsets": np.array([1, 5])}, "must begin with 0"),
-        ({"episode_offsets": np.array([0.0, 5.0])}, "one-dimensional int64"),
-        ({"episode_offsets": np.array([0, 4])}, "column 'observations' has 5 rows, but the episode offsets end at 4"),
+        ({"starts": np.empty(0, int), "lengths": np.empty(0, int)}, "'made' has no episodes"),
+        ({"lengths": np.array([3, 0])}, "episode 1 is empty"),
+        ({"lengths": np.array([2, 3, 1])}, "2 starts, but 3 lengths; an episode has both"),
+        ({"starts": np.array([0.0, 2.0])}, "starts must be a one-dimensional int64"),
+        ({"lengths": np.array([[2, 3]])}, "lengths must be a one-dimensional int64"),
+        ({"starts": np.array([-1, 2])}, "begin at row -1"),
+        ({"lengths": np.array([2, 4])}, "column 'observations' has 5 rows, .* and the episodes .* end at 6"),
+        ({"starts": np.array([2, 0]), "lengths": np.array([2, 3])}, "episode 0 begins within episode 1"),
         ({"observations": np.zeros((5, 3))}, "column 'observations': expected a float32 or uint8 array, found float64"),
         ({"observations": np.zeros(5, np.float32)}, r"expected shape \(steps, dimensions\).*found \(5,\)"),
         (
@@ -213,7 +219,7 @@ def test_returns_are_sums_of_rewards(lengths: list[int], seed: int) -> None:
     trajectories = make(lengths, seed)
     returns, returns_to_go = trajectories.returns(), trajectories.returns_to_go
     for episode, (start, end) in enumerate(
-        zip(trajectories.episode_offsets[:-1], trajectories.episode_offsets[1:], strict=True)
+        zip(trajectories.starts, trajectories.starts + trajectories.lengths, strict=True)
     ):
         rewards = trajectories.rewards[start:end].astype(np.float64)
         assert returns[episode] == pytest.approx(rewards.sum(), abs=1e-12)
@@ -282,13 +288,13 @@ def test_split_keeps_episodes_whole_and_in_order(fraction: float, held_out: int)
     trajectories = make(lengths, env_id="Hopper-v5")
     parts = trajectories.split(fraction, seed=3)
     assert [part.num_episodes for part in parts] == [20 - held_out, held_out]
-    assert sorted(length for part in parts for length in part.lengths().tolist()) == lengths
+    assert sorted(length for part in parts for length in part.lengths.tolist()) == lengths
     for part in parts:
         assert part.env_id == "Hopper-v5"
-        assert part.lengths().tolist() == sorted(part.lengths().tolist())
-        for episode, length in enumerate(part.lengths()):
-            rows = slice(part.episode_starts[episode], part.episode_starts[episode] + length)
-            origin = slice(trajectories.episode_offsets[length - 1], trajectories.episode_offsets[length])
+        assert part.lengths.tolist() == sorted(part.lengths.tolist())
+        for episode, length in enumerate(part.lengths):
+            rows = slice(part.starts[episode], part.starts[episode] + length)
+            origin = slice(trajectories.starts[length - 1], trajectories.starts[length - 1] + length)
             for column in ("observations", "actions", "rewards", "terminations", "truncations"):
                 np.testing.assert_array_equal(getattr(part, column)[rows], getattr(trajectories, column)[origin])
 
@@ -304,11 +310,12 @@ def test_a_selection_is_a_view_that_is_what_a_copy_is(lengths: list[int], seed: 
         copy = part.compact()
         assert part.statistics().to_dict() == copy.statistics().to_dict()
     assert np.shares_memory(part.observations, trajectories.observations)
-    assert not np.shares_memory(copy.observations, trajectories.observations)
+    assert np.shares_memory(copy.observations, trajectories.observations) == chosen.all()
     assert (part.num_episodes, part.num_steps) == (chosen.sum(), np.array(lengths)[chosen].sum())
     assert len(copy.observations) == copy.num_steps == part.num_steps
     np.testing.assert_array_equal(part.returns(), copy.returns())
-    np.testing.assert_array_equal(part.step_offsets(), copy.episode_offsets)
+    np.testing.assert_array_equal(part.step_offsets()[:-1], copy.starts)
+    assert part.returns_to_go is trajectories.returns_to_go
     rows = np.repeat(chosen, lengths)
     np.testing.assert_array_equal(copy.observations, trajectories.observations[rows])
     np.testing.assert_array_equal(copy.returns_to_go, trajectories.returns_to_go[rows])
@@ -316,9 +323,66 @@ def test_a_selection_is_a_view_that_is_what_a_copy_is(lengths: list[int], seed: 
 
 def test_a_selection_of_a_selection() -> None:
     part = make([1, 2, 3, 4, 5]).select(np.array([True, False, True, True, True]))
-    assert part.select(np.array([False, True, False, True])).lengths().tolist() == [3, 5]
-    with pytest.raises(ValueError, match="'made': no episodes are selected"):
+    assert part.select(np.array([False, True, False, True])).lengths.tolist() == [3, 5]
+    with pytest.raises(ValueError, match="'made' has no episodes; check the source, and what is selected of it"):
         part.select(np.zeros(4, bool))
+
+
+def test_episodes_may_stand_in_any_order_and_leave_rows_out() -> None:
+    whole = make([2, 3, 4])
+    part = replace(whole, starts=np.array([5, 0]), lengths=np.array([4, 2]))
+    assert part.returns().tolist() == whole.returns()[[2, 0]].tolist()
+    np.testing.assert_array_equal(part.compact().observations, whole.observations[[5, 6, 7, 8, 0, 1]])
+    assert part.statistics().to_dict() == part.compact().statistics().to_dict()
+    twice = part.select(np.array([0, 0]))
+    assert (twice.num_steps, twice.statistics().return_mean) == (8, part.returns()[0])
+
+
+def test_returns_to_go_are_of_the_rewards_and_episodes_that_there_are() -> None:
+    whole = make([2, 4], rewards=np.float32([1, 2, 3, 4, 5, 6]))
+    assert whole.returns_to_go.tolist() == [3, 2, 18, 15, 11, 6]
+    assert replace(whole, name="other").returns_to_go is whole.returns_to_go
+    assert replace(whole, rewards=whole.rewards * 2).returns_to_go.tolist() == [6, 4, 36, 30, 22, 12]
+    assert replace(whole, lengths=np.array([2, 2])).returns_to_go.tolist() == [3, 2, 7, 4, 0, 0]
+
+
+def test_a_row_of_no_episode_is_named_by_its_number() -> None:
+    with pytest.raises(ValueError, match="'made', row 2, column 'actions': the action is 9, but there are num_act"):
+        make_atari([2, 1], actions=np.array([1, 0, 9]), starts=np.array([0]), lengths=np.array([2]))
+
+
+def episodes_of(trajectories: Trajectories) -> list[dict[str, np.ndarray]]:
+    ends = zip(trajectories.starts, trajectories.starts + trajectories.lengths, strict=True)
+    return [{name: getattr(trajectories, name)[start:end] for name in FORMS} for start, end in ends]
+
+
+@pytest.mark.parametrize("made", [make([2, 3, 1]), make_atari([4, 1, 2])])
+def test_episodes_that_are_kept_one_by_one_are_joined(made: Trajectories) -> None:
+    settings = {"num_actions": made.num_actions, "env_id": "Hopper-v5"}
+    joined = Trajectories.from_episodes(episodes_of(made.select(np.array([True, False, True]))), "made", **settings)
+    assert (joined.name, joined.env_id, joined.num_actions) == ("made", "Hopper-v5", made.num_actions)
+    assert joined.lengths.tolist() == made.lengths[[0, 2]].tolist() and joined.starts[0] == 0
+    rows = np.repeat([True, False, True], made.lengths)
+    for name in (*FORMS, "returns_to_go"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(made, name)[rows], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": np.zeros(2, np.float32)}, "episode 1, column 'observations' has 3 steps, but there are 2 rewards"),
+        ({"actions": np.zeros((3, 5), np.float32)}, r"episode 1, column 'actions': float32 of \(5,\) a step, where o"),
+        ({"rewards": np.zeros(3)}, "column 'rewards': expected a float32 array, found float64; convert it"),
+        ({"truncations": None}, "episode 1 has no column 'truncations'; every episode needs observations, actions, "),
+    ],
+)
+def test_episodes_that_do_not_fit_are_named(changes: dict[str, np.ndarray | None], message: str) -> None:
+    episodes = episodes_of(make([2, 3, 1]))
+    changed = {name: values for name, values in {**episodes[1], **changes}.items() if values is not None}
+    with pytest.raises(ValueError, match=f"data set 'mine', {message}"):
+        Trajectories.from_episodes([episodes[0], changed, episodes[2]], "mine")
+    with pytest.raises(ValueError, match="data set 'mine' has no episodes"):
+        Trajectories.from_episodes([], "mine")
 
 
 def test_a_selection_counts_its_own_episodes() -> None:
@@ -331,7 +395,7 @@ def test_a_selection_counts_its_own_episodes() -> None:
 
 def test_split_depends_on_the_seed_alone() -> None:
     trajectories = make(list(range(1, 21)))
-    first, again, other = (trajectories.split(0.3, seed)[1].lengths().tolist() for seed in (0, 0, 1))
+    first, again, other = (trajectories.split(0.3, seed)[1].lengths.tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
 

@@ -30,13 +30,14 @@ def make(lengths: list[int], seed: int = 0) -> Trajectories:
         rewards=random.normal(size=steps).astype(np.float32),
         terminations=np.zeros(steps, bool),
         truncations=np.zeros(steps, bool),
-        episode_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        starts=np.cumsum([0, *lengths])[:-1],
+        lengths=np.array(lengths),
     )
 
 
 def naive_window(trajectories: Trajectories, start: int, length: int) -> dict[str, np.ndarray]:
     """The window that begins at a transition, written down step by step."""
-    offsets = trajectories.episode_offsets
+    offsets = trajectories.step_offsets()
     first = max(offset for offset in offsets if offset <= start)
     end = min(offset for offset in offsets if offset > start)
     window = {
@@ -140,7 +141,7 @@ def make_atari(lengths: list[int], seed: int = 0) -> Trajectories:
 
 def naive_atari_window(trajectories: Trajectories, start: int, length: int, frame_stack: int) -> dict[str, np.ndarray]:
     """The window of images and discrete actions that begins at a transition, written down step by step."""
-    offsets = trajectories.episode_offsets
+    offsets = trajectories.step_offsets()
     first = max(offset for offset in offsets if offset <= start)
     end = min(offset for offset in offsets if offset > start)
     window = {
@@ -338,7 +339,7 @@ def test_episodes_are_drawn_in_proportion_to_their_length() -> None:
     lengths = [1, 10, 100, 889]
     trajectories = make(lengths)
     starts = np.fromiter(WindowSampler(trajectories.num_steps, seed=5, num_samples=100_000), np.int64)
-    episodes = np.searchsorted(trajectories.episode_offsets, starts, side="right") - 1
+    episodes = np.searchsorted(trajectories.step_offsets(), starts, side="right") - 1
     counts, expected = np.bincount(episodes, minlength=4), np.array(lengths) * 100.0
     assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees of freedom: 1 in 1000 exceeds it
     # Within an episode every step is as likely: mean of the uniform distribution, five standard errors.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_decision_mamba.data import ResidentWindows, Trajectories, WindowDataset
+from hf_decision_mamba.data import DeviceWindowDataset, Trajectories, WindowDataset
 from hf_decision_mamba.data.windows_on_device import fits
 
 lengths_of_episodes = st.lists(st.integers(1, 12), min_size=1, max_size=6)
@@ -25,14 +25,15 @@ def make(lengths: list[int], images: bool, discrete: bool, seed: int) -> Traject
         rewards=random.normal(size=steps).astype(np.float32),
         terminations=np.zeros(steps, bool),
         truncations=np.zeros(steps, bool),
-        episode_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        starts=np.cumsum([0, *lengths])[:-1],
+        lengths=np.array(lengths),
         num_actions=4 if discrete else None,
     )
 
 
 def assert_same_batches(trajectories: Trajectories, context_length: int, seed: int, **settings) -> None:
     host = WindowDataset(trajectories, context_length, **settings)
-    there = ResidentWindows(trajectories, context_length, device="cpu", **settings)
+    there = DeviceWindowDataset(trajectories, context_length, device="cpu", **settings)
     assert len(there) == len(host)
     indices = np.random.default_rng(seed).integers(len(host), size=10)
     expected, batch = host.__getitems__(indices), there.__getitems__(indices)

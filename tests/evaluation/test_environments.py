@@ -299,7 +299,7 @@ class TestAtari:
         data = load_trajectories(BREAKOUT)
         envs = make_environments(str(data.env_id), 1)
         frames, _ = envs.reset(seed=[1])
-        steps = int(data.lengths()[0])
+        steps = int(data.lengths[0])
         assert data.rewards[:steps].sum() > 0
         for t in range(steps):
             # The resizing may round differently in other versions of OpenCV.

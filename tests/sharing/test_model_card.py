@@ -634,7 +634,7 @@ def test_data_set_of_the_hub_is_one_name_away(hub: LoopbackHub, run: Run) -> Non
     loaded = run(
         "from hf_decision_mamba.data import load_trajectories\n"
         f"t = load_trajectories('alice/steps', revision='{sha}')\n"
-        "print(t.name, t.num_episodes, t.num_steps, t.lengths().tolist(), t.observations[:, 0].tolist())\n"
+        "print(t.name, t.num_episodes, t.num_steps, t.lengths.tolist(), t.observations[:, 0].tolist())\n"
     )
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stdout.strip() == "alice/steps 3 9 [2, 3, 4] [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]"

@@ -52,7 +52,7 @@ def forward(model: DecisionMambaModel, batch: dict[str, torch.Tensor], **options
 def test_chunks_with_carried_states_are_the_whole_episode(preset):
     trajectories = load_trajectories(BREAKOUT if "atari" in preset else HOPPER).select(np.arange(2))
     model = make_model(preset, max_ep_len=2000, **({"hidden_size": 16} if "mamba2" in preset else {})).eval()
-    longest = int(trajectories.lengths().max())
+    longest = int(trajectories.lengths.max())
     whole = SequenceDataset(trajectories, longest).__getitems__([0, 1])
     with torch.no_grad():
         expected = forward(model, whole)
@@ -61,7 +61,7 @@ def test_chunks_with_carried_states_are_the_whole_episode(preset):
             found = forward(model, batch, cache_params=carried.at(batch["begins"]))
             for row in (0, 1):
                 rows[row].append(found[row][batch["attention_mask"][row].bool()])
-    for row, length in enumerate(trajectories.lengths()):
+    for row, length in enumerate(trajectories.lengths):
         found = torch.cat(rows[row])
         assert len(found) == length
         torch.testing.assert_close(found, expected[row, :length], atol=1e-9, rtol=1e-9)
@@ -147,7 +147,7 @@ def test_passes_and_processes_have_rows_of_their_own(tmp_path):
 
 def test_chunks_as_long_as_episodes_are_training_on_whole_episodes():
     trajectories = load_trajectories(HOPPER).select(np.arange(3))
-    model, longest = make_model(), int(trajectories.lengths().max())
+    model, longest = make_model(), int(trajectories.lengths.max())
     batch = SequenceDataset(trajectories, longest).__getitems__([0, 1, 2])
     gradients = []
     for options in ({}, {"cache_params": CarriedStates(model).at(batch["begins"])}):

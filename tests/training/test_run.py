@@ -84,7 +84,7 @@ def frames() -> Trajectories:
 
 def ragged_windows(trajectories: Trajectories) -> WindowDataset:
     """Eighty windows of four steps that begin near the ends of their episodes: most are padded, all differently."""
-    ends = trajectories.episode_offsets[1:]
+    ends = trajectories.step_offsets()[1:]
     starts = np.sort(np.concatenate([ends - distance for distance in (1, 2, 3, 5)]))
     return WindowDataset(trajectories, 4, return_scale=1000.0, starts=starts)
 
@@ -330,7 +330,7 @@ def test_accumulated_batches_equal_one_batch(tmp_path, ragged, frames, make_mode
         torch.manual_seed(0)
         model = make_model()
         discrete = getattr(model.config, "action_type", None) == "discrete"
-        ends = frames.episode_offsets[1:]
+        ends = frames.step_offsets()[1:]
         starts = np.sort(np.concatenate([ends - distance for distance in (1, 2, 3, 5, 8)]))
         args = tiny_arguments(
             tmp_path,
@@ -1403,7 +1403,8 @@ def test_discrete_actions_of_vectors_train_with_any_vector_preset(tmp_path, traj
         rewards=trajectories.rewards,
         terminations=trajectories.terminations,
         truncations=trajectories.truncations,
-        episode_offsets=trajectories.episode_offsets,
+        starts=trajectories.starts,
+        lengths=trajectories.lengths,
     )
     model_args, data_args, *_ = parse_arguments(["--preset=dmm", "--hidden_size=8", "--context_length=4"])
     model, processor, _ = build(model_args, data_args, data)

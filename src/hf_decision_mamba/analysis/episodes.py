@@ -75,21 +75,13 @@ def play_episodes(
             episodes.append(builder.finish(bool(terminated[0])))
     finally:
         envs.close()
-    offsets = np.cumsum([0, *map(len, episodes)])
-    terminations, truncations = np.zeros((2, offsets[-1]), np.bool_)
-    terminated = np.array([episode.terminated for episode in episodes])
-    terminations[offsets[1:] - 1], truncations[offsets[1:] - 1] = terminated, ~terminated
-    actions = np.concatenate([episode.actions for episode in episodes])
-    trajectories = Trajectories(
-        np.concatenate([episode.observations for episode in episodes]),
-        actions - policy.processor.action_start if policy.action_type == "discrete" else actions,
-        np.concatenate([episode.rewards for episode in episodes]),
-        terminations,
-        truncations,
-        offsets,
+    discrete = policy.action_type == "discrete"
+    start = policy.processor.action_start if discrete else 0
+    trajectories = Trajectories.from_episodes(
+        [{**episode.columns(), "actions": episode.actions - start} for episode in episodes],
         name=f"rollouts in {env_id}",
         env_id=env_id,
-        num_actions=policy.act_dim if policy.action_type == "discrete" else None,
+        num_actions=policy.act_dim if discrete else None,
     )
     return PlayedEpisodes(trajectories, np.array(returns_to_go), [episode.seed for episode in episodes])
 
@@ -121,7 +113,7 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
             f"Data set {trajectories.name!r} observes {describe_parts(found)}, but the checkpoint was trained on "
             f"{describe_parts(known)}; give data of the environment that it was trained for."
         )
-    config, longest = policy.model.config, int(trajectories.lengths().max())
+    config, longest = policy.model.config, int(trajectories.lengths.max())
     if embeds_time(config) and longest > config.max_ep_len:
         raise ValueError(
             f"Data set {trajectories.name!r} has an episode of {longest} steps, but the checkpoint embeds time steps "
@@ -144,7 +136,7 @@ class DecisionWindows:
 
     def __init__(self, policy: DecisionMambaPolicy, played: PlayedEpisodes):
         processor = policy.processor
-        self.lengths = played.trajectories.lengths()
+        self.lengths = played.trajectories.lengths
         self._firsts = played.trajectories.step_offsets()[:-1]
         self._returns_to_go = torch.from_numpy(processor.scale_returns(played.returns_to_go))
         self._windows = WindowDataset(played.trajectories, policy.context_length, **window_settings(processor))

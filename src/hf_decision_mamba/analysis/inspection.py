@@ -180,7 +180,7 @@ def inspect_checkpoint(
             "episodes": [
                 {"number": number, "length": int(length), "return": float(total)}
                 for number, length, total in zip(
-                    played.numbers, played.trajectories.lengths(), played.trajectories.returns(), strict=True
+                    played.numbers, played.trajectories.lengths, played.trajectories.returns(), strict=True
                 )
             ],
             "mode": policy.mode,

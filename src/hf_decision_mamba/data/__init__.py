@@ -1,8 +1,8 @@
 """Data: a source of trajectories -> flat columns -> windows that a model trains on.
 
 `sources` finds out what a source is, `formats` has an adaptor for each kind, `columns` the checks that all of them
-share; `trajectories` are the checked columns, `windows` the gather and the sampler, `resident` the gather on a GPU;
-`cache` keeps on the disk what has been read, and `streaming` reads what no disk holds.
+share; `trajectories` are the checked columns, `windows` the gather and the sampler, `windows_on_device` the same on a
+GPU; `cache` keeps on the disk what has been read, and `streaming` reads what no disk holds.
 """
 
 from .sequences import SequenceDataset, SequencePass, SequenceSampler
@@ -11,11 +11,11 @@ from .statistics import TrajectoryStatistics
 from .streaming import EpisodeStream, WindowStream, open_stream
 from .trajectories import Trajectories
 from .windows import WindowDataset, WindowSampler, collate
-from .windows_on_device import ResidentWindows
+from .windows_on_device import DeviceWindowDataset
 
 __all__ = [
+    "DeviceWindowDataset",
     "EpisodeStream",
-    "ResidentWindows",
     "SequenceDataset",
     "SequencePass",
     "SequenceSampler",

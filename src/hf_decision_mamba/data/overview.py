@@ -134,7 +134,7 @@ def inspect_source(
     facts = _facts(trajectories, statistics)
     remark = None if return_scale is None else statistics.remark_on_scale(return_scale)
     problems = [*found, *_remarks(facts), *([] if remark is None else [remark])]
-    return Inspection(label, facts, problems, [], trajectories.returns(), trajectories.lengths())
+    return Inspection(label, facts, problems, [], trajectories.returns(), trajectories.lengths)
 
 
 def _label(source: Source) -> str:
@@ -170,7 +170,7 @@ def _facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict
         "terminated": statistics.terminated,
         "truncated": statistics.truncated,
         "returns": spread(trajectories.returns()),
-        "lengths": spread(trajectories.lengths()),
+        "lengths": spread(trajectories.lengths),
         "return_scale": statistics.return_scale,
         "rewards": {"min": float(trajectories.rewards.min()), "max": float(trajectories.rewards.max())},
         "observations": _observation_facts(trajectories, statistics),

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..reporting.files import writing
 from .statistics import RunningMoments, spread
+from .trajectories import join_episodes, offsets_of
 
 #: Bytes of episodes that are held back until they are written together, as one row group.
 _ROW_GROUP_BYTES = 16 << 20
@@ -43,6 +44,17 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns of `Trajectories`, in which actions are as the environment counts them."""
+        ends = np.arange(len(self)) == len(self) - 1
+        return {
+            "observations": self.observations,
+            "actions": self.actions,
+            "rewards": self.rewards,
+            "terminations": ends & self.terminated,
+            "truncations": ends & (not self.terminated),
+        }
 
     @property
     def total(self) -> float:
@@ -181,29 +193,15 @@ def _leaves(schema: pa.Schema) -> list[Any]:
 
 
 def _table(episodes: list[Episode]) -> pa.Table:
-    first = episodes[0]
-    lengths = np.array([len(episode) for episode in episodes])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ends = np.zeros(offsets[-1], np.bool_)
-    terminations, truncations = ends, ends.copy()
-    terminated = np.array([episode.terminated for episode in episodes])
-    terminations[offsets[1:] - 1], truncations[offsets[1:] - 1] = terminated, ~terminated
-    discrete = first.actions.ndim == 1
-    actions = np.concatenate([episode.actions for episode in episodes])
-    observations: pa.Array
-    if first.observations.dtype == np.uint8:
-        observations = pa.array([episode.observations.tobytes() for episode in episodes], pa.binary())
-    else:
-        observations = _lists(np.concatenate([episode.observations for episode in episodes]), offsets)
-    columns = {
-        "observations": observations,
-        "actions": _list(pa.array(actions), offsets) if discrete else _lists(actions, offsets),
-        "rewards": _list(pa.array(np.concatenate([episode.rewards for episode in episodes])), offsets),
-        "terminations": _list(pa.array(terminations), offsets),
-        "truncations": _list(pa.array(truncations), offsets),
-        "seed": pa.array([episode.seed for episode in episodes], pa.int64()),
-    }
-    return pa.table(columns)
+    columns, lengths = join_episodes("recorded", [episode.columns() for episode in episodes])
+    offsets = offsets_of(lengths).astype(np.int32)
+    table: dict[str, pa.Array] = {}
+    if columns["observations"].dtype == np.uint8:
+        frames = [episode.observations.tobytes() for episode in episodes]
+        table["observations"], _ = pa.array(frames, pa.binary()), columns.pop("observations")
+    table |= {name: _lists(values, offsets) for name, values in columns.items()}
+    table["seed"] = pa.array([episode.seed for episode in episodes], pa.int64())
+    return pa.table(table)
 
 
 def _list(values: pa.Array, offsets: NDArray[np.int32]) -> pa.Array:
@@ -212,7 +210,9 @@ def _list(values: pa.Array, offsets: NDArray[np.int32]) -> pa.Array:
 
 
 def _lists(values: NDArray[Any], offsets: NDArray[np.int32]) -> pa.Array:
-    """One list of vectors an episode, of values (N, D)."""
+    """Return one list an episode: of numbers, of values (N,); of vectors, of values (N, D)."""
+    if values.ndim == 1:
+        return _list(pa.array(values), offsets)
     steps, width = values.shape
     vectors = _list(pa.array(values.reshape(-1)), np.arange(0, steps * width + 1, width, dtype=np.int32))
     return _list(vectors, offsets)

@@ -39,7 +39,6 @@ def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping
             npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
             for block in blocks(values):
                 file.write(np.ascontiguousarray(block).data)  # `tofile` does not notice a disk that is nearly full
-                release(values)
     forms = {name: [values.dtype.str, list(values.shape)] for name, values in columns.items()}
     _write_json(folder / _FACTS, {"columns": forms, "facts": dict(facts)})
 
@@ -62,17 +61,16 @@ def open_columns(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def kept_statistics(
-    folder: Path, episodes: NDArray[np.int64] | None, compute: Callable[[], TrajectoryStatistics]
+    folder: Path, episodes: NDArray[np.int64], compute: Callable[[], TrajectoryStatistics]
 ) -> TrajectoryStatistics:
     """Return the statistics of some of the episodes in a folder, which are computed only once.
 
     Args:
         folder: where the columns are.
-        episodes: which of their episodes; None for all.
+        episodes: which of their episodes, in numbers that say it.
         compute: makes the statistics.
     """
-    which = "" if episodes is None else "-" + hashlib.sha256(episodes.tobytes()).hexdigest()[:16]
-    path = folder / f"statistics{which}.json"
+    path = folder / f"statistics-{hashlib.sha256(episodes.tobytes()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return TrajectoryStatistics.from_dict(_read_json(path))
     statistics = compute()
@@ -160,56 +158,6 @@ def blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(_AT_ONCE // max(values[:1].nbytes, 1), 1)
     for start in range(0, len(values), rows):
         yield values[start : start + rows]
-
-
-class Reader:
-    """Reads rows of a column from its file: unlike the pages of a memory map, they do not stay in the process.
-
-    Args:
-        path: the file.
-        begin: the byte at which the column begins.
-        dtype: its type.
-        row: the shape of one row.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
-
-    def __init__(self, path: str, begin: int, dtype: np.dtype[Any], row: tuple[int, ...]) -> None:
-        self._arguments = path, begin, dtype, row
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Reader:
-        """Return the reader of a memory-mapped column."""
-        mapped: Any = values
-        while not isinstance(mapped, np.memmap):
-            mapped = mapped.base
-        return cls(str(mapped.filename), mapped.offset, values.dtype, values.shape[1:])
-
-    def __reduce__(self) -> Any:
-        return type(self), self._arguments  # a worker opens the file for itself
-
-    def take(self, rows: NDArray[np.int64]) -> np.ndarray:
-        """Return these rows (b, ...) of the column: of each b what lies between its first and its last row is read.
-
-        Raises:
-            OSError: the file has been cut short.
-        """
-        path, begin, dtype, row = self._arguments
-        within = tuple(range(1, rows.ndim))
-        first = rows.min(axis=within)
-        counts = rows.max(axis=within) - first + 1
-        width = int(counts.max(initial=1))
-        spans = np.empty((len(rows) * width, *row), dtype)
-        size = spans.strides[0]
-        memory: Any = spans.view(np.uint8).reshape(len(rows), width * size)
-        places, sizes = (begin + first * size).tolist(), (counts * size).tolist()
-        for span, place, wanted in zip(memory, places, sizes, strict=True):
-            if os.preadv(self._file, [span[:wanted]], place) != wanted:
-                raise OSError(f"{path} has been cut short since it was opened; delete it, to have it made again")
-        return spans.take(rows + np.expand_dims(np.arange(len(rows)) * width - first, within), axis=0)
 
 
 def mapping(values: np.ndarray) -> mmap.mmap | None:

@@ -1,4 +1,4 @@
-"""Trajectories as flat columns: every step of every episode in a row of one array, and the offsets of the episodes.
+"""Trajectories as flat columns, every step of every episode in a row of one array, and where the episodes lie in them.
 
 This is the one form in which data travels after loading: no Python lists, so that a batch of windows is one gather.
 Source: the offline data of Decision Transformer (Chen et al. 2021, section 3), stored as D4RL stores it.
@@ -6,9 +6,9 @@ Source: the offline data of Decision Transformer (Chen et al. 2021, section 3), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,36 +34,61 @@ FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class _Store:
+    """Columns that belong together: of these `rewards` are these `returns_to_go`, and one folder holds what is mapped.
+
+    Args:
+        columns: those of `FORMS`, and the returns-to-go of their episodes.
+        starts, lengths: of all their episodes, (E,), in the order of the rows.
+        num_actions: discrete actions that there are, of which all of `actions` are.
+        folder: where `Trajectories.save` wrote the columns, when they are memory-mapped.
+    """
+
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    num_actions: int | None = None
+    folder: Path | None = None
+
+    def holds(self, trajectories: Trajectories) -> bool:
+        """Whether trajectories have these very columns, and episodes of these."""
+        if any(self.columns.get(name) is not getattr(trajectories, name) for name in FORMS):
+            return False
+        place = np.searchsorted(self.starts, trajectories.starts).clip(max=len(self.starts) - 1)
+        known = (self.starts[place] == trajectories.starts) & (self.lengths[place] == trajectories.lengths)
+        return bool(known.all()) and self.num_actions == trajectories.num_actions
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Trajectories:
     """E episodes with N steps in all, as flat columns. Arrays may be memory-mapped.
 
     Row t of an episode holds the observation s_t, the action a_t taken there, the reward r_t which that action earned,
     and whether the episode terminated (task over) or was truncated (time limit, end of recording) with it.
-    The columns hold N rows, in the order of the steps. Those of a selection (see `select`) are the columns of the
-    whole, with rows of other episodes: its episode e is the `lengths()[e]` rows from `episode_starts[e]` on.
+    Episode e is the `lengths[e]` rows of each column from `starts[e]` on. Other rows of the columns, which have R rows
+    in all, are of no episode: a selection (see `select`) has the columns of the whole.
 
     Args:
-        observations: (N, S) float32, in the units of the environment; or (N, H, W) uint8, one grey frame a step, which
+        observations: (R, S) float32, in the units of the environment; or (R, H, W) uint8, one grey frame a step, which
             `WindowDataset` stacks.
-        actions: (N, A) float32; or (N,) int64, one of `num_actions` discrete actions, counted from 0.
-        rewards: (N,) float32.
-        terminations: (N,) bool.
-        truncations: (N,) bool.
-        episode_offsets: int64, strictly increasing from 0 to the number of rows: where each episode of the columns
-            begins, and where the last one ends. An episode has at least one step.
+        actions: (R, A) float32; or (R,) int64, one of `num_actions` discrete actions, counted from 0.
+        rewards: (R,) float32.
+        terminations: (R,) bool.
+        truncations: (R,) bool.
+        starts: (E,) int64, the row at which each episode begins.
+        lengths: (E,) int64, the steps of each episode, at least one.
         name: what messages and cards call this data set.
         env_id: the gymnasium id of the environment it was recorded in, when the source says so.
         num_actions: discrete actions that there are, when the source says so; default the largest one taken + 1.
-        episodes: (E,) int64, which episodes of the columns are meant, in this order; default all of them.
         action_start: number of the environment's first discrete action, which is 0 in `actions`.
         observation_parts: of which parts the environment's observations are concatenated, when the source says so (see
             `facts.describe_observations`).
         env_kwargs: keyword arguments that the environment was made with, when the source says so.
 
     Raises:
-        ValueError: a column has the wrong type or shape, the offsets do not describe the rows, or a discrete action is
-            none of the `num_actions`.
+        ValueError: a column has the wrong type or shape, episodes are not within the rows or not apart from each
+            other, or a discrete action is none of the `num_actions`.
     """
 
     observations: NDArray[np.float32] | NDArray[np.uint8]
@@ -71,30 +96,51 @@ class Trajectories:
     rewards: NDArray[np.float32]
     terminations: NDArray[np.bool_]
     truncations: NDArray[np.bool_]
-    episode_offsets: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     name: str = field(default="trajectories")
     env_id: str | None = None
     num_actions: int | None = None
-    episodes: NDArray[np.int64] | None = None
     action_start: int = 0
     observation_parts: list[dict[str, Any]] | None = None
     env_kwargs: dict[str, Any] | None = None
-    #: Where the columns are, when they are memory-mapped ones that `save` wrote.
-    folder: Path | None = field(default=None, init=False)
+    #: What belongs to the columns; it goes along when a `replace` leaves them as they are.
+    _store: _Store = field(default=_Store())
 
     def __post_init__(self) -> None:
-        _check_offsets(self.name, self.episode_offsets)
         for column in FORMS:
-            _check_column(self.name, column, getattr(self, column), int(self.episode_offsets[-1]))
-        if self.episodes is not None and len(self.episodes) == 0:
-            raise ValueError(f"data set {self.name!r}: no episodes are selected")
-        if self.action_type == "discrete" and (self.episodes is None or self.num_actions is None):
-            object.__setattr__(self, "num_actions", self._checked_num_actions())
-        elif self.action_type == "continuous" and self.num_actions is not None:
+            _check_column(self.name, column, getattr(self, column))
+        _check_episodes(self.name, self.starts, self.lengths, {name: len(getattr(self, name)) for name in FORMS})
+        if self.action_type == "continuous" and self.num_actions is not None:
             raise ValueError(
                 f"data set {self.name!r}: num_actions={self.num_actions} was given, but its actions are continuous "
                 "(float32); leave it out, or make each action one int64"
             )
+        if not self._store.holds(self):
+            num_actions = self._checked_num_actions() if self.action_type == "discrete" else None
+            columns = {name: getattr(self, name) for name in FORMS}
+            columns["returns_to_go"] = _returns_to_go(self.rewards, self.starts, self.lengths)
+            order = np.argsort(self.starts)
+            object.__setattr__(self, "num_actions", num_actions)
+            object.__setattr__(self, "_store", _Store(columns, self.starts[order], self.lengths[order], num_actions))
+
+    @classmethod
+    def from_episodes(
+        cls, episodes: Sequence[Mapping[str, np.ndarray]], name: str = "trajectories", **metadata: Any
+    ) -> Trajectories:
+        """Join episodes that are kept one by one.
+
+        Args:
+            episodes: of each the columns observations, actions, rewards, terminations and truncations, of T rows and
+                the types that the class takes. `load_trajectories` takes other types and names, and checks more.
+            name, metadata: as the class takes them.
+
+        Raises:
+            ValueError: there are none, an episode has no such column or steps of other dimensions, or its columns are
+                not what the class takes.
+        """
+        columns, lengths = join_episodes(name, episodes)
+        return cls(**columns, starts=offsets_of(lengths)[:-1], lengths=lengths, name=name, **metadata)
 
     def __repr__(self) -> str:
         observation = f"frame_shape={self.frame_shape}" if self.state_type == "image" else f"state_dim={self.state_dim}"
@@ -107,17 +153,21 @@ class Trajectories:
     @property
     def num_episodes(self) -> int:
         """Number of episodes, E."""
-        return len(self.episode_offsets) - 1 if self.episodes is None else len(self.episodes)
+        return len(self.lengths)
 
     @property
     def num_steps(self) -> int:
         """Number of steps (transitions) of all episodes, N."""
-        return int(self.episode_offsets[-1] if self.episodes is None else self.lengths().sum())
+        return int(self.lengths.sum())
 
     @property
-    def episode_starts(self) -> NDArray[np.int64]:
-        """The row of the columns at which each episode begins, (E,)."""
-        return self.episode_offsets[:-1] if self.episodes is None else self.episode_offsets[self.episodes]
+    def returns_to_go(self) -> NDArray[np.float32]:
+        """The sum of the rewards from each step to the end of its episode, (R,) in reward units.
+
+        Each episode is summed on its own, in float64, so a return-to-go does not depend on which other episodes the
+        data set holds. Source: Chen et al. 2021, section 3 ("Trajectory representation").
+        """
+        return self._store.columns["returns_to_go"]
 
     @property
     def state_type(self) -> Literal["vector", "image"]:
@@ -157,45 +207,23 @@ class Trajectories:
         """Numbers in one continuous action, or number of discrete actions, A."""
         return int(self.actions.shape[1]) if self.num_actions is None else self.num_actions
 
-    def lengths(self) -> NDArray[np.int64]:
-        """Return the steps of each episode, (E,)."""
-        lengths = np.diff(self.episode_offsets)
-        return lengths if self.episodes is None else lengths[self.episodes]
-
     def returns(self) -> NDArray[np.float64]:
         """Return each episode's undiscounted sum of rewards, (E,) float64."""
-        returns: NDArray[np.float64] = np.add.reduceat(self.rewards, self.episode_offsets[:-1], dtype=np.float64)
-        return returns if self.episodes is None else returns[self.episodes]
-
-    @cached_property
-    def returns_to_go(self) -> NDArray[np.float32]:
-        """The sum of the rewards from each step to the end of its episode, a row of each of the columns' rows.
-
-        In reward units; the sums are float64 inside. Each episode is summed on its own, so a return-to-go does not
-        depend on which other episodes the data set holds. Computed at first use; what comes from the cache brings it.
-        Source: Chen et al. 2021, section 3 ("Trajectory representation").
-        """
-        returns_to_go = np.empty(self.episode_offsets[-1], dtype=np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported by `check_finite`
-            for start, end in zip(self.episode_offsets[:-1].tolist(), self.episode_offsets[1:].tolist(), strict=True):
-                backwards = self.rewards[start:end][::-1]
-                returns_to_go[start:end] = np.cumsum(backwards, dtype=np.float64)[::-1]
-        return returns_to_go
+        return np.array([self.rewards[rows].sum(dtype=np.float64) for rows in _slices(self.starts, self.lengths)])
 
     def statistics(self) -> TrajectoryStatistics:
-        """Return the statistics of this data set, from one pass over the rows, in float64; kept in the `folder`.
+        """Return the statistics of this data set, from one pass over the rows, in float64; kept beside mapped columns.
 
         Raises:
             ValueError: an observation, action or reward is NaN or infinite; names the episode, step and column.
         """
-        return (
-            self._statistics()
-            if self.folder is None
-            else storage.kept_statistics(self.folder, self.episodes, self._statistics)
-        )
+        folder = self._store.folder
+        if folder is None:
+            return self._statistics()
+        return storage.kept_statistics(folder, np.stack([self.starts, self.lengths]), self._statistics)
 
     def _statistics(self) -> TrajectoryStatistics:
-        lengths = self.lengths()
+        lengths = self.lengths
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
             returns = self.returns()
             mean = std = None
@@ -214,9 +242,10 @@ class Trajectories:
         left = np.array([(rows.min(), rows.max()) for _, rows in self._blocks("returns_to_go")])
         if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns, left) if values is not None):
             self.check_finite()
-        last = self.episode_starts + lengths - 1
+        last = self.starts + lengths - 1
         terminated = int(np.count_nonzero(self.terminations[last]))
-        self.release()
+        for values in self._store.columns.values():
+            storage.release(values)
         return TrajectoryStatistics(
             state_mean=mean,
             state_std=None if std is None else np.where(std < CONSTANT_STD, 1.0, std),
@@ -288,34 +317,32 @@ class Trajectories:
 
     def select(self, chosen: NDArray[np.bool_]) -> Trajectories:
         """Return the episodes that `chosen` (E,) marks: other episodes of the same columns, of which none is copied."""
-        episodes = np.arange(self.num_episodes) if self.episodes is None else self.episodes
-        return replace(self, episodes=episodes[chosen])._attach(self.returns_to_go, self.folder)
+        return replace(self, starts=self.starts[chosen], lengths=self.lengths[chosen])
 
     def compact(self) -> Trajectories:
-        """Return a selection with columns of its own, which hold its rows alone."""
-        if self.episodes is None:
+        """Return the same episodes with columns that hold their rows alone, in order: copies, unless these do."""
+        offsets = self.step_offsets()
+        if len(self.rewards) == self.num_steps and np.array_equal(self.starts, offsets[:-1]):
             return self
-        columns: dict[str, Any] = {}
-        for column in FORMS:
-            values = getattr(self, column)
+        columns: dict[str, np.ndarray] = {}
+        for column, values in self._store.columns.items():
             columns[column] = np.empty((self.num_steps, *values.shape[1:]), values.dtype)
             for start, rows in self._blocks(column):
                 columns[column][start : start + len(rows)] = rows
-        return replace(self, **columns, episode_offsets=self.step_offsets(), episodes=None)
+        return self._with(columns, self.lengths, self.num_actions)
 
-    def save(self, folder: Path, **facts: Any) -> None:
-        """Write the columns of trajectories that are no selection, with their returns-to-go, into an empty folder.
+    def save(self, folder: Path, **more: Any) -> None:
+        """Write the columns, with their returns-to-go, into an empty folder.
 
         Args:
             folder: where to.
-            facts: what else to write; JSON.
+            more: what else to write; JSON.
 
         Raises:
             OSError: something cannot be written.
         """
-        columns = {name: getattr(self, name) for name in (*FORMS, "episode_offsets", "returns_to_go")}
-        kept = {name: getattr(self, name) for name in _KEPT}
-        storage.save_columns(folder, columns, {**kept, **facts})
+        columns = {**self._store.columns, "starts": self.starts, "lengths": self.lengths}
+        storage.save_columns(folder, columns, {**self._kept(), **more})
 
     @classmethod
     def open(cls, folder: Path) -> tuple[Trajectories, dict[str, Any]]:
@@ -324,47 +351,45 @@ class Trajectories:
         Raises:
             OSError, ValueError, KeyError, TypeError, RecursionError: a file is missing or damaged.
         """
-        columns, facts = storage.open_columns(folder)
-        returns_to_go = columns.pop("returns_to_go")
-        kept = {name: facts.pop(name) for name in _KEPT}
-        return cls(**columns, **kept)._attach(returns_to_go, folder), facts
-
-    def mapped(self) -> dict[str, np.ndarray]:
-        """Return the columns that are memory-mapped; none where they are in memory."""
-        columns = {column: getattr(self, column) for column in (*FORMS, "returns_to_go")}
-        return {column: values for column, values in columns.items() if storage.mapping(values) is not None}
-
-    def release(self) -> None:
-        """Take memory-mapped columns out of this process's memory until they are read again."""
-        for column in (*FORMS, "returns_to_go"):
-            storage.release(getattr(self, column))
-
-    def _attach(self, returns_to_go: NDArray[np.float32], folder: Path | None) -> Trajectories:
-        """Add what belongs to these columns, and must not outlive a `replace` of one of them."""
-        vars(self).update(returns_to_go=returns_to_go, folder=folder)
-        return self
+        columns, more = storage.open_columns(folder)
+        kept = {name: more.pop(name) for name in _KEPT}
+        starts, lengths = columns.pop("starts"), columns.pop("lengths")
+        store = _Store(columns, starts, lengths, kept["num_actions"], folder)
+        of_forms = {name: columns[name] for name in FORMS}
+        return cls(**of_forms, starts=starts, lengths=lengths, **kept, _store=store), more
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Workers that are handed memory-mapped trajectories open them again, instead of getting a copy."""
-        return super().__reduce_ex__(protocol) if self.folder is None else (_reopen, (self.folder, self.episodes))
+        if self._store.folder is None:
+            return super().__reduce_ex__(protocol)
+        return _reopen, (self._store.folder, {**self._kept(), "starts": self.starts, "lengths": self.lengths})
+
+    def _kept(self) -> dict[str, Any]:
+        """Return what is kept beside the columns."""
+        return {name: getattr(self, name) for name in _KEPT}
 
     def step_offsets(self) -> NDArray[np.int64]:
         """Return how many steps there are before each episode, and in all, (E + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.lengths())])
+        return offsets_of(self.lengths)
+
+    def _with(
+        self, columns: Mapping[str, np.ndarray], lengths: NDArray[np.int64], num_actions: int | None
+    ) -> Trajectories:
+        """Return trajectories that are called alike, with these columns of a `_Store`, of episodes in a row."""
+        store = _Store(columns, offsets_of(lengths)[:-1], lengths, num_actions)
+        changed: dict[str, Any] = {name: columns[name] for name in FORMS}
+        changed |= {"starts": store.starts, "lengths": lengths, "num_actions": num_actions}
+        return replace(self, **changed, _store=store)
 
     def _blocks(self, column: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first step, rows of a column) in blocks of bounded size, which together are all steps in order."""
-        values, offsets = getattr(self, column), self.step_offsets()
-        shifts = self.episode_starts - offsets[:-1]
+        values, offsets = self._store.columns[column], self.step_offsets()
+        shifts = self.starts - offsets[:-1]
         for first in range(0, self.num_steps, _ROWS_AT_ONCE):
             stop = min(first + _ROWS_AT_ONCE, self.num_steps)
-            if self.episodes is None:
-                yield first, values[first:stop]
-            else:
-                begin, end = np.searchsorted(offsets, first, side="right") - 1, np.searchsorted(offsets, stop)
-                counts = np.diff(offsets[begin : end + 1].clip(first, stop))
-                yield first, values[np.arange(first, stop) + np.repeat(shifts[begin:end], counts)]
-            storage.release(values)
+            begin, end = np.searchsorted(offsets, first, side="right") - 1, np.searchsorted(offsets, stop)
+            counts = np.diff(offsets[begin : end + 1].clip(first, stop))
+            yield first, values.take(np.arange(first, stop) + np.repeat(shifts[begin:end], counts), axis=0)
 
     def _checked_num_actions(self) -> int:
         """Return the number of discrete actions, when every action is one of them."""
@@ -377,14 +402,15 @@ class Trajectories:
                 f"data set {self.name!r}: num_actions={count:.4g}, but models have at most {MOST_ACTIONS:,}; correct it"
             )
         row = int(np.flatnonzero((self.actions < 0) | (self.actions >= highest))[0])
-        episode, step = locate(self.episode_offsets, row)
+        episodes = np.flatnonzero((self.starts <= row) & (row < self.starts + self.lengths))
+        where = f"episode {episodes[0]}, step {row - self.starts[episodes[0]]}" if len(episodes) else f"row {row}"
         start = self.action_start
         known = f"discrete actions count from {start}"
         if self.num_actions is not None:
             known = f"there are num_actions={count}" + (f" from {start} on" if start else "")
         known = f"models have at most {MOST_ACTIONS:,}" if self.actions[row] >= MOST_ACTIONS else known
         raise ValueError(
-            f"data set {self.name!r}, episode {episode}, step {step}, column 'actions': the action is "
+            f"data set {self.name!r}, {where}, column 'actions': the action is "
             f"{self.actions[row] + start}, but {known}; correct it, or num_actions where the data set says it"
         )
 
@@ -405,40 +431,120 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
                     f"data set {part.name!r}, column {column!r}: {theirs.dtype} of {theirs.shape[1:]} a step, where "
                     f"other episodes have {mine.dtype} of {mine.shape[1:]}; every step needs the same dimensions"
                 )
-    columns: dict[str, Any] = {column: np.concatenate([getattr(part, column) for part in parts]) for column in FORMS}
-    lengths = np.concatenate([part.lengths() for part in parts])
+    columns = {name: np.concatenate([part._store.columns[name] for part in parts]) for name in first._store.columns}
     num_actions = max((part.num_actions for part in parts if part.num_actions is not None), default=None)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return replace(first, **columns, episode_offsets=offsets, num_actions=num_actions)
+    return first._with(columns, np.concatenate([part.lengths for part in parts]), num_actions)
 
 
-def _reopen(folder: Path, episodes: NDArray[np.int64] | None) -> Trajectories:
-    whole, _ = Trajectories.open(folder)
-    return whole if episodes is None else replace(whole, episodes=episodes)._attach(whole.returns_to_go, folder)
+def join_episodes(name: str, episodes: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Return the flat columns of episodes that are kept one by one, and the steps of each, (E,).
+
+    Args, raises: as `Trajectories.from_episodes`, but that types are not checked.
+    """
+    if not len(episodes):
+        raise ValueError(f"data set {name!r} has no episodes; check the source")
+    for number, episode in enumerate(episodes):
+        for column in FORMS:
+            if column not in episode:
+                raise ValueError(
+                    f"data set {name!r}, episode {number} has no column {column!r}; every episode needs "
+                    f"{', '.join(FORMS)}"
+                )
+            if len(episode[column]) != len(episode["rewards"]):
+                raise ValueError(
+                    f"data set {name!r}, episode {number}, column {column!r} has {len(episode[column])} steps, but "
+                    f"there are {len(episode['rewards'])} rewards; every step needs a value in each column"
+                )
+    columns = {column: join(name, column, [episode[column] for episode in episodes]) for column in FORMS}
+    return columns, np.array([len(episode["rewards"]) for episode in episodes])
 
 
-def locate(episode_offsets: NDArray[np.int64], row: int) -> tuple[int, int]:
-    """Return (episode, step within it) of a row of the flat columns."""
-    episode = int(np.searchsorted(episode_offsets, row, side="right")) - 1
-    return episode, row - int(episode_offsets[episode])
+def join(name: str, column: str, pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the steps of a column of episodes that are kept one by one.
+
+    Args:
+        name: what errors call the data set.
+        column: what they call the column.
+        pieces: its rows in each episode; of an empty one no dimensions are asked.
+
+    Raises:
+        ValueError: they have different dimensions; names the first episode whose dimensions are not those of most.
+    """
+    filled = [piece for piece in pieces if len(piece)]
+    usual = Counter(piece.shape[1:] for piece in filled).most_common(1)
+    for number, piece in enumerate(pieces):
+        if len(piece) and piece.shape[1:] != usual[0][0]:
+            raise ValueError(
+                f"data set {name!r}, episode {number}, column {column!r}: {piece.dtype} of {piece.shape[1:]} a step, "
+                f"where other episodes have {usual[0][0]}; every step needs the same dimensions"
+            )
+    return np.concatenate(filled) if filled else pieces[0]
 
 
-def _check_offsets(name: str, offsets: NDArray[np.int64]) -> None:
-    """Check that the offsets describe at least one episode and no empty one."""
-    if not isinstance(offsets, np.ndarray) or offsets.dtype != np.int64 or offsets.ndim != 1:
-        raise ValueError(f"data set {name!r}: episode_offsets must be a one-dimensional int64 array")
-    if len(offsets) < 2:
-        raise ValueError(f"data set {name!r} has no episodes; check the source and the split")
-    if offsets[0] != 0:
-        raise ValueError(f"data set {name!r}: episode_offsets must begin with 0, not {offsets[0]}")
-    empty = np.flatnonzero(np.diff(offsets) <= 0)
+def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row at which each of some episodes in a row begins, and where the last one ends, (E + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _reopen(folder: Path, kept: dict[str, Any]) -> Trajectories:
+    return replace(Trajectories.open(folder)[0], **kept)
+
+
+def locate(offsets: NDArray[np.int64], row: int) -> tuple[int, int]:
+    """Return (episode, step within it) of a row of episodes that begin at these offsets."""
+    episode = int(np.searchsorted(offsets, row, side="right")) - 1
+    return episode, row - int(offsets[episode])
+
+
+def _slices(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[slice]:
+    """Return the rows of each episode."""
+    return [slice(start, end) for start, end in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
+
+
+def _returns_to_go(
+    rewards: NDArray[np.float32], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return what each step of each episode has still to come, (R,); 0 in rows of no episode."""
+    returns_to_go = np.zeros(len(rewards), dtype=np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported by `check_finite`
+        for rows in _slices(starts, lengths):
+            returns_to_go[rows] = np.cumsum(rewards[rows][::-1], dtype=np.float64)[::-1]
+    return returns_to_go
+
+
+def _check_episodes(name: str, starts: NDArray[np.int64], lengths: NDArray[np.int64], rows: Mapping[str, int]) -> None:
+    """Check that there are episodes, that none is empty, and that each has rows of its own in every column."""
+    for what, values in (("starts", starts), ("lengths", lengths)):
+        if not isinstance(values, np.ndarray) or values.dtype != np.int64 or values.ndim != 1:
+            raise ValueError(f"data set {name!r}: {what} must be a one-dimensional int64 array")
+    if len(starts) != len(lengths):
+        raise ValueError(f"data set {name!r}: {len(starts)} starts, but {len(lengths)} lengths; an episode has both")
+    if len(starts) == 0:
+        raise ValueError(f"data set {name!r} has no episodes; check the source, and what is selected of it")
+    empty = np.flatnonzero(lengths <= 0)
     if len(empty):
         raise ValueError(
             f"data set {name!r}, episode {empty[0]} is empty; every episode needs one step or more, so remove it"
         )
+    ends = starts + lengths
+    last = int(ends.argmax())
+    for column, count in rows.items():
+        if starts.min() < 0 or ends[last] > count or count != rows["rewards"]:
+            raise ValueError(
+                f"data set {name!r}, column {column!r} has {count} rows, but there are {rows['rewards']} rewards, and "
+                f"the episodes begin at row {starts.min()} and end at {ends[last]}; every step is a row of each column"
+            )
+    order = np.argsort(starts, kind="stable")
+    following = starts[order][1:]
+    shared = np.flatnonzero((following < ends[order][:-1]) & (following != starts[order][:-1]))
+    if len(shared):
+        raise ValueError(
+            f"data set {name!r}, episode {order[shared[0] + 1]} begins within episode {order[shared[0]]}; a step is of "
+            "one episode"
+        )
 
 
-def _check_column(name: str, column: str, values: np.ndarray, num_steps: int) -> None:
+def _check_column(name: str, column: str, values: np.ndarray) -> None:
     """Check one flat column's type and shape."""
     forms = {np.dtype(dtype): axes for dtype, axes in FORMS[column].items()}
     if not isinstance(values, np.ndarray) or values.dtype not in forms:
@@ -451,8 +557,4 @@ def _check_column(name: str, column: str, values: np.ndarray, num_steps: int) ->
         raise ValueError(
             f"data set {name!r}, column {column!r}: expected shape {shape} of {values.dtype} values, "
             f"found {values.shape}"
-        )
-    if len(values) != num_steps:
-        raise ValueError(
-            f"data set {name!r}, column {column!r} has {len(values)} rows, but the episode offsets end at {num_steps}"
         )

@@ -6,7 +6,6 @@ Source: windows drawn by episode length and padded as Decision Transformer does 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -17,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from ..model import DecisionMambaProcessor
-from .storage import Reader
-from .trajectories import Trajectories
+from ..model.cache_decision_mamba import NO_ACTION
+from .trajectories import Trajectories, offsets_of
 
 
 def window_settings(processor: DecisionMambaProcessor) -> dict[str, Any]:
@@ -29,13 +28,6 @@ def window_settings(processor: DecisionMambaProcessor) -> dict[str, Any]:
 
 #: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
 IGNORED_LABEL = -100.0
-
-#: The discrete action "before" an episode's first step: none has been taken.
-NO_ACTION = -1
-
-#: Of memory-mapped columns up to this size in all, what has been read stays in the process, where it is read again
-#: faster. Larger ones are read from their files: the process stays small, however much it reads.
-_MAPPED_AT_MOST = 1 << 30
 
 #: Where a window may begin.
 Placement: TypeAlias = Literal["full", "anywhere"]
@@ -129,12 +121,15 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.starts = None if starts is None else _checked_starts(starts, trajectories)
         self.stride = 1 if starts is not None else stride
         self.placement = "anywhere" if starts is not None else placement
-        self._episode_starts, self._lengths = trajectories.episode_starts, trajectories.lengths()
-        counts = -(-self._lengths // self.stride)  # windows of each episode, rounded up
-        self._first_windows = np.concatenate([[0], np.cumsum(counts)])
-        mapped = trajectories.mapped()
-        from_files = sum(column.nbytes for column in mapped.values()) > _MAPPED_AT_MOST and hasattr(os, "preadv")
-        self._readers = {name: Reader.of(column) for name, column in mapped.items()} if from_files else {}
+        counts = -(-trajectories.lengths // self.stride)  # windows of each episode, rounded up
+        self._first_windows = offsets_of(counts)
+        (self._steps,) = self._on_device(np.arange(context_length))
+        (self._ages,) = self._on_device(np.arange(self.frame_stack)[::-1])
+        (self._return_scale,) = self._on_device(np.array(self.return_scale, np.float32))
+        self._state_scaling, self._action_scaling = (
+            None if mid is None or scale is None else self._on_device(mid, scale)
+            for mid, scale in ((self.state_mean, self.state_std), (self.action_mid, self.action_scale))
+        )
 
     @classmethod
     def covering(cls, trajectories: Trajectories, context_length: int, **kwargs: Any) -> WindowDataset:
@@ -161,7 +156,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         step = self.stride * (chosen - self._first_windows[episode])
         if self.placement == "anywhere":
             return self._gather(episode, step)
-        lengths = self._lengths[episode]
+        lengths = self.trajectories.lengths[episode]
         last = np.maximum(lengths - self.context_length, 0)
         if self.stride == 1:  # the T steps of an episode stand for its T - K + 1 windows, each as often as any other
             return self._gather(episode, step * (last + 1) // lengths)
@@ -172,26 +167,29 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         return batch
 
     def _gather(self, episode: NDArray[np.int64], step: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Gather the windows that begin at these steps of these episodes, (b,) each."""
-        first = self._episode_starts[episode][:, None]
-        end = first + self._lengths[episode][:, None]
-        rows = first + step[:, None] + np.arange(self.context_length)
-        real = rows < end
+        """Gather the windows that begin at these steps of these episodes, (b,) each.
+
+        NumPy computes it here, and torch on a device: only what both write alike stands here.
+        """
+        starts, lengths = self.trajectories.starts[episode], self.trajectories.lengths[episode]
+        first, length, start = self._on_device(starts[:, None], lengths[:, None], step[:, None])
+        timesteps = start + self._steps
+        real = timesteps < length
         padding = ~real
         # Padding reads the episode's last row: always a legal row, and cheaper than gathering the real rows alone.
-        rows = np.minimum(rows, end - 1)
+        rows = first + self._arrays.minimum(timesteps, length - 1)
 
         states = self._gather_states(rows, first)
-        before = np.maximum(rows[:, :1] - 1, 0)
-        taken = self._read("actions", np.concatenate([before, rows], axis=1))
-        if self.action_mid is not None and self.action_scale is not None:
-            taken = (taken - self.action_mid) / self.action_scale
-        previous_actions, actions = taken[:, :-1].copy(), taken[:, 1:].copy()
-        rewards = self._read("rewards", rows)
-        returns_to_go = self._read("returns_to_go", rows) / np.float32(self.return_scale)
-        timesteps = rows - first
-        previous_actions[padding | (timesteps == 0)] = NO_ACTION if self.trajectories.action_type == "discrete" else 0
-        labels = actions.copy()
+        before = self._arrays.maximum(rows[:, :1] - 1, first)
+        taken = self._take("actions", self._arrays.concatenate([before, rows], axis=1))
+        if self._action_scaling is not None:
+            mid, scale = self._action_scaling
+            taken = (taken - mid) / scale
+        previous_actions, actions, labels = map(self._copy, (taken[:, :-1], taken[:, 1:], taken[:, 1:]))
+        rewards = self._take("rewards", rows)
+        returns_to_go = self._take("returns_to_go", rows) / self._return_scale
+        discrete = self.trajectories.action_type == "discrete"
+        previous_actions[padding | (timesteps == 0)] = NO_ACTION if discrete else 0
         labels[padding] = IGNORED_LABEL
         for values in (states, actions, rewards, returns_to_go, timesteps):
             values[padding] = 0
@@ -201,29 +199,38 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             "rewards": rewards[..., None],
             "returns_to_go": returns_to_go[..., None],
             "timesteps": timesteps,
-            "attention_mask": real.astype(np.int64),
+            "attention_mask": real * 1,
             "previous_actions": previous_actions,
             "labels": labels,
         }
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+        return {name: self._as_tensor(values) for name, values in batch.items()}
 
-    def _read(self, column: str, rows: NDArray[np.int64]) -> np.ndarray:
+    def _gather_states(self, rows: Any, first: Any) -> Any:
+        """Gather the states at `rows` (b, K) of episodes that begin at the rows `first` (b, 1)."""
+        if self._state_scaling is None:  # images
+            return self._take("observations", self._arrays.maximum(rows[..., None] - self._ages, first[..., None]))
+        states = self._take("observations", rows)
+        mean, std = self._state_scaling
+        states -= mean
+        states /= std
+        return states
+
+    # What differs where something else than NumPy computes
+
+    #: The functions on arrays.
+    _arrays: Any = np
+    _copy: Any = staticmethod(np.ndarray.copy)
+    _as_tensor: Any = staticmethod(torch.from_numpy)
+
+    def _on_device(self, *values: NDArray[Any]) -> Sequence[Any]:
+        """Return arrays of one shape and type where the columns are."""
+        return values
+
+    def _take(self, column: str, rows: Any) -> Any:
         """Return these rows of a column."""
-        if column in self._readers:
-            return self._readers[column].take(rows)
         # `take` copies whole rows, at the speed of memory; what it returns is one allocation.
         values: np.ndarray = getattr(self.trajectories, column)
         return values.take(rows, axis=0)
-
-    def _gather_states(self, rows: NDArray[np.int64], first: NDArray[np.int64]) -> np.ndarray:
-        """Gather the states at `rows` (b, K) of episodes that begin at the rows `first` (b, 1)."""
-        if self.state_mean is None or self.state_std is None:  # images
-            stacked = rows[..., None] - np.arange(self.frame_stack)[::-1]
-            return self._read("observations", np.maximum(stacked, first[..., None]))
-        states = self._read("observations", rows)
-        states -= self.state_mean
-        states /= self.state_std
-        return states
 
 
 class WindowSampler(Sampler[int]):

@@ -18,7 +18,7 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from ..baselines.architectures import architecture_of, paper_parameter_count
-from ..data import ResidentWindows
+from ..data import DeviceWindowDataset
 from ..model.selective_scan import choose_backend
 from ..reporting.console import say
 from ..reporting.figures import number
@@ -48,7 +48,7 @@ def run_summary(model_args: ModelArguments, data: RunData, trainer: DecisionMamb
     if config.model_type == "decision_mamba":
         backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    resident = " (holds the data)" if isinstance(trainer.train_dataset, ResidentWindows) else ""
+    resident = " (holds the data)" if isinstance(trainer.train_dataset, DeviceWindowDataset) else ""
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"

@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import architecture_of
-from ..data import ResidentWindows, SequenceDataset, WindowDataset, WindowStream
+from ..data import DeviceWindowDataset, SequenceDataset, WindowDataset, WindowStream
 from ..data.windows import window_settings
 from ..data.windows_on_device import fits
 from ..evaluation.rollouts import evaluate_policy
@@ -268,7 +268,7 @@ def _build_trainer(
     if in_order:
         train_dataset = SequenceDataset(data.train, **windows)
     elif _goes_to_the_device(data, args):
-        train_dataset = ResidentWindows(data.train, device=args.device, **windows)
+        train_dataset = DeviceWindowDataset(data.train, device=args.device, **windows)
         args.dataloader_pin_memory = False  # for copies that are not made any more
     elif data.stream is None:
         train_dataset = WindowDataset(data.train, **windows)

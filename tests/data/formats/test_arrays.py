@@ -71,11 +71,11 @@ def test_rollouts_in_gymnasium_lose_the_observation_that_no_action_follows() -> 
         rollouts, columns={"terminations": "terminated", "truncations": "truncated"}
     )  # fmt: skip
     assert (trajectories.action_type, trajectories.act_dim) == ("discrete", 2)
-    assert trajectories.lengths().tolist() == [len(one["rewards"]) for one in rollouts]
+    assert trajectories.lengths.tolist() == [len(one["rewards"]) for one in rollouts]
     np.testing.assert_array_equal(
         trajectories.observations, np.concatenate([one["observations"][:-1] for one in rollouts])
     )
-    last = trajectories.episode_offsets[1:] - 1
+    last = trajectories.step_offsets()[1:] - 1
     assert trajectories.terminations[last].tolist() == [True, True, True, False]
     assert trajectories.truncations[last].tolist() == [False, False, False, True]
 
@@ -83,7 +83,7 @@ def test_rollouts_in_gymnasium_lose_the_observation_that_no_action_follows() -> 
 def test_flat_columns_are_cut_where_an_episode_ended() -> None:
     columns = flat()
     trajectories = load_trajectories(columns)
-    assert trajectories.lengths().tolist() == [2, 3, 1]
+    assert trajectories.lengths.tolist() == [2, 3, 1]
     assert np.flatnonzero(trajectories.terminations).tolist() == [1]
     assert np.flatnonzero(trajectories.truncations).tolist() == [4, 5]  # the last one is cut short
     np.testing.assert_array_equal(trajectories.actions, columns["actions"])
@@ -116,7 +116,7 @@ def test_how_flat_episodes_ended(flags: dict[str, Any], terminations: list[int],
 
 def test_without_truncations_episodes_end_at_terminations_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert load_trajectories(flat(timeouts=None)).lengths().tolist() == [2, 4]
+        assert load_trajectories(flat(timeouts=None)).lengths.tolist() == [2, 4]
     assert "has no truncations (timeouts): its episodes end at terminations only" in caplog.text
 
 
@@ -133,14 +133,14 @@ def test_what_a_step_led_to_shows_that_an_episode_ended(frames: bool, caplog: py
     flags = {"terminals": np.arange(6) == 1, "timeouts": np.zeros(6), "observations": seen}
     with caplog.at_level(logging.WARNING):
         trajectories = load_trajectories(flat(**flags, next_observations=following(seen)))
-    assert trajectories.lengths().tolist() == [2, 2, 2]
+    assert trajectories.lengths.tolist() == [2, 2, 2]
     assert np.flatnonzero(trajectories.truncations).tolist() == [3, 5]
     assert "column 'next_observations': what 1 steps led to, the first of them step 3, is not the observ" in caplog.text
     caplog.clear()
     rounded = following(seen, last=[1, 5]).astype(seen.dtype if frames else np.float16)
-    assert load_trajectories(flat(**flags, next_observations=rounded)).lengths().tolist() == [2, 4]
+    assert load_trajectories(flat(**flags, next_observations=rounded)).lengths.tolist() == [2, 4]
     one = {**flags, "terminals": np.zeros(6), "next_observations": following(seen, last=[5])}
-    assert load_trajectories(flat(**one)).lengths().tolist() == [6]
+    assert load_trajectories(flat(**one)).lengths.tolist() == [6]
     assert not caplog.text
 
 
@@ -157,7 +157,7 @@ def test_steps_that_do_not_follow_on_one_another_are_no_trajectories() -> None:
 def test_frames_and_slices_of_episodes() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (6, 4, 5), np.uint8)
     trajectories = load_trajectories(flat(observations=frames), split="train[1:]")
-    assert trajectories.lengths().tolist() == [3, 1]
+    assert trajectories.lengths.tolist() == [3, 1]
     np.testing.assert_array_equal(trajectories.observations, frames[2:])
 
 

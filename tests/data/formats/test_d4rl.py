@@ -43,7 +43,7 @@ def test_columns_are_those_of_the_file_and_the_last_episode_is_cut_short() -> No
         for ours, theirs in {"observations": "observations", "actions": "actions", "rewards": "rewards"}.items():
             np.testing.assert_array_equal(getattr(trajectories, ours), file[theirs][()])
         np.testing.assert_array_equal(trajectories.terminations, file["terminals"][()])
-    assert trajectories.lengths().tolist() == [24, 11, 21, 17, 27, 88, 10]
+    assert trajectories.lengths.tolist() == [24, 11, 21, 17, 27, 88, 10]
     assert np.flatnonzero(trajectories.truncations).tolist() == [trajectories.num_steps - 1]
     assert trajectories.name == "d4rl"
 
@@ -51,7 +51,7 @@ def test_columns_are_those_of_the_file_and_the_last_episode_is_cut_short() -> No
 @pytest.mark.parametrize("name", ["a.hdf5", "a.h5"])
 def test_terminations_and_truncations_are_kept_apart(name: str, tmp_path: Path) -> None:
     trajectories = load_trajectories(save(tmp_path / name))
-    assert trajectories.lengths().tolist() == [2, 2, 1]
+    assert trajectories.lengths.tolist() == [2, 2, 1]
     assert np.flatnonzero(trajectories.terminations).tolist() == [1]
     assert np.flatnonzero(trajectories.truncations).tolist() == [3, 4]
 
@@ -75,7 +75,7 @@ def test_without_timeouts_the_time_limit_beside_the_file_cuts(
     path = save(tmp_path / "a.hdf5", timeouts=None, terminals=np.array(terminals, bool))
     path.with_suffix(".json").write_text(json.dumps({"max_episode_steps": 2}))
     trajectories = load_trajectories(path)
-    assert trajectories.lengths().tolist() == lengths
+    assert trajectories.lengths.tolist() == lengths
     assert np.flatnonzero(trajectories.truncations).tolist() == truncations
 
 
@@ -110,7 +110,7 @@ def test_flags_that_are_never_true_are_not_believed_where_a_time_limit_is_known(
     path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=NEVER, **said)
     path.with_suffix(".json").write_text(json.dumps(beside))
     trajectories = load_trajectories(path)
-    assert trajectories.lengths().tolist() == [2, 2, 1]
+    assert trajectories.lengths.tolist() == [2, 2, 1]
     assert not trajectories.terminations.any() and trajectories.truncations.sum() == 3
     place = "step 1: no flag ends the episode, but its time limit of 2 steps"
     assert re.search(rf"{place} \({limit}\) does; episodes that it truncates so: 2", caplog.text)
@@ -122,10 +122,10 @@ def test_gymnasiums_time_limit_is_not_believed_against_flags_that_know_truncatio
 ) -> None:
     path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=np.arange(5) == 2)
     path.with_suffix(".json").write_text('{"env_id": "Walk-v5"}')
-    assert load_trajectories(path).lengths().tolist() == [3, 2]
+    assert load_trajectories(path).lengths.tolist() == [3, 2]
     assert "its time limit of 2 steps (of Walk-v5 in gymnasium) would; the flags are believed" in caplog.text
     path.with_suffix(".json").write_text('{"max_episode_steps": 2}')
-    assert load_trajectories(path).lengths().tolist() == [2, 1, 2]
+    assert load_trajectories(path).lengths.tolist() == [2, 1, 2]
 
 
 def test_flags_that_are_never_true_say_nothing_where_no_time_limit_is_known(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_what_a_step_led_to_is_read_too(tmp_path: Path) -> None:
     after = np.arange(15.0).reshape(5, 3) + 3
     after[2] = 0
     path = save(tmp_path / "a.hdf5", terminals=NEVER, timeouts=NEVER, next_observations=after)
-    assert load_trajectories(path).lengths().tolist() == [3, 2]
+    assert load_trajectories(path).lengths.tolist() == [3, 2]
 
 
 def test_refuses_a_time_limit_that_cannot_be(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_without_timeouts_and_time_limit_episodes_end_at_terminals(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert load_trajectories(save(tmp_path / "a.hdf5", timeouts=None)).lengths().tolist() == [2, 3]
+        assert load_trajectories(save(tmp_path / "a.hdf5", timeouts=None)).lengths.tolist() == [2, 3]
     assert "write max_episode_steps, the environment's time limit, into a JSON file beside" in caplog.text
 
 

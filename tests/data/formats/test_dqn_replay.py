@@ -55,7 +55,7 @@ def checkpoint(logs: Path, number: int = 0, ends: tuple[int, ...] = (1, 4), rows
 def test_the_sample(folder: Path) -> None:
     trajectories = load_trajectories(folder)
     logs = SAMPLE / "1" / "replay_logs"
-    assert trajectories.lengths().tolist() == [761, 822]  # 20 more steps are no whole episode
+    assert trajectories.lengths.tolist() == [761, 822]  # 20 more steps are no whole episode
     for column, name in (("observations", "observation"), ("actions", "action"), ("rewards", "reward")):
         np.testing.assert_array_equal(getattr(trajectories, column), load(logs / f"$store$_{name}_ckpt.0.gz")[:1583])
     assert (trajectories.action_type, trajectories.act_dim, trajectories.frame_shape) == ("discrete", 6, (84, 84))
@@ -68,7 +68,7 @@ def test_whole_episodes_of_every_checkpoint(tmp_path: Path) -> None:
     checkpoint(tmp_path, 0)
     checkpoint(tmp_path, 1, ends=(0, 2, 5))
     trajectories = load_trajectories(tmp_path)
-    assert trajectories.lengths().tolist() == [2, 3, 2, 3]
+    assert trajectories.lengths.tolist() == [2, 3, 2, 3]
     expected = [frames(0, 6)[:5], frames(1, 6)[1:]]  # what ends in row 0 began in the checkpoint before
     np.testing.assert_array_equal(trajectories.observations, np.concatenate(expected))
     assert trajectories.rewards.tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 5]
@@ -79,7 +79,7 @@ def test_padding_before_an_episode_is_left_out(tmp_path: Path) -> None:
     shown[[0, 1, 2, 6, 7, 8, 9]] = 0  # the fourth one, if it is blank, was played
     checkpoint(tmp_path, ends=(5, 11), rows=12, observation=shown)
     trajectories = load_trajectories(tmp_path)
-    assert trajectories.lengths().tolist() == [3, 3]
+    assert trajectories.lengths.tolist() == [3, 3]
     assert trajectories.rewards.tolist() == [3, 4, 5, 9, 10, 11]
     np.testing.assert_array_equal(trajectories.observations, shown[[3, 4, 5, 9, 10, 11]])
 
@@ -94,7 +94,7 @@ def test_padding_before_an_episode_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_the_buffer_calls_invalid(changes: dict[str, Any], lengths: list[int], tmp_path: Path) -> None:
-    assert load_trajectories(checkpoint(tmp_path, ends=(1, 4, 5), **changes)).lengths().tolist() == lengths
+    assert load_trajectories(checkpoint(tmp_path, ends=(1, 4, 5), **changes)).lengths.tolist() == lengths
 
 
 def test_as_many_transitions_as_wanted_are_drawn_from_all_checkpoints(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_numbers_that_cannot_be_are_refused(changes: dict[str, Any], message: st
 def test_many_invalid_rows_take_no_time(tmp_path: Path) -> None:
     invalid = np.concatenate([np.full(1_000_000, 3.0), [np.nan, np.inf]])
     trajectories = load_trajectories(checkpoint(tmp_path, ends=(1, 4, 5), invalid_range=invalid))
-    assert trajectories.lengths().tolist() == [2, 1]
+    assert trajectories.lengths.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

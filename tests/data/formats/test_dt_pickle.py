@@ -43,7 +43,7 @@ def assert_read(path: Path, expected: list[dict[str, Any]]) -> None:
 
 def test_the_sample_holds_the_episodes_that_the_d4rl_sample_holds() -> None:
     pickled, flat = load_trajectories(SAMPLES / "dt.pkl"), load_trajectories(SAMPLES / "d4rl.hdf5", split="train[:6]")
-    for name in ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets"):
+    for name in ("observations", "actions", "rewards", "terminations", "truncations", "starts", "lengths"):
         np.testing.assert_array_equal(getattr(pickled, name), getattr(flat, name))
 
 
@@ -75,7 +75,7 @@ def test_flat_columns_in_a_pickle(tmp_path: Path) -> None:
     columns = {name: np.concatenate([one[name] for one in episodes()]) for name in episodes()[0]}
     path = save(tmp_path, pickle.dumps({**columns, "timeouts": np.zeros(8, bool)}))
     assert_read(path, episodes())
-    assert load_trajectories(path).lengths().tolist() == [4, 1, 3]
+    assert load_trajectories(path).lengths.tolist() == [4, 1, 3]
 
 
 def test_columns_are_mapped_and_facts_are_beside_the_file(tmp_path: Path) -> None:

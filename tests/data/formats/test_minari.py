@@ -98,7 +98,7 @@ def test_the_sample_holds_the_episodes_that_the_d4rl_sample_holds(monkeypatch: p
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(SAMPLES / "minari"))
     trajectories = load_trajectories("minari:hopper/sample-v0")
     flat = load_trajectories(SAMPLES / "d4rl.hdf5", split="train[:6]")
-    for name in ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets"):
+    for name in ("observations", "actions", "rewards", "terminations", "truncations", "starts", "lengths"):
         np.testing.assert_array_equal(getattr(trajectories, name), getattr(flat, name))
     assert trajectories.env_id == "Hopper-v5"
 
@@ -114,7 +114,7 @@ def test_a_data_set_of_vectors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(trajectories.observations[2:], second["observations"][:-1].astype(np.float32))
     assert np.flatnonzero(trajectories.terminations).tolist() == [1]
     assert np.flatnonzero(trajectories.truncations).tolist() == [4]
-    assert load_trajectories("minari:mujoco/hopper/test-v0", split="train[1:]").lengths().tolist() == [3]
+    assert load_trajectories("minari:mujoco/hopper/test-v0", split="train[1:]").lengths.tolist() == [3]
 
 
 NESTED = spaces.Dict(

@@ -53,13 +53,13 @@ def made(trajectories: Trajectories) -> None:
     assert trajectories.observations.tolist() == [[row, 0.5] for row in range(5)]
     assert trajectories.actions.tolist() == np.float32([[row / 10] for row in range(5)]).tolist()
     assert trajectories.rewards.tolist() == [1, 2, 3, 4, 5]
-    assert trajectories.episode_offsets.tolist() == [0, 3, 5]
+    assert trajectories.step_offsets().tolist() == [0, 3, 5]
     assert trajectories.terminations.tolist() == [False, False, True, False, True]
 
 
 def test_the_sample_holds_the_episodes_that_the_d4rl_sample_holds(own_cache: Path) -> None:
     steps, flat = load_trajectories(SAMPLES / "lerobot"), load_trajectories(SAMPLES / "d4rl.hdf5", split="train[:6]")
-    for name in ("observations", "actions", "rewards", "terminations", "truncations", "episode_offsets"):
+    for name in ("observations", "actions", "rewards", "terminations", "truncations", "starts", "lengths"):
         np.testing.assert_array_equal(getattr(steps, name), getattr(flat, name))
     assert steps.name == "lerobot"
     assert not list(own_cache.rglob("*.arrow"))
@@ -271,7 +271,7 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
             "episode_index": [0, 1],
         }
     )
-    assert load_trajectories(save(tmp_path, table)).lengths().tolist() == [2, 1]
+    assert load_trajectories(save(tmp_path, table)).lengths.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ..columns import (
 )
 from ..metadata import SourceFacts, registered_step_limit
 from ..storage import blocks
-from ..trajectories import Trajectories
+from ..trajectories import Trajectories, join, offsets_of
 from .frames import grey_frames
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def read_episode_arrays(
     pieces["observations"] = [
         seen[: len(seen) - last] for seen, last in zip(pieces["observations"], final, strict=True)
     ]
-    read = {ours: _joined(label, ours, names[ours], pieces[ours]) for ours in names}
+    read = {ours: _joined(label, theirs, pieces[ours]) for ours, theirs in names.items()}
     return assemble(name, _with_grey_frames(read), facts)
 
 
@@ -333,16 +333,6 @@ def _checked(where: str, ours: str, theirs: str, values: Any) -> np.ndarray:
         return array.astype(np.float32, copy=False)
 
 
-def _joined(label: str, ours: str, theirs: str, pieces: list[np.ndarray]) -> Column:
-    """Join the episodes of a column, all of which must have the same dimensions."""
-    lengths = np.array([len(piece) for piece in pieces])
-    filled = [piece for piece in pieces if len(piece)]
-    usual = Counter(piece.shape[1:] for piece in filled).most_common(1)
-    for number, piece in enumerate(pieces):
-        if len(piece) and piece.shape[1:] != usual[0][0]:
-            raise ValueError(
-                f"data set {label!r}, episode {number}, column {theirs!r}: {piece.dtype} of {piece.shape[1:]} a step, "
-                f"where other episodes have {usual[0][0]}; every step needs the same dimensions"
-            )
-    values = np.concatenate(filled) if filled else pieces[0]
-    return Column(label, theirs, values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+def _joined(label: str, theirs: str, pieces: list[np.ndarray]) -> Column:
+    """Return the column of these episodes, all of which must have the same dimensions."""
+    return Column(label, theirs, join(label, theirs, pieces), offsets_of(np.array([len(piece) for piece in pieces])))

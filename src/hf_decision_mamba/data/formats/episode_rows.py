@@ -26,7 +26,7 @@ from ..columns import (
 )
 from ..metadata import SourceFacts
 from ..storage import GrowingColumn
-from ..trajectories import Trajectories
+from ..trajectories import Trajectories, offsets_of
 from .arrow import depth_of, flatten, is_binary, is_list, is_number, item_type, storage, storage_type
 from .frames import decode, grey_frames, is_picture
 from .rows import Rows
@@ -92,7 +92,7 @@ def _read_column(rows: Rows, label: str, ours: str, theirs: str) -> Column:
             if depth and ours != "actions" and shape != (1,):
                 raise ValueError(f"{at(before)}: expected one value, found a list of {shape[0]}")
             values.append(steps if ours == "actions" else steps.reshape(-1))
-    return Column(label, theirs, values.finish(), _offsets(lengths))
+    return Column(label, theirs, values.finish(), offsets_of(lengths))
 
 
 def _read_observations(rows: Rows, label: str, theirs: str, others: list[NDArray[np.int64]]) -> tuple[Column, int]:
@@ -116,11 +116,11 @@ def _read_observations(rows: Rows, label: str, theirs: str, others: list[NDArray
             continue
         shape = steps.shape[1:]
         if len(shape) > 1:
-            steps = grey_frames(steps, _offsets(counts)[:-1], at, before)
+            steps = grey_frames(steps, offsets_of(counts)[:-1], at, before)
         if last.any():
             steps = np.delete(steps, np.cumsum(counts)[last] - 1, axis=0)
         values.append(steps)
-    return Column(label, theirs, values.finish(), _offsets(lengths - final)), int(final.sum())
+    return Column(label, theirs, values.finish(), offsets_of(lengths - final)), int(final.sum())
 
 
 def _pieces(
@@ -132,12 +132,8 @@ def _pieces(
         _refuse_null(label, theirs, episodes, len(lengths))
         before, counts = int(lengths.sum()), pc.list_value_length(episodes).to_numpy(zero_copy_only=False)
         lengths = np.append(lengths, counts)
-        where = Column(label, theirs, np.empty(0), _offsets(lengths))
+        where = Column(label, theirs, np.empty(0), offsets_of(lengths))
         yield [storage(episodes.flatten())], counts.astype(np.int64), before, where.at
-
-
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _check_type(label: str, ours: str, theirs: str, found: pa.DataType, depth: int) -> None:
