@@ -131,7 +131,7 @@ def test_the_model_sees_the_actions_that_were_really_taken(mode):
         proposed = policy.act(observations[t], rewards[t - 1] if t else None)
         expected = by_hand(model, observations, rewards, taken, t, context_length=steps)
         np.testing.assert_allclose(proposed, expected, atol=1e-6)
-        policy.took(taken[None, t])
+        policy.override_actions(taken[None, t])
 
 
 @pytest.mark.parametrize("mode", ["window", "recurrent"])
@@ -147,22 +147,22 @@ def test_the_model_sees_and_predicts_actions_in_its_own_units(mode):
     expected = play(plain, observations, rewards)
     assert (np.abs(expected[:, 0]) == HIGH[0]).any()  # some are clipped
     np.testing.assert_allclose(play(in_degrees, observations, rewards), expected * scale + mid, rtol=1e-5)
-    plain.took(LOW[None])
-    in_degrees.took((LOW * scale + mid)[None])
+    plain.override_actions(LOW[None])
+    in_degrees.override_actions((LOW * scale + mid)[None])
     expected = plain.act(observations[0])
     np.testing.assert_allclose(in_degrees.act(observations[0]), expected * scale + mid, rtol=1e-5)
 
 
 def test_actions_that_were_taken_are_one_for_each_row():
     policy = make_policy()
-    with pytest.raises(ValueError, match="took: the number of rows is not known yet"):
-        policy.took(np.zeros((1, A)))
+    with pytest.raises(ValueError, match="override_actions: the number of rows is not known yet"):
+        policy.override_actions(np.zeros((1, A)))
     policy.reset(num_envs=3)
-    with pytest.raises(ValueError, match="took: no action has been chosen since the reset; call act first"):
-        policy.took(np.zeros((3, A)))
+    with pytest.raises(ValueError, match="override_actions: no action has been chosen since the reset; call act first"):
+        policy.override_actions(np.zeros((3, A)))
     policy.act(np.zeros((3, S)))
     with pytest.raises(ValueError, match=r"actions have shape \(2, 2\); give \(3, 2\), one per row"):
-        policy.took(np.zeros((2, A)))
+        policy.override_actions(np.zeros((2, A)))
 
 
 @pytest.mark.parametrize("mode", ["window", "recurrent"])
@@ -173,10 +173,10 @@ def test_what_was_taken_before_a_reset_of_its_row_is_no_action_of_the_new_episod
     for policy in (late, early):
         policy.reset(num_envs=2)
         policy.act(observations[0])
-    early.took(taken)
+    early.override_actions(taken)
     early.reset_rows([1])
     late.reset_rows([1])
-    late.took([[0.2, 0.2], [np.nan, 0]])
+    late.override_actions([[0.2, 0.2], [np.nan, 0]])
     for t in range(1, 6):
         expected = early.act(observations[t], rewards[t])
         np.testing.assert_array_equal(late.act(observations[t], rewards[t]), expected)
@@ -1067,21 +1067,21 @@ class TestBadInput:
             ("left", "actions is str of <U4; give numbers"),
         ],
     )
-    def test_took(self, actions, message):
+    def test_overriding(self, actions, message):
         policy, (observations, rewards) = make_policy("recurrent"), episode(2, rows=2)
         expected = play(policy, observations, rewards)[1]
         policy.reset()
         policy.act(observations[0])
         with pytest.raises(ValueError, match=message):
-            policy.took(actions)
+            policy.override_actions(actions)
         np.testing.assert_array_equal(policy.act(observations[1], rewards[0]), expected)
 
     @pytest.mark.parametrize("actions", [[0, 3], [-1, 0], [0.0, 1.0], [[0], [1]]])
-    def test_took_what_is_none_of_the_discrete_actions(self, actions):
+    def test_overriding_by_what_is_none_of_the_discrete_actions(self, actions):
         policy = TestDiscreteActions.make()
         policy.act(np.zeros((2, S)))
         with pytest.raises(ValueError, match=r"give whole numbers from 0 to 2|actions have shape \(2, 1\)"):
-            policy.took(actions)
+            policy.override_actions(actions)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

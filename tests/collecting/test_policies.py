@@ -15,9 +15,10 @@ from gymnasium.spaces import Box, Discrete
 from hf_decision_mamba.collecting.collect import collect
 from hf_decision_mamba.collecting.policies import Exploration
 from hf_decision_mamba.collecting.settings import CollectSettings
-from hf_decision_mamba.collecting.stable_baselines import StableBaselinesBehaviour, split_source
+from hf_decision_mamba.collecting.stable_baselines import StableBaselinesPolicy, split_source
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.evaluation.environments import make_environments
+from hf_decision_mamba.evaluation.rollouts import Job
 
 BOX = Box(np.float32([-1, -4]), np.float32([1, 4]))
 
@@ -104,8 +105,8 @@ def saved(sb3, folder: Path, algorithm: str, env_id: str, **settings):
 
 def behaviour(source: str, env_id: str, rows: int = 2, **settings):
     envs = make_environments(env_id, rows)
-    made = StableBaselinesBehaviour(source, envs, env_id, **{"sample": False, "seed": 0, **settings})
-    made.reset(rows)
+    made = StableBaselinesPolicy(source, envs, env_id, **{"sample": False, "seed": 0, **settings})
+    made.reset([Job(seed) for seed in range(rows)])
     envs.close()
     return made
 
@@ -166,7 +167,7 @@ def test_frames_are_stacked_newest_last_with_blanks_before_the_first(sb3, tmp_pa
     for step in range(4):
         actions = acting.act(frames[step], None)
     np.testing.assert_array_equal(actions, agent.predict(frames[:4].swapaxes(0, 1), deterministic=True)[0])
-    acting.reset_rows(np.array([True, False]))
+    acting.reset_rows(np.array([True, False]), [Job(2)])
     acting.act(frames[4], None)
     expected = np.stack([blank, blank, blank, frames[4]], axis=1)[0], np.stack(frames[1:5], axis=1)[1]
     np.testing.assert_array_equal(acting._stacks, np.stack(expected))

@@ -1,6 +1,7 @@
 """Rollouts whose returns are known in advance, the statistics over them, and the files that record them."""
 
 import copy
+import itertools
 import json
 import logging
 import sys
@@ -14,10 +15,11 @@ import torch
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.acting.policy import DecisionMambaPolicy
 from hf_decision_mamba.data.metadata import describe_actions, describe_observations
-from hf_decision_mamba.evaluation.environments import action_bounds
+from hf_decision_mamba.evaluation.environments import action_bounds, make_environments
 from hf_decision_mamba.evaluation.result import EvaluationResult
-from hf_decision_mamba.evaluation.rollouts import evaluate_policy
+from hf_decision_mamba.evaluation.rollouts import Job, Recorder, evaluate_policy, play
 from hf_decision_mamba.evaluation.scores import normalized_score
+from hf_decision_mamba.evaluation.statistics import t_interval, wilson_interval
 
 gymnasium = pytest.importorskip("gymnasium")
 AutoresetMode = gymnasium.vector.AutoresetMode
@@ -193,6 +195,125 @@ class TestRollouts:
         for row in result.episodes:
             assert 1 <= row["length"] < 1000 and row["terminated"]  # untrained, it falls
             assert row["normalized_score"] == pytest.approx(100 * (row["return"] + 20.272305) / 3254.572305)
+
+
+class Still:
+    """An actor that does nothing, and keeps the jobs that it is given."""
+
+    def __init__(self, act_dim=2):
+        self.act_dim, self.jobs = act_dim, []
+
+    def reset(self, jobs):
+        self.jobs += jobs
+
+    def reset_rows(self, rows, jobs):
+        assert np.count_nonzero(rows) == len(jobs)
+        self.jobs += jobs
+
+    def act(self, observations, rewards):
+        return np.zeros((len(observations), self.act_dim), np.float32)
+
+
+def played(jobs, rows=3, observe=lambda step: False, actor=None):
+    envs = make_environments("Countdown-v1", rows)
+    try:
+        yield from play(envs, actor or Still(), jobs, observe)
+    finally:
+        envs.close()
+
+
+class TestPlaying:
+    def test_jobs_end_in_their_order_and_are_taken_in_it(self):
+        actor, seeds = Still(), [4, 0, 2, 5, 1, 3]  # lengths 6, 2, 4, 6, 3, 5
+        episodes = list(played([Job(seed, float(seed)) for seed in seeds], actor=actor))
+        assert [(episode.number, episode.seed) for episode in episodes] == list(enumerate(seeds))
+        for episode in episodes:
+            length, total, terminated = known_episode(episode.seed)
+            assert (episode.length, episode.terminated, episode.success) == (length, terminated, None)
+            assert episode.total == pytest.approx(total)
+        assert [job.target_return for job in actor.jobs[:6]] == seeds
+
+    def test_an_observer_sees_every_step_that_counts(self):
+        steps = []
+
+        def observe(step):
+            steps.extend((job, *step.observations[row][:2], step.rewards[row]) for row, job in step.running())
+
+        list(played([Job(0), Job(3), Job(1), Job(2)], rows=3, observe=observe))
+        assert sorted(steps) == [
+            (job, step, seed / 10, step + 1 + seed / 100)
+            for job, seed in enumerate([0, 3, 1, 2])
+            for step in range(2 + seed)
+        ]
+
+    def test_where_it_stops_what_has_ended_is_yielded(self):
+        jobs = (Job(seed) for seed in itertools.cycle([4, 0]))  # six steps and two
+        count = itertools.count(1)
+        episodes = list(played(jobs, rows=2, observe=lambda step: next(count) == 5))
+        assert [(episode.number, episode.seed) for episode in episodes] == [(1, 0)]  # job 2 has the seed 4 again
+        assert list(played([])) == []
+
+    def test_a_recorder_gives_episodes_as_data_sets_have_them(self):
+        recorder = Recorder(np.array([1, 0]))
+        episodes = [recorder.take(episode) for episode in played([Job(3), Job(0)], observe=recorder)]
+        assert [(episode.seed, len(episode), episode.terminated) for episode in episodes] == [
+            (3, 5, True),
+            (0, 2, True),
+        ]
+        np.testing.assert_allclose(episodes[0].observations, [[0.3, step] for step in range(5)], rtol=1e-6)
+        np.testing.assert_allclose(episodes[0].rewards, np.arange(1, 6) + 0.03, rtol=1e-6)
+
+
+class Goal(Countdown):
+    """Succeeds, as its info says under some name, where the seed is even; an episode of seed 6 says nothing."""
+
+    def __init__(self, name="is_success", kind=bool):
+        super().__init__()
+        self.name, self.kind = name, kind
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=1 if seed is None else seed, options=options)  # a row that resets itself gives none
+
+    def step(self, action):
+        observation, reward, terminated, truncated, _ = super().step(action)
+        info = {} if self.seed == 6 else {self.name: self.kind(terminated and self.seed % 2 == 0)}
+        return observation, reward, terminated, truncated, info
+
+
+class TestSuccess:
+    @pytest.mark.parametrize("name", ["success", "is_success"])
+    @pytest.mark.parametrize("kind", [bool, float, np.float32, np.bool_, lambda value: np.array([value])])
+    @pytest.mark.parametrize("mode", AutoresetMode)
+    def test_it_is_what_info_says_at_the_end(self, name, kind, mode):
+        make = partial(Goal, name, kind)
+        envs = gymnasium.vector.SyncVectorEnv([make] * 2, autoreset_mode=mode)
+        result = evaluate(None, envs, episodes=7)
+        assert [row["success"] for row in result.episodes] == [True, False, True, False, True, False, None]
+
+    def test_the_rate_has_its_interval_everywhere(self, tmp_path):
+        result = evaluate(None, Goal, episodes=7, target_returns=[20, 5])
+        for row in result.to_dict()["results"]:
+            assert row["success_rate"] == 0.5
+            assert row["success_ci95"] == pytest.approx([0.1876, 0.8124], abs=1e-4)
+        head, _, *lines = result.table().splitlines()[2:]
+        assert "success" in head and all("50.0%" in line and "18.8% to 81.2%" in line for line in lines)
+        assert len({len(line) for line in (head, *lines)}) == 1
+        result.save(tmp_path)
+        assert pq.read_table(tmp_path / "evaluation.parquet").to_pylist() == result.episodes
+
+    def test_where_nobody_speaks_of_it_nothing_changes(self, tmp_path):
+        result = evaluate(episodes=2)
+        assert "success" not in result.table() and "success" not in json.dumps(result.to_dict())
+        assert not {"success"} & {*result.episodes[0]}
+        result.save(tmp_path)
+        assert "success" not in pq.read_schema(tmp_path / "evaluation.parquet").names
+
+    @pytest.mark.parametrize(
+        ("successes", "count", "interval"),
+        [(0, 10, [0.0, 0.2775]), (10, 10, [0.7225, 1.0]), (7, 20, [0.1812, 0.5671]), (1, 1, [0.2065, 1.0])],
+    )
+    def test_wilsons_interval(self, successes, count, interval):
+        assert wilson_interval(successes, count) == pytest.approx(interval, abs=1e-4)
 
 
 class TestDiscreteActions:
@@ -526,6 +647,15 @@ class TestStatistics:
         (summary,) = made_result(values).summary()
         half = 1.96 * values.std() / np.sqrt(400)
         np.testing.assert_allclose(summary["return_ci95"], [values.mean() - half, values.mean() + half], atol=0.05)
+
+    def test_quantiles_of_the_t_distribution(self):
+        """Of [-1, 1] and zeros, whose deviation is known: the quantiles of published tables, and of its limit."""
+        for count, quantile in ((2, 12.7062), (3, 4.30265), (11, 2.22814), (31, 2.04227), (32, 2.03951), (61, 2.0003)):
+            values = [-1.0, 1.0, *[0.0] * (count - 2)]
+            error = (2 / (count - 1) / count) ** 0.5
+            assert t_interval(values) == pytest.approx([-quantile * error, quantile * error], rel=5e-6)
+        assert t_interval([3.0]) == [None, None]
+        assert t_interval([-1.0, 1.0] * 50_000)[1] == pytest.approx(1.959964 / 100_000**0.5, rel=1e-4)
 
     def test_one_episode_has_no_interval_and_unknown_environments_no_score(self):
         (summary,) = made_result([7.0], env_id="Countdown-v1").summary()

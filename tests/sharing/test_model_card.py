@@ -402,6 +402,21 @@ def test_metadata_carries_the_measured_results(checkpoint: Path) -> None:
     assert (name, again) == ("pendulum-dema", data.eval_results)
 
 
+def test_success_is_shown_where_the_environment_speaks_of_it(checkpoint: Path) -> None:
+    first, second = EVALUATION["results"]
+    told = first | {"success_rate": 0.85, "success_ci95": [0.6396, 0.9476]}
+    untold = second | {"success_rate": None, "success_ci95": [None, None]}
+    (checkpoint / "evaluation.json").write_text(json.dumps(EVALUATION | {"results": [told, untold]}))
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    assert "| success | 95% interval | steps |" in card.text
+    assert " | 85.0 % | 64.0 to 94.8 % | 200.0 |" in card.text and " | 70.0 to 72.0 |  |  | 199.5 |" in card.text
+    metrics = [(result.metric_type, result.metric_value) for result in card.data.get("eval_results")]
+    assert ("success_rate", 0.85) in metrics and len(metrics) == 5
+    (checkpoint / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert "| success |" not in render_model_card(checkpoint).text
+
+
 def test_rows_of_other_checkpoints_are_labelled(checkpoint: Path) -> None:
     last, other = EVALUATION["results"]
     (checkpoint / "evaluation.json").write_text(

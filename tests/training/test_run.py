@@ -44,7 +44,7 @@ from hf_decision_mamba.training.arguments import (
     ModelArguments,
     parse_arguments,
 )
-from hf_decision_mamba.training.callbacks import RolloutCallback
+from hf_decision_mamba.training.callbacks import RolloutCallback, score_metrics
 from hf_decision_mamba.training.checkpoints import last_complete_checkpoint
 from hf_decision_mamba.training.factory import build
 from hf_decision_mamba.training.run import _goes_to_the_device, main
@@ -677,6 +677,14 @@ def test_rollouts_choose_the_best_model(tmp_path, trajectories, scripted_scores)
     torch.testing.assert_close(policy.model.state_dict(), weights(tmp_path / "checkpoint-2"), atol=0, rtol=0)
     assert env_id == "Hopper-v5"
     assert (protocol["episodes"], protocol["target_returns"], protocol["seed"]) == (2, [3600.0], 7)
+
+
+def test_success_is_a_metric_where_the_environment_speaks_of_it():
+    row = {"target_return": 1.0, "episode": 0, "seed": 0, "return": 1.0, "length": 1, "terminated": True}
+    rows = [{**row, "normalized_score": None}, {**row, "normalized_score": None, "episode": 1}]
+    told = [{**row, "success": bool(row["episode"])} for row in rows]
+    metrics = [score_metrics(EvaluationResult("CartPole-v1", "window", 4, 0, found)) for found in (rows, told)]
+    assert metrics[1] == {**metrics[0], "eval_success_rate": 0.5}
 
 
 # --------------------------------------------------------------------------------------------- stopping and resuming

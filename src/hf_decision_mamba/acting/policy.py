@@ -304,7 +304,7 @@ class DecisionMambaPolicy:
             with self._all_or_nothing():
                 return self._act(observation, reward)
 
-    def took(self, actions: ArrayLike) -> None:
+    def override_actions(self, actions: ArrayLike) -> None:
         """Say which actions were really taken, where they are not the ones that the last `act` returned.
 
         Args:
@@ -316,10 +316,10 @@ class DecisionMambaPolicy:
                 finite, too large to compute with, or none of the discrete ones.
         """
         with self._lock, np.errstate(over="ignore", invalid="ignore"):  # refused below
-            count = self._rows("took")
+            count = self._rows("override_actions")
             self._check_whole()
             if not self._acted:
-                raise ValueError("took: no action has been chosen since the reset; call act first.")
+                raise ValueError("override_actions: no action has been chosen since the reset; call act first.")
             expected = (count, self.act_dim) if self.action_type == "continuous" else (count,)
             taken = checked_numbers("actions", actions, np.float32 if self.action_type == "continuous" else None)
             if taken.shape != expected:

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import embeds_time
 from ..data import Trajectories, WindowDataset, load_trajectories
-from ..data.recording import EpisodeBuilder
 from ..data.windows import window_settings
-from ..evaluation.environments import check_spaces, decide, make_environments, observation_order
+from ..evaluation.environments import make_environments, observation_order
+from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
 from ..model.observations_decision_mamba import describe_parts
 from .windows import INPUTS
 
@@ -54,25 +54,18 @@ def play_episodes(
     Raises:
         ImportError, ValueError: as `evaluate_policy`.
     """
-    episodes, returns_to_go = [], []
-    # Its type hides that a reset takes one seed per row.
-    envs: Any = make_environments(env_id, 1, env_kwargs=env_kwargs)
+    returns_to_go: list[float] = []
+    envs = make_environments(env_id, 1, env_kwargs=env_kwargs)
     try:
-        check_spaces(env_id, envs, policy)
-        order = observation_order(envs, policy)
-        for number in tqdm(range(count), desc=f"{env_id}: episodes to look into", disable=not progress):
-            builder = EpisodeBuilder(seed + number)
-            observations, _ = envs.reset(seed=[builder.seed])
-            policy.reset(target_return, num_envs=1, seed=seed)
-            rewards = None
-            terminated = truncated = np.zeros(1, np.bool_)
-            while not (terminated[0] or truncated[0]):
-                actions = decide(policy, envs, observations, rewards)
-                returns_to_go.append(policy.returns_to_go[0])
-                before = observations.copy()
-                observations, rewards, terminated, truncated, _ = envs.step(actions)
-                builder.add(before[0][order], actions[0], float(rewards[0]))
-            episodes.append(builder.finish(bool(terminated[0])))
+        actor, recorder = PolicyActor(policy, envs, env_id, seed), Recorder(observation_order(envs, policy))
+
+        def observe(step: Step) -> None:
+            recorder(step)
+            returns_to_go.append(policy.returns_to_go[0])
+
+        played = play(envs, actor, [Job(seed + number, target_return) for number in range(count)], observe)
+        bar = tqdm(played, f"{env_id}: episodes to look into", count, disable=not progress)
+        episodes = [recorder.take(episode) for episode in bar]
     finally:
         envs.close()
     discrete = policy.action_type == "discrete"

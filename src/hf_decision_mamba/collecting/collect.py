@@ -5,26 +5,28 @@ Every episode is reset with a seed that is stored beside it, so that anybody can
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..acting.policy import DecisionMambaPolicy
 from ..data.recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
 from ..evaluation.environments import make_environments
+from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
 from ..reporting.console import StoppedBySignal, on_interrupt
 from ..reporting.figures import number
 from ..sharing.dataset_card import DATA_FILE
 from .describe import describe_collection, describe_environment
-from .policies import Behaviour, CheckpointBehaviour, ExpertBehaviour, Exploration, require_zero_start
+from .policies import ExpertPolicy, Exploration, ExploringActor, OverriddenActor, require_zero_start
 from .settings import EXPERT, RANDOM, CollectSettings
-from .stable_baselines import ALGORITHMS, PREFIX, StableBaselinesBehaviour, require_stable_baselines
+from .stable_baselines import ALGORITHMS, PREFIX, StableBaselinesPolicy, require_stable_baselines
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -98,9 +100,18 @@ class _Sink:
 
     def add(self, episode: Episode) -> None:
         """Take an episode, unless there are enough."""
-        if not self.is_enough:
-            self._writer.add(episode)
-            self.statistics.add(episode)
+        if self.is_enough:
+            return
+        self._writer.add(episode)
+        self.statistics.add(episode)
+        if time.monotonic() - self._shown > 0.5 or self.is_enough:
+            self._shown = time.monotonic()
+            wanted = self._settings.wanted_episodes
+            shown = {
+                "episodes": f"{self.statistics.episodes:,}" + ("" if wanted is None else f"/{wanted:,}"),
+                "last returns": number(float(np.mean(self.statistics.returns[-20:])), 1),
+            }
+            self._bar.set_postfix(shown)
 
     @property
     def is_enough(self) -> bool:
@@ -112,16 +123,7 @@ class _Sink:
     def count(self, steps: int) -> bool:
         """Count steps of the environment; return whether to go on."""
         self._bar.update(steps)
-        going_on = not self._signals and not self.is_enough
-        if self.statistics.episodes and (time.monotonic() - self._shown > 0.5 or not going_on):
-            self._shown = time.monotonic()
-            wanted = self._settings.wanted_episodes
-            shown = {
-                "episodes": f"{self.statistics.episodes:,}" + ("" if wanted is None else f"/{wanted:,}"),
-                "last returns": number(float(np.mean(self.statistics.returns[-20:])), 1),
-            }
-            self._bar.set_postfix(shown)
-        return going_on
+        return not self._signals and not self.is_enough
 
 
 _Record = Callable[[_Sink], None]
@@ -137,84 +139,39 @@ def _rollout(settings: CollectSettings, envs: VectorEnv) -> _Record:
             f"noise={settings.noise} is for continuous actions, and those of {settings.env_id} are discrete; take "
             "epsilon instead."
         )
-    behaviour = _behaviour(settings, envs)
+    policy = _policy(settings, envs)
     exploration = Exploration(envs.single_action_space, envs.num_envs, settings.seed, settings.noise, settings.epsilon)
+    actor, seeds = ExploringActor(policy, exploration, settings.seed), itertools.count(settings.seed)
+    jobs = (Job(seed, settings.target_return) for seed in itertools.islice(seeds, settings.wanted_episodes))
 
-    return lambda sink: _roll_out(settings, envs, behaviour, exploration, sink)
+    return lambda sink: _roll_out(envs, actor, jobs, sink)
 
 
-def _behaviour(settings: CollectSettings, envs: VectorEnv) -> Behaviour | None:
+def _policy(settings: CollectSettings, envs: VectorEnv) -> OverriddenActor | None:
     if settings.policy == RANDOM:
         return None
     if settings.policy == EXPERT:
-        return ExpertBehaviour(envs, settings.env_id)
+        return ExpertPolicy(envs, settings.env_id)
     if settings.policy.startswith(PREFIX):
-        return StableBaselinesBehaviour(
-            settings.policy, envs, settings.env_id, sample=settings.sample, seed=settings.seed
-        )
-    return CheckpointBehaviour(
-        settings.policy,
-        envs,
-        settings.env_id,
-        target_return=settings.target_return,
-        mode=settings.mode,
-        sample=settings.sample,
-        seed=settings.seed,
-        device=settings.device,
+        return StableBaselinesPolicy(settings.policy, envs, settings.env_id, sample=settings.sample, seed=settings.seed)
+    policy = DecisionMambaPolicy.from_pretrained(
+        settings.policy, settings.mode, settings.device, sample=settings.sample
     )
+    return PolicyActor(policy, envs, settings.env_id, settings.seed)
 
 
-def _roll_out(
-    settings: CollectSettings,
-    envs: Any,  # gymnasium's VectorEnv, whose type hides that a reset takes one seed per row
-    behaviour: Behaviour | None,
-    exploration: Exploration,
-    sink: _Sink,
-) -> None:
-    """Give the sink episode 0, 1, 2, ... in this order, however long each takes, so that short ones are not favoured.
+def _roll_out(envs: VectorEnv, actor: ExploringActor, jobs: Iterable[Job], sink: _Sink) -> None:
+    """Give the sink the episodes in the order of their jobs, however long each takes."""
+    recorder = Recorder()
 
-    A row whose episode ends takes the next one. Rows for which none is left play on, and nobody records them.
-    """
-    count, wanted = envs.num_envs, settings.wanted_episodes
-    numbers, waiting = np.arange(count), count
-    builders = [EpisodeBuilder(settings.seed + row) for row in range(count)]
-    finished: dict[int, Episode] = {}
-    following = 0
-    for first in range(count):
-        exploration.begin(first, first)
-    observations, _ = envs.reset(seed=(settings.seed + numbers).tolist())
-    if behaviour is not None:
-        behaviour.reset(count)
-    rewards: NDArray[np.float64] | None = None
-    while True:
-        proposed = None if behaviour is None else behaviour.act(observations, rewards)
-        actions = exploration.explore(proposed)
-        if behaviour is not None and proposed is not None and not np.array_equal(actions, proposed):
-            behaviour.took(actions)
-        before = observations
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
-        active = [row for row in range(count) if wanted is None or numbers[row] < wanted]
-        for row in active:
-            builders[row].add(before[row], actions[row], float(rewards[row]))
-        over = terminated | truncated
-        for row in active:
-            if over[row]:
-                finished[int(numbers[row])] = builders[row].finish(bool(terminated[row]))
-        while following in finished:
-            sink.add(finished.pop(following))
-            following += 1
-        if not sink.count(len(active)):
-            for number in sorted(finished):  # after an interruption: those that ended before an earlier one has
-                sink.add(finished[number])
+    def observe(step: Step) -> bool:
+        recorder(step)
+        return not sink.count(len(list(step.running())))
+
+    for episode in play(envs, actor, jobs, observe):
+        sink.add(recorder.take(episode))
+        if sink.is_enough:
             return
-        if over.any():
-            for row in np.flatnonzero(over).tolist():
-                numbers[row], waiting = waiting, waiting + 1
-                builders[row] = EpisodeBuilder(settings.seed + int(numbers[row]))
-                exploration.begin(row, int(numbers[row]))
-            observations, _ = envs.reset(seed=(settings.seed + numbers).tolist(), options={"reset_mask": over})
-            if behaviour is not None:
-                behaviour.reset_rows(over)
 
 
 # Recording a training

@@ -1,89 +1,29 @@
-"""What acts while data are collected: one of our checkpoints or a stable-baselines3 policy, and chance beside them.
-
-A stable-baselines3 file is read without running code of it: its pickled settings are never opened, only their readable
-part, and the weights are loaded as weights. Source: https://stable-baselines3.readthedocs.io, the format of its files.
-"""
+"""What acts while data are collected: a policy, with chance in its actions or in its place."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..acting.policy import DecisionMambaPolicy
-from ..evaluation.environments import action_bounds, check_spaces, decide
+from ..evaluation.environments import action_bounds
+from ..evaluation.rollouts import Actor, Job
 
 if TYPE_CHECKING:
     from gymnasium import Space
-    from gymnasium.vector import VectorEnv
 
 
-class Behaviour(Protocol):
-    """What acts in all rows of a vector environment, each an episode of its own."""
+class OverriddenActor(Actor, Protocol):
+    """An actor in whose place others may act."""
 
-    def reset(self, count: int) -> None:
-        """Start new episodes in so many rows."""
-
-    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
-        """Start new episodes in these rows (n,)."""
-
-    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
-        """Return the next actions (n, ...); the rewards (n,) are those of the previous ones."""
-
-    def took(self, actions: NDArray[Any]) -> None:
+    def override_actions(self, actions: NDArray[Any]) -> None:
         """Note the actions (n, ...) that were taken instead."""
 
 
-class CheckpointBehaviour:
-    """One of our checkpoints, asked for a return.
-
-    Args:
-        path: folder or Hub repository.
-        envs: what it will act in.
-        target_return: the checkpoint's when not given.
-        mode, sample, seed, device: as for `DecisionMambaPolicy`.
-
-    Raises:
-        OSError, ValueError: there is no such checkpoint, or it is for another kind of environment.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        envs: VectorEnv,
-        env_id: str,
-        *,
-        target_return: float | None,
-        mode: Any,
-        sample: bool,
-        seed: int,
-        device: str | None,
-    ):
-        self.policy = DecisionMambaPolicy.from_pretrained(path, mode, device, sample=sample, seed=seed)
-        self._envs = envs
-        check_spaces(env_id, envs, self.policy)
-        self.target_return = self.policy.processor.target_return if target_return is None else target_return
-
-    def reset(self, count: int) -> None:
-        """Start new episodes in so many rows."""
-        self.policy.reset(self.target_return, num_envs=count)
-
-    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
-        """Start new episodes in these rows (n,)."""
-        self.policy.reset_rows(rows)
-
-    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
-        """Return the next actions (n, ...)."""
-        return decide(self.policy, self._envs, observations, rewards)
-
-    def took(self, actions: NDArray[Any]) -> None:
-        """Note the actions (n, ...) that were taken instead: the model reads them as previous actions."""
-        self.policy.took(actions)
-
-
-class ExpertBehaviour:
+class ExpertPolicy:
     """What an environment itself says is right, in its method `expert_action()`.
 
     Raises:
@@ -96,18 +36,18 @@ class ExpertBehaviour:
         except AttributeError as error:
             raise ValueError(f"{env_id} has no expert: its class has no method `expert_action()`.") from error
 
-    def reset(self, count: int) -> None:
-        """Nothing is remembered."""
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Forget nothing: the environment knows all."""
 
-    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
-        """Nothing is remembered."""
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Forget nothing."""
 
     def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
         """Return the right actions (n, ...)."""
         return np.stack([expert() for expert in self._experts])
 
     def took(self, actions: NDArray[Any]) -> None:
-        """Nothing is remembered."""
+        """Forget nothing."""
 
 
 class Exploration:
@@ -161,6 +101,45 @@ class Exploration:
             return actions
         low, high = np.asarray(self._bounds, np.float32)
         return np.clip(actions.astype(np.float32), low, high).astype(self._spaces[0].dtype)
+
+
+class ExploringActor:
+    """A policy, or nobody, with chance in its actions.
+
+    Args:
+        policy: what acts; None for chance alone.
+        exploration: the chance.
+        seed: of the first job; the episode with seed `seed + i` draws from stream i.
+    """
+
+    def __init__(self, policy: OverriddenActor | None, exploration: Exploration, seed: int):
+        self._policy, self._exploration, self._seed = policy, exploration, seed
+
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Start new episodes in all rows."""
+        self._begin(range(len(jobs)), jobs)
+        if self._policy is not None:
+            self._policy.reset(jobs)
+
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Start new episodes in some rows."""
+        self._begin(np.flatnonzero(rows).tolist(), jobs)
+        if self._policy is not None:
+            self._policy.reset_rows(rows, jobs)
+
+    def _begin(self, rows: Sequence[int], jobs: Sequence[Job]) -> None:
+        for row, job in zip(rows, jobs, strict=True):
+            self._exploration.begin(row, job.seed - self._seed)
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...); where they are not the policy's, it is told."""
+        if self._policy is None:
+            return self._exploration.explore(None)
+        proposed = self._policy.act(observations, rewards)
+        actions = self._exploration.explore(proposed)
+        if not np.array_equal(actions, proposed):
+            self._policy.override_actions(actions)
+        return actions
 
 
 def require_zero_start(what: str, env_id: str, space: Space) -> None:

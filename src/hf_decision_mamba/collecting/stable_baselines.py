@@ -1,4 +1,8 @@
-"""Policies of stable-baselines3, rebuilt from what their zip files hold without unpickling any of it."""
+"""Policies of stable-baselines3, rebuilt from what their zip files hold without unpickling any of it.
+
+Their pickled settings are never opened, only the readable part of these, and the weights are loaded as weights.
+Source: https://stable-baselines3.readthedocs.io, the format of its files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..data.formats.dt_pickle import Budget, Name, PickleMachine, Refused, checked
 from ..data.formats.rows import in_short, shown
+from ..evaluation.rollouts import Job
 from .policies import require_zero_start
 
 if TYPE_CHECKING:
@@ -57,7 +62,7 @@ _MOST_UNPACKED = 100
 _NORMALISATION = ("vec_normalize.pkl", "vecnormalize.pkl")
 
 
-class StableBaselinesBehaviour:
+class StableBaselinesPolicy:
     """A policy that stable-baselines3 has saved. Frames are stacked as it was trained on them.
 
     Args:
@@ -83,15 +88,15 @@ class StableBaselinesBehaviour:
         self._stacks: NDArray[np.uint8] | None = None
         self._begins: NDArray[np.bool_] = np.empty(0, np.bool_)
 
-    def reset(self, count: int) -> None:
-        """Start new episodes in so many rows."""
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Start new episodes in all rows."""
         torch.manual_seed(self._seed)  # its distributions draw from torch's global generator
         if hasattr(self._policy, "reset_noise") and getattr(self._policy, "use_sde", False):
             self._policy.reset_noise()
-        self._begins = np.ones(count, np.bool_)
+        self._begins = np.ones(len(jobs), np.bool_)
 
-    def reset_rows(self, rows: NDArray[np.bool_]) -> None:
-        """Start new episodes in these rows (n,)."""
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Start new episodes in the rows of a mask (n,)."""
         self._begins |= rows
 
     def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
@@ -101,7 +106,7 @@ class StableBaselinesBehaviour:
         actions, _ = self._policy.predict(observations, deterministic=not self._sample)
         return np.asarray(actions)
 
-    def took(self, actions: NDArray[Any]) -> None:
+    def override_actions(self, actions: NDArray[Any]) -> None:
         """Forget them: these policies see observations only."""
 
     def _stacked(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -262,28 +262,6 @@ def observation_order(envs: VectorEnv, policy: DecisionMambaPolicy) -> NDArray[n
     return np.concatenate([np.arange(end - part["size"], end) for part, end in found if part])
 
 
-def decide(
-    policy: DecisionMambaPolicy, envs: VectorEnv, observations: NDArray[Any], rewards: NDArray[np.float64] | None
-) -> NDArray[Any]:
-    """Return a policy's next actions as the environments take them: (n, ...) of their type and within their bounds.
-
-    Args:
-        policy: what acts; where its actions lie outside of the bounds, it is told what was done instead.
-        envs: made by `make_environments`, and checked by `check_spaces`.
-        observations: of all rows.
-        rewards: (n,) what the previous actions earned; None at the first step.
-    """
-    order, space = observation_order(envs, policy), envs.single_action_space
-    chosen = np.reshape(policy.act(observations[:, order], rewards), (envs.num_envs, *(space.shape or ())))
-    taken: NDArray[Any] = chosen.astype(space.dtype)
-    if policy.action_type == "continuous":
-        box: Any = space
-        taken = np.clip(taken, box.low, box.high)
-        if not np.array_equal(taken, chosen):
-            policy.took(taken)
-    return taken
-
-
 def action_bounds(space: Space) -> tuple[list[float], list[float]] | None:
     """Return the smallest and the largest action (A each) of a Box as numbers of float32; None for discrete actions.
 

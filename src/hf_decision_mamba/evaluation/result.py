@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ..reporting.figures import number, tidy
 from ..reporting.files import EVALUATION_FILES, replacing_together
+from ..reporting.tables import table_lines
 from .environments import install_hint
 from .scores import normalized_score, score_reference
-from .statistics import describe_values, interval_text
+from .statistics import describe_success, describe_values, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,8 @@ class EvaluationResult:
         seed: episode i of every target return was reset with seed `seed + i`; of a vector environment whose rows cannot
             be reset one by one, all rows with the seed of the first.
         episodes: one row per episode: target_return, episode, seed, return, length (steps), terminated (by the task, as
-            opposed to truncated by the time limit), normalized_score (None without reference).
+            opposed to truncated by the time limit), normalized_score (None without reference); where the environment's
+            `info` speaks of it, also success (None where it does not at this episode's end).
         versions: of the packages that a result depends on.
         checkpoint: which checkpoint of its run the policy is.
         max_episode_steps: where the caller truncated episodes; None where only the environment did.
@@ -63,9 +65,10 @@ class EvaluationResult:
         Means, population standard deviations, interquartile means (of the middle half of the episodes), and 95 %
         intervals of the mean: percentile bootstrap over episodes, 10,000 resamples, the same at every call. An interval
         is `[None, None]` for fewer than two episodes, and scores are None for environments without reference.
-        `return_first` is the return of the first episode, the one that a video shows.
+        `return_first` is the return of the first episode, the one that a video shows. Where the environment says which
+        episodes were a success, there are their share `success_rate` and Wilson's 95 % interval of it, `success_ci95`.
         """
-        results = []
+        results, told = [], self._tells_success()
         for target in self._targets():
             rows = [row for row in self.episodes if row["target_return"] == target]
             returns = np.array([row["return"] for row in rows])
@@ -78,29 +81,34 @@ class EvaluationResult:
                     "return_first": float(returns[0]),
                     "length_mean": float(np.mean([row["length"] for row in rows])),
                     **describe_values("normalized_score", scores),
+                    **(
+                        describe_success([row["success"] for row in rows if row["success"] is not None]) if told else {}
+                    ),
                 }
             )
         return results
 
     def table(self) -> str:
-        """The summary as plain text, one line per target return."""
-        heads = ["target return", "return mean ± std", "95% interval", "normalised score", "95% interval", "length"]
-        lines, text = [heads], functools.partial(number, decimals=1, thousands="")
+        """Return the summary as plain text, one line per target return."""
+        heads = ["target return", "return mean ± std", "95% interval", "normalised score", "95% interval"]
+        heads += ["success", "95% interval"] if self._tells_success() else []
+        rows, text = [], functools.partial(number, decimals=1, thousands="")
         for result in self.summary():
             mean, std = result["normalized_score_mean"], result["normalized_score_std"]
-            lines.append(
+            rows.append(
                 [
                     f"{result['target_return']:g}",
                     f"{text(result['return_mean'])} ± {text(result['return_std'], beside=[result['return_mean']])}",
                     interval_text(result["return_ci95"], text),
                     "-" if mean is None else f"{mean:.1f} ± {std:.1f}",
                     interval_text(result["normalized_score_ci95"]),
-                    f"{result['length_mean']:.1f}",
                 ]
             )
-        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-        body = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([self._title(), "", body[0], "  ".join("-" * width for width in widths), *body[1:]])
+            if "success_rate" in result:
+                rate, percent = result["success_rate"], "{:.1%}".format
+                rows[-1] += ["-" if rate is None else percent(rate), interval_text(result["success_ci95"], percent)]
+            rows[-1].append(f"{result['length_mean']:.1f}")
+        return "\n".join([self._title(), "", *table_lines([*heads, "length"], rows, left=0)])
 
     def save(
         self,
@@ -133,6 +141,7 @@ class EvaluationResult:
             ("length", pa.int64()),
             ("terminated", pa.bool_()),
             ("normalized_score", pa.float64()),
+            *([("success", pa.bool_())] if self._tells_success() else []),
         ]
         table, (last, *others) = pa.Table.from_pylist(self.episodes, schema=pa.schema(columns)), EVALUATION_FILES
         with replacing_together(folder, last, others) as draft:
@@ -147,7 +156,7 @@ class EvaluationResult:
         return [path for path in written if path.is_file()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the single episodes, ready for JSON."""
+        """Return everything but the single episodes, ready for JSON."""
         reference = score_reference(self.env_id)
         results = self.summary()
         return {
@@ -165,6 +174,9 @@ class EvaluationResult:
             and {"min": reference.minimum, "max": reference.maximum, "source": reference.source},
             "versions": self.versions,
         }
+
+    def _tells_success(self) -> bool:
+        return any("success" in row for row in self.episodes)
 
     def _targets(self) -> list[float]:
         return list(dict.fromkeys(row["target_return"] for row in self.episodes))

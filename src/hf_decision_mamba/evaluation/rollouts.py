@@ -1,4 +1,4 @@
-"""How good a policy is: rollouts in gymnasium's vector environments, normalised scores and their uncertainty.
+"""Rollouts in gymnasium's vector environments: how all episodes of the package are played, and how policies are scored.
 
 The protocol is the caller's: every result states its target returns, episodes and seeds, and no episode is left out.
 Source of the normalised score: D4RL (Fu et al. 2020, arXiv 2004.07219, section 6); of Atari's, see environments.py.
@@ -6,28 +6,287 @@ Source of the normalised score: D4RL (Fu et al. 2020, arXiv 2004.07219, section 
 
 from __future__ import annotations
 
-import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..acting.policy import DecisionMambaPolicy
+from ..data.recording import Episode, EpisodeBuilder
 from ..reporting.figures import number
 from ..reporting.versions import package_versions
-from .environments import check_spaces, decide, env_kwargs_for, environment_kwargs, environment_name, make_environments
+from .environments import (
+    check_spaces,
+    env_kwargs_for,
+    environment_kwargs,
+    environment_name,
+    make_environments,
+    observation_order,
+)
 from .result import EvaluationResult
 from .scores import normalized_score
 
 if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
+
     from .environments import Environment
 
-logger = logging.getLogger(__name__)
-
 _ROWS = 20  # environments at once: enough to make a batch worth its while, few enough to waste little at the end
+_IDLE = -1  # in the place of a job's number
+_SUCCESS = ("success", "is_success")  # what environments call it
+
+
+# How episodes are played
+
+
+class Job(NamedTuple):
+    """An episode to play: the seed of its reset, and the return to ask for; None asks for the actor's own."""
+
+    seed: int
+    target_return: float | None = None
+
+
+class PlayedEpisode(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        number: of the job, counted from 0.
+        seed: that the environment was reset with; the job's, where rows can be reset one by one.
+        total: the return.
+        length: steps.
+        terminated: by the task, as opposed to truncated by a time limit.
+        success: what the environment's `info` said at the end, under `success` or `is_success`; None for nothing.
+    """
+
+    number: int
+    seed: int
+    total: float
+    length: int
+    terminated: bool
+    success: bool | None
+
+
+class Step(NamedTuple):
+    """One step of all n rows, for an observer, who copies what it keeps.
+
+    Attributes:
+        numbers: (n,) of the rows' jobs; -1 for an idle row, which nobody counts.
+        seeds: (n,) that the rows were reset with.
+        observations: (n, ...) that the actions were chosen from.
+        actions: (n, ...)
+        rewards: (n,) that the actions earned.
+        ended: the episodes that end with this step.
+    """
+
+    numbers: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+    observations: NDArray[Any]
+    actions: NDArray[Any]
+    rewards: NDArray[np.float64]
+    ended: list[PlayedEpisode]
+
+    def running(self) -> Iterator[tuple[int, int]]:
+        """Yield row and job's number of the rows that are not idle."""
+        return ((row, job) for row, job in enumerate(self.numbers.tolist()) if job != _IDLE)
+
+
+class Actor(Protocol):
+    """What acts in all rows of a vector environment, each an episode of its own."""
+
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Start new episodes in all rows, one job each; the environment has been reset."""
+
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Start new episodes in the rows of a mask (n,), one job for each of them."""
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...); the rewards (n,) are those of the previous ones, None at the first step."""
+
+
+#: Sees every step, and returns whether to stop after it.
+Observer: TypeAlias = Callable[[Step], object]
+
+
+def play(
+    envs: VectorEnv, actor: Actor, jobs: Iterable[Job], observe: Observer = lambda step: False
+) -> Iterator[PlayedEpisode]:
+    """Play jobs in the rows of a vector environment, and yield what became of them, in their order.
+
+    A row whose episode ends takes the next job, however long the others last, so that short episodes are not favoured;
+    when none is left it repeats the last one, which nobody counts, until all have ended. Rows that cannot be reset one
+    by one begin together, with the seed of the first, and each waits for the last one.
+
+    Args:
+        envs: made by `make_environments`; its rows do not reset themselves.
+        actor: what acts; its n-th episode is the n-th job.
+        jobs: as many as are wanted, or without an end.
+        observe: is given every step. Where it returns what is true, nothing is played after that step; the episodes
+            that have ended by then are yielded, also those behind one that has not.
+    """
+    together, waiting = not getattr(envs, "resets_rows", True), enumerate(jobs)
+    last: tuple[int, Job] = (_IDLE, Job(0))
+    numbers, playing = np.full(envs.num_envs, _IDLE), [last[1]] * envs.num_envs
+    returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64)
+    ended: dict[int, PlayedEpisode] = {}
+    following = 0
+
+    def take_jobs(rows: NDArray[np.bool_]) -> None:
+        nonlocal last
+        for row in np.flatnonzero(rows):
+            last = next(waiting, (_IDLE, last[1]))
+            numbers[row], playing[row] = last
+
+    take_jobs(numbers == _IDLE)
+    if (numbers == _IDLE).all():
+        return
+    observations, seeds = _reset(envs, playing)
+    actor.reset(playing)
+    rewards: NDArray[np.float64] | None = None
+    while True:
+        actions, seen = actor.act(observations, rewards), observations
+        observations, rewards, terminated, truncated, infos = envs.step(actions)
+        returns += rewards
+        lengths += 1
+        over = terminated | truncated
+        now = [
+            PlayedEpisode(
+                int(numbers[row]),
+                int(seeds[row]),
+                float(returns[row]),
+                int(lengths[row]),
+                bool(terminated[row]),
+                _success(infos, row),
+            )
+            for row in np.flatnonzero(over & (numbers != _IDLE)).tolist()
+        ]
+        ended |= {episode.number: episode for episode in now}
+        stops = observe(Step(numbers, seeds, seen, actions, rewards, now))
+        while following in ended:
+            yield ended.pop(following)
+            following += 1
+        if stops:
+            yield from (ended[job] for job in sorted(ended))
+            return
+        if not over.any():
+            continue
+        numbers[over] = _IDLE
+        begins = not together
+        if together and (numbers == _IDLE).all():
+            begins, over = True, np.ones_like(over)
+        if begins:
+            take_jobs(over)
+        if (numbers == _IDLE).all():
+            return
+        if begins:
+            observations, seeds = _reset(envs, playing, over)
+        returns[over], lengths[over] = 0.0, 0
+        actor.reset_rows(over, [playing[row] for row in np.flatnonzero(over)])
+
+
+def _reset(
+    envs: Any,  # gymnasium's VectorEnv, whose type hides that a reset takes one seed per row
+    jobs: Sequence[Job],
+    rows: NDArray[np.bool_] | None = None,
+) -> tuple[Any, NDArray[np.int64]]:
+    """Reset rows (all when not given) with a seed each, or all with the first; return observations and seeds (n,)."""
+    seeds = np.array([job.seed for job in jobs])
+    if getattr(envs, "resets_rows", True):
+        return envs.reset(seed=seeds.tolist(), options=None if rows is None else {"reset_mask": rows})[0], seeds
+    return envs.reset(seed=int(seeds[0]))[0], np.full_like(seeds, seeds[0])
+
+
+def _success(infos: Mapping[str, Any], row: int) -> bool | None:
+    """Return whether the `info` of a row's last step calls it a success; None where it says nothing."""
+    for info in (infos.get("final_info", {}), infos):  # rows that reset themselves at once keep the last step's apart
+        for name in _SUCCESS:
+            said = name in info and (f"_{name}" not in info or info[f"_{name}"][row])
+            value = np.asarray(info[name][row] if said else None)
+            if value.size == 1 and value.dtype.kind in "biuf" and np.isfinite(value).all():
+                return bool(value.item())
+    return None
+
+
+class PolicyActor:
+    """A policy as an actor: it reads and acts in the order and within the bounds of its environments.
+
+    Args:
+        policy: is reset, and asked for the target returns of the jobs.
+        envs: made by `make_environments`.
+        name: what errors call them.
+        seed: of the policy's draws, from its first episode on.
+
+    Raises:
+        ValueError: they observe something else than the policy reads, or take other actions than the policy gives.
+    """
+
+    def __init__(self, policy: DecisionMambaPolicy, envs: VectorEnv, name: str, seed: int):
+        check_spaces(name, envs, policy)
+        self.policy, self._seed = policy, seed
+        self._space: Any = envs.single_action_space
+        self._order = observation_order(envs, policy)
+
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Start new episodes in all rows."""
+        self.policy.reset(_target_returns(jobs), num_envs=len(jobs), seed=self._seed)
+
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Start new episodes in some rows."""
+        self.policy.reset_rows(rows, _target_returns(jobs))
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...) of the environments' type and within their bounds; the policy sees these."""
+        chosen = np.reshape(
+            self.policy.act(observations[:, self._order], rewards), (len(observations), *self._space.shape)
+        )
+        actions: NDArray[Any] = chosen.astype(self._space.dtype)
+        if self.policy.action_type == "continuous":
+            actions = np.clip(actions, self._space.low, self._space.high)
+            if not np.array_equal(actions, chosen):
+                self.policy.override_actions(actions)
+        return actions
+
+    def override_actions(self, actions: NDArray[Any]) -> None:
+        """Tell the policy which actions (n, ...) were taken instead."""
+        self.policy.override_actions(actions)
+
+
+def _target_returns(jobs: Sequence[Job]) -> list[Any] | None:
+    targets = [job.target_return for job in jobs]
+    return None if None in targets else targets
+
+
+class Recorder:
+    """An observer that keeps every step, and gives the episodes that have ended as a data set has them.
+
+    Args:
+        order: of the observations' dimensions.
+    """
+
+    def __init__(self, order: NDArray[np.int64] | slice | None = slice(None)):
+        self._order, self._builders = order, dict[int, EpisodeBuilder]()
+
+    def __call__(self, step: Step) -> None:
+        """Keep a step."""
+        for row, job in step.running():
+            if job not in self._builders:
+                self._builders[job] = EpisodeBuilder(int(step.seeds[row]))
+            seen = step.observations[row][self._order]
+            self._builders[job].add(seen, step.actions[row], float(step.rewards[row]))
+
+    def take(self, episode: PlayedEpisode) -> Episode:
+        """Return an episode that has ended, and keep it no longer.
+
+        Raises:
+            ValueError: an observation, action or reward is not finite in float32.
+        """
+        return self._builders.pop(episode.number).finish(episode.terminated)
+
+
+# How policies are scored
 
 
 def evaluate_policy(
@@ -83,7 +342,7 @@ def evaluate_policy(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name}={value} must be at least {least}.")
-    jobs = [(target, episode) for target in targets for episode in range(episodes)]
+    jobs = [Job(seed + episode, target) for target in targets for episode in range(episodes)]
     envs = make_environments(env, min(num_envs or _ROWS, len(jobs)), max_episode_steps, env_kwargs=env_kwargs)
     try:
         name = env if isinstance(env, str) else environment_name(envs)
@@ -91,9 +350,10 @@ def evaluate_policy(
             env_kwargs = environment_kwargs(envs)
         if num_envs not in (None, envs.num_envs) and not (isinstance(env, str) or callable(env)):
             raise ValueError(f"num_envs={num_envs}, but {name} is given with {envs.num_envs}; leave it out.")
-        check_spaces(name, envs, policy)
+        actor = PolicyActor(policy, envs, name, seed)
         with tqdm(total=len(jobs), desc=name, unit="episode", disable=not progress) as bar:
-            rows, actions = _run(policy, name, envs, jobs, seed, bar)
+            watch = _Watch(bar, dict.fromkeys(range(0, len(jobs), episodes)))
+            played = list(play(envs, actor, jobs, watch))
     finally:
         envs.close()
     return EvaluationResult(
@@ -101,90 +361,67 @@ def evaluate_policy(
         mode=policy.mode,
         context_length=policy.context_length if policy.mode == "window" else None,
         seed=seed,
-        episodes=rows,
+        episodes=_rows(name, jobs, played, episodes),
         versions=package_versions(),
         max_episode_steps=max_episode_steps,
         temperature=policy.temperature if policy.sample else None,
         env_kwargs=env_kwargs,
-        actions=actions,
+        actions={targets[job // episodes]: np.stack(actions) for job, actions in watch.actions.items()},
     )
 
 
-def _run(
-    policy: DecisionMambaPolicy,
-    env_id: str,
-    envs: Any,  # gymnasium's VectorEnv, whose type hides that a reset takes one seed per row
-    jobs: list[tuple[float, int]],
-    seed: int,
-    bar: tqdm,
-) -> tuple[list[dict[str, Any]], dict[float, NDArray[Any]]]:
-    """Run every job (target return, episode) once; return rows in the order of jobs, and actions of first episodes."""
-    count, last = envs.num_envs, len(jobs) - 1
-    targets, seeds = np.array([target for target, _ in jobs]), np.array([seed + episode for _, episode in jobs])
-    current, waiting = np.arange(count), count  # each row's job; beyond the last one the row is idle
-    together = not getattr(envs, "resets_rows", True)  # all rows begin at once, each waits for the last one
-    returns, lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
-    finished: dict[int, dict[str, Any]] = {}
-    first: dict[int, list[Any]] = {job: [] for job, (_, episode) in enumerate(jobs) if episode == 0}
-    started, shown, steps = time.monotonic(), 0.0, 0
+class _Watch:
+    """Shows how far an evaluation is, and keeps the actions of some episodes.
 
-    jobs_now = np.minimum(current, last)
-    observations, given = _reset(envs, seeds[jobs_now])
-    policy.reset(target_return=targets[jobs_now], seed=seed)  # the policy's n-th episode is the n-th job
-    rewards: NDArray[np.float64] | None = None
-    while True:
-        actions = decide(policy, envs, observations, rewards)
-        for place, job in enumerate(current.tolist()):
-            if job in first:
-                first[job].append(actions[place].copy())
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
-        returns += rewards
-        lengths += 1
-        steps += int(np.count_nonzero(current <= last))
-        if not np.isfinite(returns).all():
-            bad = int(np.flatnonzero(~np.isfinite(returns))[0])
+    Args:
+        bar: of the episodes.
+        kept: numbers of the jobs whose actions are kept.
+    """
+
+    def __init__(self, bar: tqdm, kept: Iterable[int]):
+        self.actions: dict[int, list[NDArray[Any]]] = {job: [] for job in kept}
+        self._bar, self._steps, self._started, self._shown = bar, 0, time.monotonic(), 0.0
+        self._returns: list[float] = []
+
+    def __call__(self, step: Step) -> None:
+        """See a step."""
+        for row, job in step.running():
+            self._steps += 1
+            if job in self.actions:
+                self.actions[job].append(step.actions[row].copy())
+        self._returns += [episode.total for episode in step.ended]
+        self._bar.update(len(step.ended))
+        if time.monotonic() - self._shown > 0.5 or len(self._returns) == self._bar.total:
+            self._shown = time.monotonic()
+            mean = number(float(np.mean(self._returns)), 1, "") if self._returns else "-"
+            rate = self._steps / max(self._shown - self._started, 1e-9)
+            self._bar.set_postfix({"mean return": mean, "steps/s": f"{rate:,.0f}"})
+
+
+def _rows(env_id: str, jobs: Sequence[Job], played: Sequence[PlayedEpisode], episodes: int) -> list[dict[str, Any]]:
+    """Return what `EvaluationResult` keeps of each episode; `success` only where the environment speaks of it."""
+    rows: list[dict[str, Any]] = []
+    for episode in played:
+        if not math.isfinite(episode.total):
             raise ValueError(
-                f"{env_id} gave the reward {rewards[bad]} at step {lengths[bad] - 1} of the episode with seed "
-                f"{given[bad]}; returns need finite rewards."
+                f"{env_id} gave rewards that add up to {episode.total} in the episode with seed {episode.seed}; "
+                "returns need finite rewards."
             )
-        over = terminated | truncated
-        for row in np.flatnonzero(over):
-            if current[row] <= last:
-                target, episode = jobs[current[row]]
-                finished[int(current[row])] = {
-                    "target_return": target,
-                    "episode": episode,
-                    "seed": int(given[row]),
-                    "return": float(returns[row]),
-                    "length": int(lengths[row]),
-                    "terminated": bool(terminated[row]),
-                    "normalized_score": normalized_score(env_id, float(returns[row])),
-                }
-                bar.update()
-            current[row], waiting = (last + 1, waiting) if together else (waiting, waiting + 1)
-        if time.monotonic() - shown > 0.5 or len(finished) == len(jobs):
-            shown = time.monotonic()
-            mean = number(float(np.mean([row["return"] for row in finished.values()])), 1, "") if finished else "-"
-            bar.set_postfix({"mean return": mean, "steps/s": f"{steps / max(shown - started, 1e-9):,.0f}"})
-        if len(finished) == len(jobs):
-            taken = {jobs[job][0]: np.stack(series) for job, series in first.items()}
-            return [finished[job] for job in range(len(jobs))], taken
-        resets = over.any() and not together
-        if together and (current > last).all():
-            current, waiting, over, resets = waiting + np.arange(count), waiting + count, np.ones_like(over), True
-        jobs_now = np.minimum(current, last)
-        if resets:
-            observations, given = _reset(envs, seeds[jobs_now], over)
-        if over.any():
-            returns[over], lengths[over] = 0.0, 0
-            policy.reset_rows(over, target_return=targets[jobs_now[over]])
-
-
-def _reset(envs: Any, seeds: NDArray[np.int64], rows: NDArray[np.bool_] | None = None) -> tuple[Any, NDArray[np.int64]]:
-    """Reset rows (all when not given) with a seed each, or all with the first; return observations and seeds (n,)."""
-    if getattr(envs, "resets_rows", True):
-        return envs.reset(seed=seeds.tolist(), options=None if rows is None else {"reset_mask": rows})[0], seeds
-    return envs.reset(seed=int(seeds[0]))[0], np.full_like(seeds, seeds[0])
+        rows.append(
+            {
+                "target_return": jobs[episode.number].target_return,
+                "episode": episode.number % episodes,
+                "seed": episode.seed,
+                "return": episode.total,
+                "length": episode.length,
+                "terminated": episode.terminated,
+                "normalized_score": normalized_score(env_id, episode.total),
+            }
+        )
+    if any(episode.success is not None for episode in played):
+        for row, episode in zip(rows, played, strict=True):
+            row["success"] = episode.success
+    return rows
 
 
 def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..reporting.files import replacing, video_names
 from .environments import install_hint, make_environments
+from .rollouts import Job, Step, play
 
 if TYPE_CHECKING:
     from .result import EvaluationResult
@@ -81,29 +83,50 @@ def _film(result: EvaluationResult, row: dict[str, Any], path: Path, progress: b
     imageio = import_imageio(result.env_id)
     made: dict[str, Any] = {"render_mode": "rgb_array", "env_kwargs": result.env_kwargs}
     envs: Any = make_environments(result.env_id, 1, result.max_episode_steps, **made)
-    earned, length, over = 0.0, 0, False
     try:
         _follow(envs.envs[0].unwrapped)
-        envs.reset(seed=[row["seed"]])
-        frame = _first_frame(result.env_id, envs)
         # Two, because the usual format of pixels halves colours in both directions: others would be stretched more.
         options = {"fps": envs.metadata.get("render_fps", 30), "macro_block_size": 2}
-        with closing(imageio.get_writer(path, format="FFMPEG", **options)) as writer:  # its own `with` leaks on errors
-            writer.append_data(frame)
-            for action in tqdm(result.actions[row["target_return"]], "video", unit="frame", disable=not progress):
-                if over:
-                    break
-                _, rewards, terminated, truncated, _ = envs.step(action[None])
-                writer.append_data(envs.render()[0])
-                earned, length, over = earned + float(rewards[0]), length + 1, bool(terminated[0] or truncated[0])
+        with (
+            closing(imageio.get_writer(path, format="FFMPEG", **options)) as writer,  # its own `with` leaks on errors
+            tqdm(total=row["length"], desc="video", unit="frame", disable=not progress) as bar,
+        ):
+            replay = _Replay(result.env_id, envs, result.actions[row["target_return"]], writer, bar)
+            over = [*play(envs, replay, [Job(row["seed"])], replay.observe)]
     finally:
         envs.close()
-    if (earned, length, over) != (row["return"], row["length"], True):
+    if (replay.earned, replay.length, bool(over)) != (row["return"], row["length"], True):
         raise ValueError(
             f"{result.env_id} cannot be filmed: the episode with seed {row['seed']} returned {row['return']:g} in "
-            f"{row['length']} steps, but the same actions played again {earned:g} in {length}: chance that the "
-            "seed does not govern is at work in it."
+            f"{row['length']} steps, but the same actions played again {replay.earned:g} in {replay.length}: chance "
+            "that the seed does not govern is at work in it."
         )
+
+
+class _Replay:
+    """An actor that repeats the actions (steps, ...) of one episode, and writes what it sees."""
+
+    def __init__(self, env_id: str, envs: Any, actions: NDArray[Any], writer: Any, bar: tqdm):
+        self.earned, self.length = 0.0, 0
+        self._env_id, self._envs, self._actions, self._writer, self._bar = env_id, envs, actions, writer, bar
+
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Write the first frame."""
+        self._writer.append_data(_first_frame(self._env_id, self._envs))
+
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Do nothing: there is but one episode."""
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next action."""
+        return self._actions[self.length][None]
+
+    def observe(self, step: Step) -> bool:
+        """Write a frame, and stop behind the last action."""
+        self._writer.append_data(self._envs.render()[0])
+        self._bar.update()
+        self.earned, self.length = self.earned + float(step.rewards[0]), self.length + 1
+        return self.length == len(self._actions)
 
 
 def _follow(env: Any) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def table_lines(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table as plain text: the first column on the left, the others on the right."""
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-    aligned = [
+
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return the lines of a table as plain text: heads, a rule, rows.
+
+    Args:
+        heads: of the columns; without any there is no rule either.
+        rows: of as many cells each.
+        left: how many of the first columns stand on the left; the others stand on the right.
+    """
+    lines = [heads, *rows] if heads else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [heads, ["-" * width for width in widths], *rows] if heads else rows
+    return [
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in (heads, *rows)
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
     ]
-    return [aligned[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in aligned[1:])]
 
 
 def count_in_words(count: int, what: str) -> str:
+    """Return a number of things, with an s where they are several."""
     return f"{count:,} {what}{'s' if count != 1 else ''}"

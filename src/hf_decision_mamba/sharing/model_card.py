@@ -197,7 +197,7 @@ def push_to_hub(
 
 
 def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]:
-    """One `mean_reward`, and where a reference exists one `normalized_score`, for each target return."""
+    """Return one `mean_reward`, and as far as known one `normalized_score` and `success_rate`, a target return."""
     if not evaluation:
         return []
     source = (evaluation.get("score_reference") or {}).get("source")
@@ -217,10 +217,12 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
             label = f"target return {number(row['target_return'])}, {checkpoint} checkpoint"
             mean, std = row["return_mean"], row["return_std"]
             text = f"{number(mean, 2, thousands='')} +/- {number(std, 2, thousands='', beside=[mean])}"
-            metrics = {"mean_reward": ("Mean return", text)}
+            metrics: dict[str, tuple[str, str | float]] = {"mean_reward": ("Mean return", text)}
             if row.get("normalized_score_mean") is not None:
                 name = f"{source}-normalised score" if source else "Normalised score"
                 metrics["normalized_score"] = (name, round(row["normalized_score_mean"], 2))
+            if row.get("success_rate") is not None:
+                metrics["success_rate"] = ("Success rate", round(row["success_rate"], 4))
             results += [
                 EvalResult(
                     task_type="reinforcement-learning",

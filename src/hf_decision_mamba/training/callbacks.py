@@ -64,7 +64,8 @@ class TrainingProgress(ProgressCallback):
 class RolloutCallback(TrainerCallback):
     """Roll the policy out after every evaluation and add its scores to the metrics, before the best model is chosen.
 
-    Adds `eval_return_mean`, `eval_return_std`, and `eval_normalized_score` where a reference exists.
+    Adds `eval_return_mean`, `eval_return_std`, `eval_normalized_score` where a reference exists, and
+    `eval_success_rate` where the environment says which episodes were a success.
 
     Args:
         env_id: gymnasium environment.
@@ -139,4 +140,6 @@ def score_metrics(result: EvaluationResult) -> dict[str, float]:
     metrics = {"eval_return_mean": row["return_mean"], "eval_return_std": row["return_std"]}
     if row.get("normalized_score_mean") is not None:
         metrics["eval_normalized_score"] = row["normalized_score_mean"]
+    if row.get("success_rate") is not None:
+        metrics["eval_success_rate"] = row["success_rate"]
     return metrics

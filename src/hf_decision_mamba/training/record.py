@@ -43,7 +43,7 @@ _OF_DATA_AND_MODEL = {entry.name for group in (ModelArguments, DataArguments) fo
 # Where this run was written, logged and pushed: other people's runs have places of their own.
 _PLACES = re.compile(r"output_dir|resume|hub|token|report_to|run_name|project|trackio|log_level|tqdm|local_rank")
 # What the curves are of, as the Trainer logs it.
-_CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score")
+_CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score", "eval_success_rate")
 
 
 def settings_to_repeat(arguments: Arguments, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
