@@ -27,6 +27,7 @@ from .model.selective_scan_cpu import why_no_numba
 from .model.sizes_cpu import LANES
 from .model.threads_cpu import whose_threads
 from .reporting._version import __version__
+from .reporting.tables import table_lines
 
 _PACKAGES = (
     *("torch", "transformers", "huggingface_hub", "datasets", "accelerate", "safetensors", "numpy"),
@@ -77,13 +78,13 @@ def info_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rows(facts: Mapping[str, Any]) -> Iterator[str]:
-    width = max(len(name) for name in facts)
+def _rows(found: Mapping[str, Any]) -> list[str]:
     words = {None: "not installed", True: "yes", False: "no"}
-    for name, value in facts.items():
+    rows: list[list[str]] = []
+    for name, value in found.items():
         lines = value if isinstance(value, list) else [words.get(value, value) if _is_word(value) else value]
-        for label, line in zip([name, *[""] * len(lines)], lines, strict=False):
-            yield f"  {label:<{width}}  {line}"
+        rows += [["" if place else name, str(line)] for place, line in enumerate(lines)]
+    return [f"  {line}" for line in table_lines([], rows, left=2)]
 
 
 def _is_word(value: object) -> bool:

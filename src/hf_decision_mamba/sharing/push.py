@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from ..reporting.files import files_at_top
+from ..reporting.tables import table_lines
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,6 @@ class _Push:
         self.write(self.repo_id)
         files = self._files()
         sizes = {name: (self.folder / name).stat().st_size for name in files}
-        width = max(map(len, files))
         way = f'one commit, "{self.message}"'
         if self.create_pr:
             way = f'a pull request, "{self.message}"'
@@ -188,7 +188,7 @@ class _Push:
         return "\n".join(
             [
                 f"{self.folder} would go to the {self.repo_type} repository {self.repo_id}, as {way}:",
-                *(f"  {name:<{width}}  {size:>13,} bytes" for name, size in sizes.items()),
+                *(f"  {line}" for line in table_lines([], [[name, f"{size:,} bytes"] for name, size in sizes.items()])),
                 f"  {len(files)} files, {sum(sizes.values()):,} bytes",
                 self._describe_remote(files),
                 "This was a dry run: nothing was sent.",
