@@ -177,6 +177,11 @@ def test_the_deploy_section_of_the_readme_runs_as_printed(tmp_path, monkeypatch,
     assert 3600 - found["return_to_go"] == pytest.approx(earned, rel=1e-3)
 
 
+def test_an_onnx_file_of_a_gru_decides_as_the_policy(tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert export_policy(make_policy("gru", n_layer=1), tmp_path / "step.onnx") < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:read_binary is deprecated:DeprecationWarning")  # executorch reads its schema so
 def test_an_executorch_program_decides_as_the_policy(tmp_path):
     runtime = pytest.importorskip("executorch.runtime")

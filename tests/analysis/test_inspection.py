@@ -155,9 +155,10 @@ def test_targets_lie_around_the_checkpoints_own(own, targets, monkeypatch):
             ["attention", "decay", "effective_context", "time_constants"],
             "no Mamba layers",
         ),
+        (lambda: pendulum_model("gru"), K, ["attention", "decay", "time_constants"], "A GRU has no Mamba layers"),
         (lambda: None, 1, ["attention", "decay", "effective_context"], "decides from one step"),
     ],
-    ids=["decision transformer", "behaviour cloning", "a context of one step"],
+    ids=["decision transformer", "behaviour cloning", "gru", "a context of one step"],
 )
 def test_what_a_model_does_not_have_is_left_out(model, context_length, missing, because):
     policy = pendulum_policy(model(), context_length)

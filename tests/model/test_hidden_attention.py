@@ -12,7 +12,7 @@ from hf_decision_mamba.model.hidden_attention import ScanTerms
 from hf_decision_mamba.model.selective_scan import selective_scan
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=[name for name in VARIANTS if not name.startswith("gru")])  # which has none
 def model(request):
     return model_of(request.param)
 

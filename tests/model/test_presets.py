@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hf_decision_mamba import DecisionMambaCache, DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.model import PRESETS
+from hf_decision_mamba.model.mixers_decision_mamba import TokenStream
 
 STATE_DIM, ACT_DIM, IMAGE_SIZE = 5, 3, 36
 SMALL = {
@@ -31,6 +32,10 @@ VARIANTS = {
     "dema-b3ld without gate": {"use_gate": False, "use_bias": True},
     "dema-b3ld with constant steps": {"selective": False},
     "dema-post with constant steps": {"selective": False},
+    "gru of interleaved tokens": {
+        **{"sequence_layout": "interleaved", "token_order": ("return", "state", "action")},
+        **{"block_type": "mamba_mlp", "mixer_residual": True},
+    },
     "dema-b3ld with time": {"use_timestep_embedding": True, "embed_layer_norm": True},
 }
 
@@ -316,6 +321,28 @@ def test_bfloat16_follows_float64(model, tmp_path):
     assert output.cache_params.ssm_states[0].dtype == torch.float32
     error = (output.action_preds.double() - expected).norm() / expected.norm()
     assert error < 0.1
+
+
+def test_a_gru_is_torchs_gru():
+    model = model_of("gru")
+    mixer, width = model.layers[0].mixer, SMALL["hidden_size"]
+    theirs = torch.nn.GRU(width, width, batch_first=True, dtype=torch.float64)
+    projections = {"ih": mixer.in_proj, "hh": mixer.state_proj}
+    theirs.load_state_dict(
+        {f"{kind}_{name}_l0": getattr(p, kind) for kind in ("weight", "bias") for name, p in projections.items()}
+    )
+    x = torch.randn(3, 7, width, dtype=torch.float64)
+    cache = DecisionMambaCache(model.config, 3, dtype=torch.float64)
+    output, (expected, state) = mixer(x, TokenStream(("step",), cache)), theirs(x)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cache.ssm_states[0][..., 0], state[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixer(x, TokenStream(("step",))), expected, rtol=0, atol=1e-12)
+
+
+def test_a_gru_says_that_it_has_no_attention():
+    model = model_of("gru")
+    with pytest.raises(ValueError, match="a GRU has no scan, so no hidden attention and no output_attentions"):
+        model(**inputs_for(model, 1, 2), output_attentions=True)
 
 
 def test_compiles_to_one_graph(model):

@@ -223,12 +223,13 @@ def _look_inside(
     if not past:
         reason = "This policy decides from one step, so there is no past to look at."
         found.left_out.update(attention=reason, decay=reason, effective_context=reason)
-    if isinstance(policy.model, DecisionMambaModel):
+    if isinstance(policy.model, DecisionMambaModel) and policy.model.config.ssm != "gru":
         if past:
             _measure_attention(found, policy, windows, parts, timesteps, at_once, progress)
         found.time_constants = time_constants(policy.model, spaced)
     else:
-        reason = f"{type(policy.model).__name__} has no Mamba layers, so no hidden attention and no step sizes."
+        kind = "A GRU" if isinstance(policy.model, DecisionMambaModel) else type(policy.model).__name__
+        reason = f"{kind} has no Mamba layers, so no hidden attention and no step sizes."
         found.left_out.update(attention=reason, decay=reason, time_constants=reason)
     if past:
         bar = tqdm(parts, desc="actions with steps removed", disable=not progress)

@@ -28,7 +28,7 @@ class DecisionMambaCache:
         local_states: per layer (batch, local_mixer_window - 1, hidden_size), oldest token first; empty without a local
             mixer.
         conv_states: per layer (batch, conv_kernel - 1, channels), oldest token first.
-        ssm_states: per layer (batch, channels, state_size).
+        ssm_states: per layer (batch, channels, state_size); of a GRU (batch, channels, 1).
         last_actions: the action of the last real step: (batch, act_dim), zero at an episode's start, or (batch,), -1 at
             an episode's start, for discrete actions.
         started: (batch,) bool, whether the row has seen a real step of its episode.
@@ -45,7 +45,7 @@ class DecisionMambaCache:
     ):
         state_dtype = torch.promote_types(dtype, torch.float32)
         conv_shape = (batch_size, config.conv_history, config.conv_channels)
-        ssm_shape = (batch_size, config.intermediate_size, config.state_size)
+        ssm_shape = (batch_size, config.intermediate_size, 1 if config.ssm == "gru" else config.state_size)
         local_shape = (batch_size, config.local_mixer_window - 1, config.hidden_size)
         layers = range(config.n_layer)
         self.local_states = [

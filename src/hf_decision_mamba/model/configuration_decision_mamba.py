@@ -98,6 +98,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_layer": 3,
         "activation_function": "gelu",
     },
+    # The null hypothesis of all of them: a plain recurrent network (Cho et al., arXiv 1406.1078), about as large as
+    # dema-b3ld; of vectors as of images.
+    "gru": {
+        "token_order": ("previous_action", "return", "state"),
+        "sequence_layout": "concatenated",
+        "embedding_size": 128,
+        "ssm": "gru",
+        "mixer_residual": False,
+        "hidden_size": 100,
+        "n_layer": 2,
+        "expand": 1,
+        "conv_kernel": 0,
+    },
 }
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -105,7 +118,7 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "state_type": ("vector", "image"),
     "action_type": ("continuous", "discrete"),
     "block_type": ("mamba", "transformer", "mamba_mlp"),
-    "ssm": ("mamba", "mamba2"),
+    "ssm": ("mamba", "mamba2", "gru"),
     "local_mixer": (None, "linear", "conv"),
     "norm_type": ("rms_norm", "layer_norm"),
     "mixer_norm_type": (None, "rms_norm", "layer_norm"),
@@ -141,7 +154,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         image_size (`int`, *optional*, defaults to 84): Height and width of an image state.
         block_type (`str`, *optional*, defaults to `"mamba"`): `"mamba"`, gated Mamba (pre up-projection);
             `"transformer"`, S6 and a feed-forward layer (post up-projection); `"mamba_mlp"`, both.
-        ssm (`str`, *optional*, defaults to `"mamba"`): `"mamba"` or `"mamba2"`, the recurrence of the mixer.
+        ssm (`str`, *optional*, defaults to `"mamba"`): `"mamba"` or `"mamba2"`, the recurrence of the mixer; or
+            `"gru"`, the baseline without a scan, whose state is one number a channel (`conv_kernel=0`, `expand=1`).
         use_gate (`bool`, *optional*, defaults to `True`): Whether the output of a Mamba scan is multiplied by a gate,
             SiLU of a projection of the input. `False` is for ablations.
         selective (`bool`, *optional*, defaults to `True`): Whether the step size Δ of a Mamba scan depends on the
@@ -324,6 +338,9 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
                 not self.use_gate and (self.ssm != "mamba" or self.block_type == "transformer")
             ),
             "selective=False needs ssm='mamba'": not self.selective and self.ssm != "mamba",
+            "ssm='gru' has no convolution and no channels beyond hidden_size: it needs conv_kernel=0 and expand=1": (
+                self.ssm == "gru" and (self.conv_kernel, self.expand) != (0, 1)
+            ),
             f"head_dim={self.head_dim} must divide the {self.intermediate_size} channels of a Mamba-2 mixer": (
                 self.ssm == "mamba2" and self.intermediate_size % self.head_dim != 0
             ),
@@ -348,6 +365,7 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         rank = (self.time_step_rank or 0) if self.selective else 0
         projections = 0 if self.block_type == "transformer" else (2 + self.use_gate) * width
         mixer = self.intermediate_size * (projections + 2 * rank + 3 * self.state_size + self.conv_kernel)
+        mixer = 6 * width * width if self.ssm == "gru" else mixer
         local = {None: 0, "linear": width, "conv": 3}[self.local_mixer] * self.local_mixer_window * width
         mlp = 2 * width * self.mlp_size if self.block_type != "mamba" else 0
         return outside + self.n_layer * (mixer + local + mlp)

@@ -1,5 +1,5 @@
 # Copyright 2026
-"""The parts of a Decision Mamba block: norms, local mixers, the Mamba and Mamba-2 mixers, the feed-forward layer.
+"""The parts of a Decision Mamba block: norms, local mixers, the Mamba, Mamba-2 and GRU mixers, the feed-forward layer.
 
 Every mixer is causal over (b, l, d) tensors and may continue from a cache. Sources: Mamba (arXiv 2312.00752), Mamba-2
 (arXiv 2405.21060), DeMa's S6 (arXiv 2405.12094, "post up-projection"), DMM's local mixers (arXiv 2408.10517).
@@ -8,6 +8,7 @@ Shapes: b batch, l tokens, d `hidden_size`, c channels (`intermediate_size`), n 
 """
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -283,7 +284,57 @@ class DecisionMamba2Mixer(nn.Module):
         _init_out_proj(self.out_proj, self.config)
 
 
-MIXERS: dict[str, type[nn.Module]] = {"mamba": DecisionMambaMixer, "mamba2": DecisionMamba2Mixer}
+class DecisionMambaGRUMixer(nn.Module):
+    """A gated recurrent unit (Cho et al., arXiv 1406.1078, as torch.nn.GRU has it), whose state is its output.
+
+    r, z = σ(W x + U h);  n = tanh(W_n x + r · U_n h);  h = (1 - z) · n + z · h, with biases on both sides.
+    """
+
+    def __init__(self, config: DecisionMambaConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.in_proj = nn.Linear(config.hidden_size, 3 * config.intermediate_size)
+        self.state_proj = nn.Linear(config.intermediate_size, 3 * config.intermediate_size)
+
+    def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
+        """Mix (b, l, d) along the tokens."""
+        if tokens.scans is not None:
+            raise ValueError("ssm='gru': a GRU has no scan, so no hidden attention and no output_attentions.")
+        if tokens.cache is None:
+            return self._recur(hidden_states, hidden_states.new_zeros(len(hidden_states), self.state_proj.in_features))
+        states = tokens.cache.ssm_states
+        state = states[self.layer_idx][..., 0].to(hidden_states.dtype)
+        # Of the absent tokens only the first of all can stand in front of real ones.
+        first = self._recur(hidden_states[:, :1], state)
+        state = first[:, 0] if tokens.mask is None else torch.where(tokens.mask[:, :1], first[:, 0], state)
+        output = first
+        if hidden_states.shape[1] > 1:
+            rest = self._recur(hidden_states[:, 1:], state)
+            mask = None if tokens.mask is None else tokens.mask[:, 1:]
+            state = last_real(torch.cat([state[:, None], rest], dim=1), 1, mask)[:, 0]
+            output = torch.cat([first, rest], dim=1)
+        states[self.layer_idx] = state[..., None].to(states[self.layer_idx].dtype)
+        return output
+
+    def _recur(self, x: Tensor, state: Tensor) -> Tensor:
+        """The states (b, l, c) after each of the tokens (b, l, d) that follow a state (b, c)."""
+        if x.shape[1] > 1:
+            weights = [self.in_proj.weight, self.state_proj.weight, self.in_proj.bias, self.state_proj.bias]
+            plain = x.device.type == "cpu" or torch.compiler.is_compiling()
+            # cuDNN wants all weights in one piece of memory.
+            with nullcontext() if plain else torch.backends.cudnn.flags(enabled=False):
+                return torch.gru(x, state[None], weights, True, 1, 0.0, self.training, False, True)[0]
+        seen, known = self.in_proj(x[:, 0]).chunk(3, dim=-1), self.state_proj(state).chunk(3, dim=-1)
+        reset, update = (torch.sigmoid(seen[i] + known[i]) for i in range(2))
+        new = torch.tanh(seen[2] + reset * known[2])
+        return ((1 - update) * new + update * state)[:, None]
+
+
+MIXERS: dict[str, type[nn.Module]] = {
+    "mamba": DecisionMambaMixer,
+    "mamba2": DecisionMamba2Mixer,
+    "gru": DecisionMambaGRUMixer,
+}
 
 
 def _convolve(tokens: TokenStream, layer_idx: int, x: Tensor, conv: nn.Conv1d, backend: str | None) -> Tensor:
