@@ -27,9 +27,7 @@ def mixers_of(model: PreTrainedModel) -> list[DecisionMambaMixer | DecisionMamba
     """The model's Mamba mixers, one a layer."""
     mixers = [module for module in model.modules() if isinstance(module, (DecisionMambaMixer, DecisionMamba2Mixer))]
     if not mixers and getattr(model.config, "ssm", None) == "gru":
-        raise ValueError(
-            "This model is a GRU (ssm='gru'): it has no scan, so no hidden attention and no step sizes."
-        )
+        raise ValueError("This model is a GRU (ssm='gru'): it has no scan, so no hidden attention and no step sizes.")
     if not mixers:
         raise ValueError(
             f"{type(model).__name__} has no Mamba mixers, so no hidden attention; give a DecisionMambaModel."
