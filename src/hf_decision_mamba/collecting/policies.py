@@ -46,7 +46,7 @@ class ExpertPolicy:
         """Return the right actions (n, ...)."""
         return np.stack([expert() for expert in self._experts])
 
-    def took(self, actions: NDArray[Any]) -> None:
+    def override_actions(self, actions: NDArray[Any]) -> None:
         """Forget nothing."""
 
 
