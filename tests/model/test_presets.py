@@ -65,7 +65,7 @@ SCALED = pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"
 def inputs_for(
     model: DecisionMambaModel, batch: int, steps: int, seed: int = 1, scaled: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Random inputs; `scaled` adds time scales from 0.1 to 10."""
+    """Random inputs; `scaled` adds time scales from 0.1 to 10 where there are step sizes."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -80,7 +80,7 @@ def inputs_for(
         "actions": torch.randint(ACT_DIM, (batch, steps), generator=generator) if discrete else draw(ACT_DIM),
         "returns_to_go": draw(1),
         "timesteps": torch.arange(steps).expand(batch, steps),
-        **({"time_scale": 10 ** (draw().sigmoid() * 2 - 1)} if scaled else {}),
+        **({"time_scale": 10 ** (draw().sigmoid() * 2 - 1)} if scaled and model.config.ssm != "gru" else {}),
     }
 
 
@@ -177,7 +177,19 @@ def test_rows_restart_and_advance_on_their_own(model, scaled):
         torch.testing.assert_close(predictions[1], restarted[1, 1:], rtol=0, atol=1e-10)
 
 
-def test_a_time_scale_of_one_changes_no_bit_and_another_does(model):
+@pytest.fixture(params=[name for name in VARIANTS if "gru" not in name])
+def scan_model(request):
+    return model_of(request.param)
+
+
+def test_a_gru_has_no_step_sizes_to_scale():
+    model = model_of("gru")
+    with pytest.raises(ValueError, match="time_scale multiplies step sizes, and ssm='gru' has none"):
+        model(**inputs_for(model, 2, 3), time_scale=torch.ones(2, 3))
+
+
+def test_a_time_scale_of_one_changes_no_bit_and_another_does(scan_model):
+    model = scan_model
     inputs, mask = inputs_for(model, batch=2, steps=5), torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0]])
 
     def compute(**options):
@@ -196,7 +208,8 @@ def test_a_time_scale_of_one_changes_no_bit_and_another_does(model):
         assert torch.isfinite(found).all() and not torch.equal(found, expected)
 
 
-def test_a_call_without_time_scales_continues_as_with_ones(model):
+def test_a_call_without_time_scales_continues_as_with_ones(scan_model):
+    model = scan_model
     inputs = inputs_for(model, batch=2, steps=6, scaled=True)
     inputs["time_scale"][:, 3:] = 1
     with torch.no_grad():

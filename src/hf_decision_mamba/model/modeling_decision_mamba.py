@@ -530,6 +530,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         for name, (tensor, shape) in expected.items():
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape} for this model and batch.")
+        if time_scale is not None and config.ssm == "gru":
+            raise ValueError("time_scale multiplies step sizes, and ssm='gru' has none; leave it out.")
         if cache_params is not None and cache_params.batch_size != steps[0]:
             raise ValueError(f"cache_params holds {cache_params.batch_size} rows, but the batch has {steps[0]}.")
         if timesteps is None and config.use_timestep_embedding:

@@ -255,13 +255,15 @@ def _build_trainer(
     args: DecisionMambaTrainingArguments,
 ) -> DecisionMambaTrainer:
     windows = {"context_length": window_length, **window_settings(processor)}
-    in_order = data_args.train_mode == "sequences"
-    for setting, given, needed in (
-        ("train_mode=sequences", in_order, "state to carry"),
-        (f"time_dilation={args.time_dilation:g}", args.time_dilation > 0, "step sizes to multiply"),
+    in_order, recurrent = data_args.train_mode == "sequences", isinstance(model, DecisionMambaModel)
+    scans = recurrent and model.config.ssm != "gru"
+    for setting, impossible, needed in (
+        ("train_mode=sequences", in_order and not recurrent, "state to carry"),
+        (f"time_dilation={args.time_dilation:g}", args.time_dilation > 0 and not scans, "step sizes to multiply"),
     ):
-        if given and not isinstance(model, DecisionMambaModel):
-            raise ValueError(f"{setting}: --architecture {architecture_of(model.config)} has no {needed}.")
+        if impossible:
+            name = "gru" if recurrent else architecture_of(model.config)
+            raise ValueError(f"{setting}: --architecture {name} has no {needed}.")
     if not in_order:
         windows["placement"] = data_args.window_placement
     train_dataset: WindowDataset | WindowStream
