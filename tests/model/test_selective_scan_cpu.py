@@ -173,6 +173,17 @@ def test_absent_tokens_may_hold_anything(scaled):
         assert not found[name][clean["mask"] == 0].any(), name
 
 
+def test_arithmetic_is_afterwards_as_it_was():
+    """With factors on Δ numbers next to nothing are zero in the kernels, which would be slow, and nowhere else."""
+    inputs = make_inputs(dtype=torch.float32, options=("mask", "scale", "initial_state"))
+    inputs["delta"], inputs["A"] = torch.full_like(inputs["delta"], 30.0), torch.full_like(inputs["A"], -0.9)
+    inputs["u"], inputs["mask"] = torch.zeros_like(inputs["u"]), torch.ones(2, 5)
+    inputs["initial_state"] *= 2.0**-30
+    found = run_kernel(inputs, torch.ones(2, 5, 7), torch.ones(2, 7, 3))
+    assert all(torch.isfinite(x).all() for x in found.values() if x is not None)
+    assert torch.full((64,), 1e-38).mul(0.01).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_large_steps_and_fast_decay_underflow_to_zero(dtype):
     inputs = make_inputs(2, 20, 33, 5, dtype=dtype, options=("D", "z", "initial_state"))

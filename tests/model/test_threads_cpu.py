@@ -22,8 +22,8 @@ from hf_decision_mamba.model.threads_cpu import run_items
 INTEGERS = {"sizes", "strides", "program", "buffers", "indices", "timesteps", "discrete", "lengths"}
 #: Arguments with which a kernel raises before it touches anything: workspaces of negative sizes, half a program.
 FAILING = {
-    selective_scan_kernels.forward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 6, "strides": [0] * 10},
-    selective_scan_kernels.backward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 5, "strides": [0] * 12},
+    selective_scan_kernels.forward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 7, "strides": [0] * 10},
+    selective_scan_kernels.backward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 6, "strides": [0] * 12},
     causal_conv_kernels.forward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 2},
     causal_conv_kernels.backward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 4},
     compiled_kernels.run: {"sizes": [2, 1, 1, 1, 1, 3, 2, 0, 2], "program": [0, 0, 0]},
@@ -49,7 +49,7 @@ def test_what_a_kernel_raises_reaches_the_caller(kernel, threads_from, monkeypat
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     arrays = []
     for name in list(inspect.signature(kernel.py_func).parameters)[2:]:
-        dtype = np.int64 if name in INTEGERS else np.bool_ if name in ("flags", "mask") else np.float32
+        dtype = np.int64 if name in INTEGERS else np.bool_ if name == "flags" else np.float32
         arrays.append(np.array(FAILING[kernel].get(name, [0]), dtype))
     with pytest.raises(RuntimeError, match=f"^The CPU kernel {name_of(kernel)} failed: ") as raised:
         run_items(kernel, 2, 2, *arrays)

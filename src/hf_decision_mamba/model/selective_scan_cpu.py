@@ -71,7 +71,7 @@ def scan_forward(inputs: ScanInputs, need_states: bool) -> tuple[Tensor, Tensor,
     has_D, has_z, has_factor, has_initial = (
         x is not None for x in (inputs.D, inputs.z, inputs.mask, inputs.initial_state)
     )
-    flags = np.array([has_D, has_z, inputs.delta_softplus, has_factor, has_initial, need_states])
+    flags = np.array([has_D, has_z, inputs.delta_softplus, has_factor, _scaled(inputs), has_initial, need_states])
     results = (as_flat_array(x, u) for x in (inputs.initial_state, y, final_state, saved))
     _run(forward, sizes, flags, strides, *arrays, *results)
     return y, final_state, saved
@@ -99,7 +99,7 @@ def scan_backward(
     dinitial = None if inputs.initial_state is None else u.new_empty(b, c, n)
     dA, dD, dbias = (np.empty((groups, *shape), dy_.dtype) for shape in ((c, n), (c,), (c,)))
     dB, dC = (np.empty((-(-c // BLOCK), b, l, n), dy_.dtype) for _ in range(2))
-    given = [x is not None for x in (inputs.mask, dfinal_state, dinitial)]
+    given = [inputs.mask is not None, _scaled(inputs), dfinal_state is not None, dinitial is not None]
     dfinal, saved = as_flat_array(dfinal_state, u), as_flat_array(saved_states, u)
     du_, ddelta_, dz_, dinitial_ = (as_flat_array(x, u) for x in (du, ddelta, dz, dinitial))
     _run(
@@ -125,6 +125,11 @@ def _sizes(
         if name != "mask" and tensor.dtype != dtype:
             raise ValueError(f"The scan's tensors must share one dtype, but u is {dtype} and {name} {tensor.dtype}.")
     return b, l, c, n, min(b, MAX_GROUPS)
+
+
+def _scaled(inputs: ScanInputs) -> bool:
+    """Whether there are factors on Δ other than 0 and 1."""
+    return inputs.mask is not None and inputs.mask.is_floating_point()
 
 
 def _arrays(inputs: ScanInputs) -> tuple[list[np.ndarray], np.ndarray]:

@@ -7,11 +7,13 @@ from the state saved at its start. Importing this module imports numba.
 
 from .sizes_cpu import BLOCK, CHUNK, LANES
 from .vector_cpu import (
+    FLUSHING,
     LN2,
     allocate,
     clear,
     compiled,
     constant,
+    exchange_mode,
     exp2,
     fill,
     load,
@@ -140,15 +142,16 @@ def write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y,
 def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, factor, initial, y, final, saved):
     """Work items [first, last) of the forward pass.
 
-    Arrays are flat. `sizes`: b, l, c, n, groups of batch rows. `flags`: D, z, softplus, factor, initial, saved.
+    Arrays are flat. `sizes`: b, l, c, n, groups of batch rows. `flags`: D, z, softplus, factor, scaled, initial, saved.
     `strides`: of batch and token in u, delta, B, C, z. `rate` is A log2(e); `saved` [b, chunk, tiles] is the state
     before each chunk.
     """
     batch, length, channels, states, groups = sizes
-    has_D, has_z, use_softplus, has_factor, has_initial, save = flags
+    has_D, has_z, use_softplus, has_factor, scaled, has_initial, save = flags
     u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t = strides
     chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
     w = allocate(FIXED + GROWING * states, u)
+    mode = exchange_mode(FLUSHING) if scaled else 0  # factors far from 1 leave many numbers that are next to nothing
     state = FIXED + STATE * states
     for item in range(first, last):
         c0, group = item // groups * BLOCK, item % groups
@@ -174,6 +177,8 @@ def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias
                 at_z, to = i * z_b + start * z_t + c0, (i * length + start) * channels + c0
                 write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y, to, channels)
             write_tiles(w, state, states, count, final, (i * channels + c0) * states)
+    if scaled:
+        exchange_mode(mode)
 
 
 # ------------------------------------------------------------------------------------------------------------- backward
@@ -268,14 +273,15 @@ def backward(
 ):  # fmt: skip
     """Work items [first, last) of the backward pass; arguments as `forward`'s.
 
-    `flags`: z, softplus, factor, dfinal, dinitial. `strides`: also of dy, last. dA, dD, dbias are sums over one group
-    of batch rows each, [group, ...]; dB and dC over one block of channels each, [block, ...].
+    `flags`: z, softplus, factor, scaled, dfinal, dinitial. `strides`: also of dy, last. dA, dD, dbias are sums over one
+    group of batch rows each, [group, ...]; dB and dC over one block of channels each, [block, ...].
     """
     batch, length, channels, states, groups = sizes
-    has_z, use_softplus, has_factor, has_dfinal, has_initial = flags
+    has_z, use_softplus, has_factor, scaled, has_dfinal, has_initial = flags
     u_b, u_t, delta_b, delta_t, B_b, B_t, C_b, C_t, z_b, z_t, dy_b, dy_t = strides
     chunks, padded = (length + CHUNK - 1) // CHUNK, (channels + LANES - 1) // LANES * LANES
     w = allocate(FIXED + GROWING * states, u)
+    mode = exchange_mode(FLUSHING) if scaled else 0
     dstate, drate, past = FIXED + STATE * states, FIXED + DRATE * states, FIXED + PAST * states
     dmap_B, dmap_C = FIXED + DMAP_B * states, FIXED + DMAP_C * states
     for item in range(first, last):
@@ -318,3 +324,5 @@ def backward(
         write_tiles(w, drate, states, count, dA, (group * channels + c0) * states)
         for j in range(count):
             dD[group * channels + c0 + j], dbias[group * channels + c0 + j] = w[DSKIP + j], w[DBIAS + j]
+    if scaled:
+        exchange_mode(mode)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import operator
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 try:
     from llvmlite import ir
     from numba import njit, types
-    from numba.core.cgutils import get_or_insert_function
+    from numba.core.cgutils import alloca_once, get_or_insert_function
     from numba.extending import intrinsic, models, overload, register_model
 except ImportError as error:
     raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
@@ -27,6 +28,9 @@ from .sizes_cpu import BLOCK, LANES
 
 LN2 = float(np.log(2.0))
 INT32, INTP = ir.IntType(32), ir.IntType(8 * np.dtype(np.intp).itemsize)
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Numbers too small for full precision are zero, and all else is as ever: where there are many, x86 is slow with them.
+FLUSHING = np.int32(0x9FC0)
 CHECKED = (
     os.environ.get("DECISION_MAMBA_CHECK_BOUNDS") == "1"
 )  # kernels that raise instead of leaving an array: for tests
@@ -188,6 +192,23 @@ def total(typingctx, value):
         return builder.extract_element(v, INT32(0))
 
     return value.dtype(value), codegen
+
+
+@intrinsic
+def exchange_mode(typingctx, mode):
+    """Set this thread's mode of arithmetic on x86 (MXCSR), and return what it was; nothing where there is none."""
+
+    def codegen(context, builder, signature, args):
+        if not IS_X86:
+            return INT32(0)
+        old, new = (alloca_once(builder, INT32) for _ in range(2))
+        builder.store(args[0], new)
+        kind = ir.FunctionType(ir.VoidType(), [old.type])
+        builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr"), [old])
+        builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [new])
+        return builder.load(old)
+
+    return types.int32(types.int32), codegen
 
 
 # ------------------------------------------------------------------------------------------------ elementary functions
