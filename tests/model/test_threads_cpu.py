@@ -62,6 +62,16 @@ def test_what_a_kernel_raises_reaches_the_caller(kernel, threads_from, monkeypat
     assert all(expected in reason for reason in reasons), reasons
 
 
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(4, np.float64), np.zeros(4, np.int32), np.zeros((2, 2), np.float32), np.zeros(8, np.float32)[::2]],
+    ids=["another precision", "another integer", "two dimensions", "gaps"],
+)
+def test_arrays_that_no_kernel_could_read_are_refused_before_it_runs(array):
+    with pytest.raises(AssertionError, match="kernels take "):
+        run_items(lambda *arguments: pytest.fail("it ran"), 1, 1, np.zeros(4, np.float32), array)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory as Linux does")
 def test_memory_that_runs_out_is_an_error_and_no_result(threads_from, monkeypatch):
     import resource
