@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .analysis.effective_context import effective_context
     from .analysis.hidden_attention import hidden_attention
     from .analysis.inspection import inspect_checkpoint
+    from .analysis.page import plot_inspection
     from .collecting.collect import collect
     from .collecting.settings import CollectSettings
     from .conversion import convert_official_checkpoint
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from .evaluation.rollouts import evaluate_policy
     from .evaluation.scores import normalized_score
     from .sharing.model_card import push_to_hub, write_model_card
+    from .training.record import plot_learning_curve
+    from .training.run import TrainingResult, train
     from .training.trainer import DecisionMambaTrainer
 
 #: Where each name is that is loaded when it is asked for.
@@ -42,6 +45,7 @@ _PLACES = {
     "DecisionMambaPolicy": "acting.policy",
     "DecisionMambaTrainer": "training.trainer",
     "EvaluationResult": "evaluation.result",
+    "TrainingResult": "training.run",
     "Trajectories": "data.trajectories",
     "WindowDataset": "data.windows",
     "collect": "collecting.collect",
@@ -53,7 +57,10 @@ _PLACES = {
     "inspect_checkpoint": "analysis.inspection",
     "load_trajectories": "data.sources",
     "normalized_score": "evaluation.scores",
+    "plot_inspection": "analysis.page",
+    "plot_learning_curve": "training.record",
     "push_to_hub": "sharing.model_card",
+    "train": "training.run",
     "write_model_card": "sharing.model_card",
 }
 _ROOMS = ("acting", "analysis", "collecting", "conversion", "data", "evaluation", "info", "sharing", "training")
@@ -70,6 +77,7 @@ __all__ = [
     "DecisionMambaProcessor",
     "DecisionMambaTrainer",
     "EvaluationResult",
+    "TrainingResult",
     "Trajectories",
     "WindowDataset",
     "__version__",
@@ -82,7 +90,10 @@ __all__ = [
     "inspect_checkpoint",
     "load_trajectories",
     "normalized_score",
+    "plot_inspection",
+    "plot_learning_curve",
     "push_to_hub",
+    "train",
     "write_model_card",
 ]
 

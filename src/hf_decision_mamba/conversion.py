@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .model import DecisionMambaConfig, DecisionMambaModel
+from .reporting.checks import wrong_type
 
 Weights = dict[str, Tensor]
 
@@ -50,8 +51,11 @@ def convert_official_checkpoint(
         official_constructor_arguments: what the official class was built with, e.g. `state_dim=11, d_model=64`.
 
     Raises:
+        TypeError: `state_dict` is something else.
         ValueError: an unknown architecture or constructor argument, or weights that do not fit (each is named).
     """
+    if not isinstance(state_dict, Mapping):
+        raise wrong_type("state_dict", state_dict, "the weights by name, such as torch.load(path, weights_only=True)")
     if architecture not in _ARCHITECTURES:
         raise ValueError(f"Unknown architecture {architecture!r}; known: {', '.join(sorted(_ARCHITECTURES))}.")
     official = _ARCHITECTURES[architecture]

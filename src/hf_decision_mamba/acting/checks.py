@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import CONFIG_MAPPING, DecisionTransformerConfig, PreTrainedModel
 
 from ..model import DecisionMambaProcessor
 from ..model.loading_decision_mamba import shown
+from ..reporting.checks import wrong_type
 from .shapes import kinds_of
 
 MOST_ROWS = 2**20
@@ -32,6 +34,22 @@ def check_kind(model_type: Any) -> None:
             f"model_type={shown(model_type)} in config.json is no decision model that is known here; its own package "
             "must be imported first, or the config is damaged."
         )
+
+
+def check_parts(model: Any, processor: Any) -> None:
+    """Refuse what is no model, or no processor of one; theirs may be of remote code, whose classes are its own."""
+    loads = "; DecisionMambaPolicy.from_pretrained(folder or repository) loads both"
+    if not isinstance(model, torch.nn.Module):
+        raise wrong_type("model", model, f"a decision model, such as DecisionMambaModel(config){loads}")
+    if not hasattr(processor, "return_scale"):
+        raise wrong_type("processor", processor, f"the DecisionMambaProcessor of the model{loads}")
+
+
+def check_policy(policy: Any) -> None:
+    """Refuse what does not act."""
+    if not hasattr(policy, "act"):
+        ways = "DecisionMambaPolicy.from_pretrained(folder or repository), or DecisionMambaPolicy(model, processor)"
+        raise wrong_type("policy", policy, f"a policy: {ways}")
 
 
 def check_sampling(sample: bool, temperature: float, action_type: str) -> None:

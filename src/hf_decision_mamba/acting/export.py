@@ -27,6 +27,7 @@ from ..model.scan_inputs import ScanInputs
 from ..model.selective_scan import NAMESPACE, reference_forward
 from ..reporting._version import __version__
 from ..reporting.files import replacing
+from .checks import check_policy
 from .policy import DecisionMambaPolicy
 from .shapes import frame_stack, observation_shape
 
@@ -181,11 +182,13 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
         onnxruntime is not installed.
 
     Raises:
+        TypeError: `policy` is no policy.
         ValueError: an unknown ending, or a model without a recurrent mode.
         FileNotFoundError: the folder to write to does not exist.
         ImportError: a package that writes such files is missing; the message has the command that installs it.
         RuntimeError: the result differs from torch. Nothing is written then.
     """
+    check_policy(policy)
     path = Path(path)
     if path.suffix not in (".onnx", ".pte"):
         raise ValueError(f"{path} has an unknown ending; it must be .onnx, or .pte for ExecuTorch.")

@@ -28,6 +28,7 @@ from .checks import (
     LONGEST_CONTEXT,
     MOST_ROWS,
     check_dimensions,
+    check_parts,
     check_sampling,
     check_whole_number,
     checked_numbers,
@@ -87,6 +88,7 @@ class DecisionMambaPolicy:
         temperature: float = 1.0,
         seed: int = 0,
     ):
+        check_parts(model, processor)
         arguments = inspect.signature(model.forward).parameters
         if mode not in ("window", "recurrent"):
             raise ValueError(f"mode={mode!r} is unknown; choose 'window' or 'recurrent'.")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ from ..evaluation.result import EvaluationResult
 from ..evaluation.rollouts import evaluate_policy
 from ..evaluation.statistics import interval_text, t_interval
 from ..model.mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaMixer
-from ..reporting.figures import legend_below, number, tidy
+from ..reporting.figures import legend_below, new_figure, number, save_figure, tidy
 from ..reporting.files import replacing_together
 from ..reporting.tables import table_lines
 from ..reporting.versions import package_versions
 from .windows import Model, mixers_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def swap_hidden_attention(model: Model, other: PreTrainedModel, layers: int | Sequence[int] | None = None) -> Model:
@@ -264,19 +267,21 @@ class Ablation:
         with replacing_together(folder, "ablation.json", ["ablation.png"]) as draft:
             (draft / "ablation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             try:
-                self._draw(draft / "ablation.png")
+                save_figure(self.plot(), draft / "ablation.png")
             except ImportError as error:
                 missing = error
         if missing is not None:
             raise missing
         return [folder / "ablation.json", folder / "ablation.png"]
 
-    def _draw(self, path: Path) -> None:
-        """Bars with intervals, the conditions below each other."""
-        from matplotlib.figure import Figure
+    def plot(self) -> Figure:
+        """Draw bars with intervals, the conditions below each other.
 
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
         rows = self.rows()
-        figure = Figure(figsize=(8, 1.6 + 0.3 * len(rows)), dpi=150, layout="constrained")
+        figure = new_figure(8, 1.6 + 0.3 * len(rows))
         axes = figure.add_subplot()
         for place, row in enumerate(rows):
             color = _COLORS[row["change"] or _INTACT]
@@ -294,7 +299,7 @@ class Ablation:
         axes.set_title(f"What is left without the trained hidden attention?\n{self.title()}", loc="left", fontsize=11)
         tidy(axes, "x")
         legend_below(figure, axes, ncols=2)
-        figure.savefig(path)
+        return figure
 
 
 def ablate(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..acting.checks import check_policy
 from ..acting.policy import DecisionMambaPolicy
 from ..evaluation.environments import env_kwargs_for
 from ..evaluation.result import EvaluationResult
@@ -137,8 +138,10 @@ def inspect_checkpoint(
 
     Raises:
         ImportError: gymnasium, or what the environment needs, is not installed.
+        TypeError: `policy` is no policy.
         ValueError: no environment and no data, one that is not of the model's kind, or a number that makes no sense.
     """
+    check_policy(policy)
     if policy.mode != "window":
         raise ValueError(f"Inspection reads windows; give a policy with mode='window', not mode={policy.mode!r}.")
     if episodes < 1 or seed < 0:

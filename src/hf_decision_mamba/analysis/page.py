@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.scores import score_reference
-from ..reporting.figures import number, tidy
+from ..reporting.checks import wrong_type
+from ..reporting.figures import BLUE, DARK, GREY, RED, new_figure, number, tidy
 from ..reporting.files import replacing_together
 from .hidden_attention import Decay
 from .inspection import ModelInspection, mean_of_present
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE, NUMBERS = "inspection.html", "inspection.json"
+_DPI = 110
 #: What R² of the fitted line says about decay, from its lowest value.
 _VERDICTS = ((0.95, "exponential"), (0.8, "not quite exponential"), (-math.inf, "not exponential"))
 
-_BLUE, _RED, _DARK, _GREY = "#4c78a8", "#e4572e", "#2b2f36", "#5b616b"
 _KINDS = {
     "return": "returns-to-go",
     "state": "states",
@@ -57,11 +58,11 @@ def write_inspection(found: ModelInspection, folder: str | os.PathLike[str]) -> 
     folder = Path(folder)
     with replacing_together(folder, NUMBERS, [PAGE, *(f"{name}.png" for name in _SECTIONS)]) as draft:
         sections, pictures = [], []
-        for name, (heading, how_to_read, draw, table) in _SECTIONS.items():
+        for name, (heading, how_to_read, _, table) in _SECTIONS.items():
             section: dict[str, Any] = {"heading": heading, "left_out": found.left_out.get(name)}
             if section["left_out"] is None:
                 path = draft / f"{name}.png"
-                _save(draw(found), path)
+                _save(plot_inspection(found, name), path)
                 pictures.append(folder / path.name)
                 picture = base64.b64encode(path.read_bytes()).decode("ascii")
                 section.update(how_to_read=how_to_read, picture=picture, table=table(found))
@@ -79,6 +80,28 @@ def write_inspection(found: ModelInspection, folder: str | os.PathLike[str]) -> 
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
+def plot_inspection(found: ModelInspection, name: str) -> Figure:
+    """Draw one picture of an inspection.
+
+    Args:
+        found: what `inspect_checkpoint` returned.
+        name: `"attention"`, `"decay"`, `"effective_context"`, `"return_conditioning"` or `"time_constants"`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        TypeError: `found` is something else.
+        ValueError: there is no such picture, or it was left out; says why.
+    """
+    if not isinstance(found, ModelInspection):
+        raise wrong_type("found", found, "what inspect_checkpoint(policy, checkpoint) returned")
+    if name not in _SECTIONS:
+        raise ValueError(f"name={name!r} is no picture of an inspection; there are {', '.join(_SECTIONS)}.")
+    if name in found.left_out:
+        raise ValueError(f"There is no picture {name!r}: {found.left_out[name]}")
+    figure: Figure = _SECTIONS[name][2](found)
+    return figure
+
+
 def _save(figure: Figure, path: Path) -> None:
     """Write a picture with a palette: a third of the bytes, and nobody sees a difference."""
     from PIL import Image  # with which matplotlib writes its own
@@ -94,7 +117,7 @@ def _attention(found: ModelInspection) -> Figure:
     assert found.surface is not None and found.timesteps is not None
     surface = found.surface.mean(0)  # (n, k, kinds)
     first, last, context = int(found.timesteps[0]), int(found.timesteps[-1]), surface.shape[1]
-    figure = _figure(9.2, 1.1 + 1.75 * len(found.kinds))
+    figure = new_figure(9.2, 1.1 + 1.75 * len(found.kinds), _DPI)
     episode = found.protocol["episodes"][found.protocol["surface_episode"]]
     place = (
         f"episode {episode['number']}"
@@ -131,15 +154,15 @@ def _decay(found: ModelInspection) -> Figure:
     count, steps = len(found.curves), np.arange(found.curves.shape[1])
     columns = min(count, 4)
     rows = math.ceil(count / columns)
-    figure = _figure(max(1.2 + 2.7 * columns, 5.8), 0.9 + 2.6 * rows)
+    figure = new_figure(max(1.2 + 2.7 * columns, 5.8), 0.9 + 2.6 * rows, _DPI)
     figure.suptitle("Hidden attention by distance, and the exponential fitted to it", x=0.01, ha="left", fontsize=11)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.flat[count:]:
         axes.remove()
     for layer, (axes, curve, fit) in enumerate(zip(panels.flat, found.curves, found.decays, strict=False)):
-        axes.plot(steps, np.where(curve > 0, curve, np.nan), "o", color=_BLUE, markersize=4.5, label="measured")
+        axes.plot(steps, np.where(curve > 0, curve, np.nan), "o", color=BLUE, markersize=4.5, label="measured")
         if fit is not None:
-            axes.plot(steps, fit.scale * np.exp(-fit.rate * steps), color=_RED, label="fitted exponential")
+            axes.plot(steps, fit.scale * np.exp(-fit.rate * steps), color=RED, label="fitted exponential")
         axes.set_title(f"layer {layer}\n{_fit_text(fit)}", loc="left", fontsize=9)
         axes.set_yscale("log")
         _label(axes.yaxis, found.curves)
@@ -160,14 +183,14 @@ def _context(found: ModelInspection) -> Figure:
     assert found.context is not None
     context = found.context
     ago, beside = context.steps_ago, found.curves is not None
-    figure = _figure(7.6, 5.6 if beside else 3.8)
+    figure = new_figure(7.6, 5.6 if beside else 3.8, _DPI)
     panels = figure.subplots(
         2 if beside else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2] if beside else None
     )
     top = panels[0, 0]
     for changes, colour, label in (
-        (context.older_removed, _RED, "this step and all older ones removed"),
-        (context.step_removed, _BLUE, "this step alone removed"),
+        (context.older_removed, RED, "this step and all older ones removed"),
+        (context.step_removed, BLUE, "this step alone removed"),
     ):
         middle = mean_of_present(changes, axis=0)
         with np.errstate(all="ignore"):
@@ -189,7 +212,7 @@ def _context(found: ModelInspection) -> Figure:
         shares.tick_params(length=0)
     if beside:
         shares = _attention_shares(found)
-        panels[1, 0].bar(ago, shares[1:], color=_GREY, width=0.7)
+        panels[1, 0].bar(ago, shares[1:], color=GREY, width=0.7)
         panels[1, 0].set_title(
             f"Share of hidden attention (mean over layers; the own step has {shares[0]:.0f} %)", loc="left", fontsize=10
         )
@@ -207,13 +230,13 @@ def _conditioning(found: ModelInspection) -> Figure:
     targets = np.array([row["target_return"] for row in results])
     means = np.array([row["return_mean"] for row in results])
     bounds = np.array([row["return_ci95"] for row in results], dtype=np.float64).T
-    figure = _figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6, _DPI)
     axes = figure.subplots()
     axes.plot(
         [row["target_return"] for row in found.conditioning.episodes],
         [row["return"] for row in found.conditioning.episodes],
         "o",
-        color=_BLUE,
+        color=BLUE,
         alpha=0.5,
         markersize=5,
         markeredgewidth=0,
@@ -224,12 +247,12 @@ def _conditioning(found: ModelInspection) -> Figure:
         means,
         yerr=None if np.isnan(bounds).any() else np.abs(bounds - means),
         fmt="o-",
-        color=_RED,
+        color=RED,
         capsize=4,
         label="mean" if np.isnan(bounds).any() else "mean, 95% interval",
     )
     ends = axes.get_xlim()
-    axes.plot(ends, ends, color=_DARK, linestyle=":", linewidth=1, label="what was asked for")
+    axes.plot(ends, ends, color=DARK, linestyle=":", linewidth=1, label="what was asked for")
     axes.set_xlim(ends)
     count = found.conditioning.to_dict()["episodes_per_target"]
     axes.set_title(
@@ -250,13 +273,13 @@ def _memory(found: ModelInspection) -> Figure:
     assert found.time_constants is not None
     constants = found.time_constants
     layers = len(constants.step_sizes)
-    figure = _figure(9.2, 1.7 + 0.45 * layers)
+    figure = new_figure(9.2, 1.7 + 0.45 * layers, _DPI)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, values in ((left, constants.step_sizes), (right, constants.steps)):
         for layer, (low, q25, median, q75, high) in enumerate(np.where(np.isfinite(values), values, np.nan)):
-            axes.plot([low, high], [layer, layer], color=_BLUE, linewidth=1.5)
-            axes.plot([q25, q75], [layer, layer], color=_BLUE, linewidth=7, solid_capstyle="butt")
-            axes.plot([median], [layer], "o", color="white", markeredgecolor=_DARK, markersize=6, zorder=3)
+            axes.plot([low, high], [layer, layer], color=BLUE, linewidth=1.5)
+            axes.plot([q25, q75], [layer, layer], color=BLUE, linewidth=7, solid_capstyle="butt")
+            axes.plot([median], [layer], "o", color="white", markeredgecolor=DARK, markersize=6, zorder=3)
         axes.set_xscale("log")
         _label(axes.xaxis, values)
         tidy(axes, grid="x")
@@ -267,16 +290,10 @@ def _memory(found: ModelInspection) -> Figure:
     right.set_title("How long states remember", loc="left", fontsize=10)
     right.set_xlabel("environment steps until 37 % is left (log scale)")
     context = found.protocol["context_length"]
-    right.axvline(context, color=_RED, linestyle=":", label=f"context length: {context} steps")
+    right.axvline(context, color=RED, linestyle=":", label=f"context length: {context} steps")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", frameon=False, fontsize=8)
-    figure.text(0.01, 0.01, "dot: median, bar: middle half, line: 5 % to 95 %", fontsize=8, color=_GREY)
+    figure.text(0.01, 0.01, "dot: median, bar: middle half, line: 5 % to 95 %", fontsize=8, color=GREY)
     return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
-
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def _label(axis: Axis, values: NDArray[Any]) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..model import DecisionMambaConfig
 from ..model.hidden_attention import ScanTerms, scan_terms
 from ..model.mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaMixer, take_steps
+from ..reporting.checks import wrong_type
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Floats = NDArray[np.floating[Any]]
@@ -25,6 +26,7 @@ IGNORED = ("labels", "rewards")
 
 def mixers_of(model: PreTrainedModel) -> list[DecisionMambaMixer | DecisionMamba2Mixer]:
     """The model's Mamba mixers, one a layer."""
+    _check_model(model)
     mixers = [module for module in model.modules() if isinstance(module, (DecisionMambaMixer, DecisionMamba2Mixer))]
     if not mixers and getattr(model.config, "ssm", None) == "gru":
         raise ValueError("This model is a GRU (ssm='gru'): it has no scan, so no hidden attention and no step sizes.")
@@ -35,8 +37,16 @@ def mixers_of(model: PreTrainedModel) -> list[DecisionMambaMixer | DecisionMamba
     return mixers
 
 
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise wrong_type("model", model, "the model itself (of a policy, policy.model)")
+
+
 def checked_window(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The batch's inputs on the model's device, always with a mask."""
+    _check_model(model)
+    if not isinstance(batch, Mapping):
+        raise wrong_type("batch", batch, "windows as a dict of tensors, such as those of a WindowDataset")
     given = {name for name, tensor in batch.items() if tensor is not None}
     if "states" not in given or not given <= {*INPUTS, *IGNORED}:
         raise ValueError(f"batch holds {', '.join(sorted(given))}; give windows of {', '.join(INPUTS)}.")

@@ -20,6 +20,7 @@ from ..acting.policy import DecisionMambaPolicy
 from ..data.recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
 from ..evaluation.environments import make_environments
 from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
+from ..reporting.checks import wrong_type
 from ..reporting.console import StoppedBySignal, on_interrupt
 from ..reporting.figures import number
 from ..sharing.dataset_card import DATA_FILE
@@ -58,9 +59,12 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
         FileExistsError: the folder holds something.
         ImportError: gymnasium, or what the environment or the policy needs, is not installed.
         OSError: there is no such checkpoint, or no room on the disk.
+        TypeError: `settings` are something else.
         StoppedBySignal: SIGINT came before the first episode ended, and nothing is written; or SIGTERM came.
         ValueError: the environment or the policy cannot be recorded, or gives numbers that are not finite.
     """
+    if not isinstance(settings, CollectSettings):
+        raise wrong_type("settings", settings, "CollectSettings(env_id, ...)")
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is there already; name another folder, or remove it first.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from ..data.metadata import describe_actions, is_frame
 from ..data.recording import EpisodeStatistics
 from ..evaluation.environments import action_bounds, install_hint
 from ..evaluation.scores import score_reference
+from ..reporting.figures import drawing
 from ..reporting.files import replacing_together
 from ..reporting.versions import package_versions
 from ..sharing.dataset_card import FACTS_FILE, PICTURE, write_dataset_card
@@ -23,8 +23,6 @@ from .stable_baselines import PREFIX
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
-
-logger = logging.getLogger(__name__)
 
 
 # What the card says
@@ -86,11 +84,8 @@ def describe_collection(
     with replacing_together(output, FACTS_FILE) as draft:
         (draft / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         returns, lengths = np.array(statistics.returns), np.array(statistics.lengths)
-        try:
+        with drawing(PICTURE, install_hint(settings.env_id)):
             draw_histograms(draft / PICTURE, settings.env_id, returns, lengths)
-        except ImportError:
-            hint = install_hint(settings.env_id)
-            logger.warning("%s was not drawn: matplotlib is not installed (%s).", PICTURE, hint)
     write_dataset_card(output)
 
 

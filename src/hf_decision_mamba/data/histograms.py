@@ -8,29 +8,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reporting.figures import number, tidy
+from ..reporting.figures import BLUE, RED, new_figure, number, save_figure, tidy
 from ..reporting.tables import count_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def draw_histograms(path: Path, title: str, returns: NDArray[Any], lengths: NDArray[Any]) -> None:
+    """Write a picture of how returns and lengths of episodes (E,) are distributed, see `plot_histograms`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    save_figure(plot_histograms(title, returns, lengths), path)
+
+
+def plot_histograms(title: str, returns: NDArray[Any], lengths: NDArray[Any]) -> Figure:
     """Draw how returns and lengths of episodes (E,) are distributed, beside each other.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
-
-    figure = Figure(figsize=(8.4, 3.4), dpi=150, layout="constrained")
+    figure = new_figure(8.4, 3.4)
     counts = f"{count_in_words(len(returns), 'episode')}, {count_in_words(int(lengths.sum()), 'step')}"
     figure.suptitle(f"{title}: {counts}", x=0.01, ha="left", fontsize=11)
     left, right = figure.subplots(1, 2)
     _draw(left, returns, "return of an episode", whole=False)
     _draw(right, lengths, "steps of an episode", whole=True)
     left.set_ylabel("episodes")
-    figure.savefig(path, metadata={"Software": None})  # so that the same data give the same bytes
+    return figure
 
 
 def _draw(axes: Axes, values: NDArray[Any], label: str, whole: bool) -> None:
@@ -42,9 +50,9 @@ def _draw(axes: Axes, values: NDArray[Any], label: str, whole: bool) -> None:
         edges = np.array([low - 10 * half, low - half, low + half, low + 10 * half])
     else:
         edges = np.linspace(low, high, min(41, 2 + len(values)))
-    axes.hist(values, bins=edges.tolist(), color="#4c78a8")
+    axes.hist(values, bins=edges.tolist(), color=BLUE)
     middle = float(np.median(values))
-    axes.axvline(middle, color="#e4572e", linewidth=1.5, label=f"median: {number(middle, 1)}")
+    axes.axvline(middle, color=RED, linewidth=1.5, label=f"median: {number(middle, 1)}")
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

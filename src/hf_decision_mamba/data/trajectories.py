@@ -10,13 +10,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import storage
+from .histograms import plot_histograms
 from .statistics import CONSTANT_STD, RunningMoments, TrajectoryStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
 _LARGEST = float(np.finfo(np.float32).max)
@@ -210,6 +214,14 @@ class Trajectories:
     def returns(self) -> NDArray[np.float64]:
         """Return each episode's undiscounted sum of rewards, (E,) float64."""
         return np.array([self.rewards[rows].sum(dtype=np.float64) for rows in _slices(self.starts, self.lengths)])
+
+    def plot(self) -> Figure:
+        """Draw how returns and lengths of the episodes are distributed, beside each other.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plot_histograms(self.name, self.returns(), self.lengths)
 
     def statistics(self) -> TrajectoryStatistics:
         """Return the statistics of this data set, from one pass over the rows, in float64; kept beside mapped columns.

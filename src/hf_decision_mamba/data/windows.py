@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from ..model import DecisionMambaProcessor
 from ..model.cache_decision_mamba import NO_ACTION
+from ..reporting.checks import wrong_type
 from .trajectories import Trajectories, offsets_of
 
 
@@ -74,6 +75,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             Given `starts` are taken as they are.
 
     Raises:
+        TypeError: `trajectories` are something else.
         ValueError: an argument is out of range or has the wrong shape.
     """
 
@@ -92,6 +94,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         stride: int = 1,
         placement: Placement = "anywhere",
     ) -> None:
+        if not isinstance(trajectories, Trajectories):
+            raise wrong_type("trajectories", trajectories, "Trajectories, as load_trajectories(source) returns them")
         if context_length < 1:
             raise ValueError(f"context_length must be 1 or more steps, got {context_length}")
         if not (np.isfinite(return_scale) and return_scale > 0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reporting.figures import number, tidy
+from ..reporting.figures import BLUE, DARK, GREY, PALE_GREY, RED, drawing, new_figure, number, save_figure, tidy
 from ..reporting.files import EVALUATION_FILES, replacing_together
 from ..reporting.tables import table_lines
 from .environments import install_hint
@@ -22,8 +21,7 @@ from .statistics import describe_success, describe_values, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-logger = logging.getLogger(__name__)
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -147,11 +145,8 @@ class EvaluationResult:
         with replacing_together(folder, last, others) as draft:
             pq.write_table(table, draft / "evaluation.parquet")
             (draft / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            try:
-                self._plot(draft / "returns.png", dataset_return_mean, dataset_return_max)
-            except ImportError:
-                hint = install_hint(self.env_id)
-                logger.warning("returns.png was not drawn: matplotlib is not installed (%s).", hint)
+            with drawing("returns.png", install_hint(self.env_id)):
+                save_figure(self.plot(dataset_return_mean, dataset_return_max), draft / "returns.png")
         written = [folder / name for name in ("evaluation.parquet", "evaluation.json", "returns.png")]
         return [path for path in written if path.is_file()]
 
@@ -191,15 +186,20 @@ class EvaluationResult:
         made = "".join(f", {name}={value!r}" for name, value in (self.env_kwargs or {}).items())
         return f"{self.env_id}{made}: {episodes}{each}, {mode}{drawn}{cut}"
 
-    def _plot(self, path: Path, dataset_mean: float | None, dataset_max: float | None) -> None:
-        """Draw achieved returns against target returns, or against the episode where there is one target only."""
-        from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
+    def plot(self, dataset_return_mean: float | None = None, dataset_return_max: float | None = None) -> Figure:
+        """Draw achieved returns against target returns, or against the episode where there is one target only.
 
-        figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+        Args:
+            dataset_return_mean, dataset_return_max: lines to draw, in the environment's units.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        figure = new_figure(7.2, 4.4)
         axes = figure.add_subplot()
-        for value, name in ((dataset_mean, "data set, mean"), (dataset_max, "data set, best")):
+        for value, name in ((dataset_return_mean, "data set, mean"), (dataset_return_max, "data set, best")):
             if value is not None:
-                axes.axhline(value, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                axes.axhline(value, color=PALE_GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
                 axes.annotate(
                     f"{name}: {number(value, 0)}",
                     xy=(1, value),
@@ -208,28 +208,28 @@ class EvaluationResult:
                     textcoords="offset points",
                     ha="right",
                     fontsize=8,
-                    color="#5b616b",
+                    color=GREY,
                 )
         if len(self._targets()) == 1:
             self._plot_episodes(axes)
         else:
             self._plot_targets(axes)
         self._finish(axes)
-        figure.savefig(path)
+        return figure
 
     def _plot_episodes(self, axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
 
         returns = [row["return"] for row in self.episodes]
         result = self.summary()[0]
-        style: dict[str, Any] = {"color": "#4c78a8", "markersize": 5, "alpha": 0.8, "zorder": 3}
+        style: dict[str, Any] = {"color": BLUE, "markersize": 5, "alpha": 0.8, "zorder": 3}
         axes.plot(range(len(returns)), returns, "o", label="one episode", **style)
         low, high = result["return_ci95"]
         if low is not None:
-            axes.axhspan(low, high, color="#e4572e", alpha=0.2, linewidth=0, zorder=2, label="95% interval of the mean")
+            axes.axhspan(low, high, color=RED, alpha=0.2, linewidth=0, zorder=2, label="95% interval of the mean")
         mean, target = result["return_mean"], result["target_return"]
-        axes.axhline(mean, color="#e4572e", zorder=2, label=f"mean: {number(mean, 0)}")
-        axes.axhline(target, color="#2b2f36", linewidth=1, linestyle=":", label=f"target return: {number(target, 0)}")
+        axes.axhline(mean, color=RED, zorder=2, label=f"mean: {number(mean, 0)}")
+        axes.axhline(target, color=DARK, linewidth=1, linestyle=":", label=f"target return: {number(target, 0)}")
         axes.set_xlim(-0.8, len(returns) - 0.2)
         axes.set_xlabel("episode")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -240,15 +240,15 @@ class EvaluationResult:
         jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(self.episodes))
         places = [targets.index(row["target_return"]) for row in self.episodes] + jitter
         returns = [row["return"] for row in self.episodes]
-        style: dict[str, Any] = {"color": "#4c78a8", "markersize": 4.5, "alpha": 0.5, "markeredgewidth": 0, "zorder": 2}
+        style: dict[str, Any] = {"color": BLUE, "markersize": 4.5, "alpha": 0.5, "markeredgewidth": 0, "zorder": 2}
         axes.plot(places, returns, "o", label="one episode", **style)
         means = np.array([result["return_mean"] for result in results])
         bounds = np.array([result["return_ci95"] for result in results], dtype=np.float64).T
         errors = None if np.isnan(bounds).any() else np.abs(bounds - means)
         label = "mean" if errors is None else "mean, 95% interval"
-        axes.errorbar(columns, means, yerr=errors, fmt="o", color="#e4572e", capsize=5, label=label, zorder=3)
+        axes.errorbar(columns, means, yerr=errors, fmt="o", color=RED, capsize=5, label=label, zorder=3)
         inside = axes.get_ylim()  # a target far out of reach must not flatten everything else
-        axes.hlines(targets, columns - 0.3, columns + 0.3, color="#2b2f36", linestyle=":", label="target return")
+        axes.hlines(targets, columns - 0.3, columns + 0.3, color=DARK, linestyle=":", label="target return")
         axes.set_ylim(min(inside[0], min(targets)), max(inside[1], *(t for t in targets if t < 1.3 * inside[1]), 0))
         axes.set_xlim(-0.6, len(targets) - 0.4)
         axes.set_xticks(columns, [f"{target:,g}" for target in targets])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from ..acting.checks import check_policy
 from ..acting.policy import DecisionMambaPolicy
 from ..data.recording import Episode, EpisodeBuilder
 from ..reporting.figures import number
@@ -326,9 +327,11 @@ def evaluate_policy(
 
     Raises:
         ImportError: gymnasium, or what the environment needs, is not installed.
+        TypeError: `policy` is no policy.
         ValueError: no or an unknown environment, one whose observations or actions are not what the policy was trained
             on, that raises an error or gives what is not finite, no target return, or a number that makes no sense.
     """
+    check_policy(policy)
     env_kwargs = env_kwargs_for(policy, env_id, env_kwargs)
     env = policy.processor.env_id if env_id is None else env_id
     if env is None:

@@ -1,9 +1,14 @@
-"""What all pictures and tables of the package have in common."""
+"""What all pictures and tables of the package have in common: palette, figures and their files, numbers for reading."""
 
 from __future__ import annotations
 
+import io
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -11,6 +16,60 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SMALLEST_WRITTEN_OUT = 1e-4
+_SCREEN_DPI = 72  # of a figure that a notebook shows
+
+#: The palette: what is measured, what is said of it (means, fits, medians), lines and text beside it.
+BLUE, RED, DARK, GREY, PALE_GREY = "#4c78a8", "#e4572e", "#2b2f36", "#5b616b", "#8a8f98"
+
+logger = logging.getLogger(__name__)
+
+
+def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
+    """Make an empty figure with a constrained layout, which a notebook shows; pyplot's state is left alone.
+
+    Args:
+        width, height: in inches.
+        dpi: of the files that it is saved as.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure: Figure = _shown_in_notebooks()(figsize=(width, height), dpi=dpi, layout="constrained")
+    return figure
+
+
+@cache
+def _shown_in_notebooks() -> type[Figure]:
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        """A figure that notebooks show without pyplot, too."""
+
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png", dpi=_SCREEN_DPI, metadata={"Software": None})
+            return drawn.getvalue()
+
+    return ShownFigure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture; the same numbers give the same bytes."""
+    figure.savefig(path, metadata={"Software": None})
+
+
+@contextmanager
+def drawing(name: str, hint: str) -> Iterator[None]:
+    """Go on without a picture where matplotlib is not installed, and warn that it is missing.
+
+    Args:
+        name: of the picture's file.
+        hint: the command that installs what is missing.
+    """
+    try:
+        yield
+    except ImportError:
+        logger.warning("%s was not drawn: matplotlib is not installed (%s).", name, hint)
 
 
 def number(value: float | None, decimals: int | None = None, thousands: str = ",", beside: Iterable[float] = ()) -> str:

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from markupsafe import Markup
 
 from ..model.observations_decision_mamba import describe_parts
+from ..reporting.checks import wrong_type
 from ..reporting.env_ids import registering_module
 from ..reporting.figures import number
 from ..reporting.files import EVALUATION_FILES, files_at_top, read_json, video_names
@@ -63,7 +64,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         ValueError: one of the files cannot be read, lacks a value that the card needs, or names an environment by what
             is no gymnasium id.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} is not a checkpoint folder: it has no config.json. Give the folder that `save_pretrained` wrote."
@@ -77,14 +78,15 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         dataset = training.get("dataset") or {}
         env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
         model_name = visible(repo_id.split("/")[-1] if repo_id else folder.resolve().name)
-        is_hub_dataset = _is_hub_id(dataset.get("name"))
+        sources = [] if dataset.get("in_memory") else str(dataset.get("name")).split(" + ")
+        on_hub = [name for name in sources if _is_hub_id(name)]
         varying, stretches = _stretches(training, folder / "training.json")
         metadata = ModelCardData(
             library_name=LIBRARY_NAME,
             license=LICENSE,
             pipeline_tag="reinforcement-learning",
             tags=[tag for tag in (*TAGS, str(config.get("model_type")).replace("_", "-"), env_id) if tag],
-            datasets=[name for name in str(dataset.get("name")).split(" + ") if _is_hub_id(name)] or None,
+            datasets=on_hub or None,
             model_name=model_name,
             eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
         )
@@ -102,7 +104,8 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             env_arguments=_arguments(
                 processor.get("env_kwargs") if processor.get("env_id") else evaluation.get("env_kwargs")
             ),
-            is_hub_dataset=is_hub_dataset,
+            is_hub_dataset=on_hub == [dataset.get("name")],
+            in_memory=bool(dataset.get("in_memory")),
             config=config,
             processor=processor,
             training=training,
@@ -132,7 +135,7 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
         The path of README.md. A README.md that differs from what was rendered is kept as it is; delete it to have the
         card rendered again.
     """
-    return write_card(Path(folder) / "README.md", render_model_card(folder, repo_id=repo_id))
+    return write_card(_folder(folder) / "README.md", render_model_card(folder, repo_id=repo_id))
 
 
 def push_to_hub(
@@ -173,7 +176,7 @@ def push_to_hub(
         PushError: the push failed, though it was repeated where that helps (a lost connection, a busy Hub, somebody
             else's push in between). Local files are intact, and the message ends with the command that repeats it.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     validate_repo_id(repo_id)
     render_model_card(folder)  # whatever is wrong with the files shows before the network is touched
     if not files_at_top(folder, WEIGHT_FILES):
@@ -306,6 +309,12 @@ def _best_evaluation(history: Mapping[str, Any]) -> dict[str, Any] | None:
             last = scores[max(scores)]
             return {"name": name, "evaluations": len(scores), "step": step, "value": scores[step], "last": last}
     return None
+
+
+def _folder(folder: Any) -> Path:
+    if not isinstance(folder, (str, Path)):
+        raise wrong_type("folder", folder, "the folder of a checkpoint, such as TrainingResult.folder")
+    return Path(folder)
 
 
 def _is_hub_id(name: object) -> bool:

@@ -16,6 +16,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 import yaml
 from accelerate.utils import get_cpu_distributed_information
@@ -25,6 +26,7 @@ from transformers.hf_argparser import string_to_bool
 from ..baselines.architectures import ARCHITECTURES
 from ..evaluation.environments import parse_env_kwargs
 from ..model.loading_decision_mamba import check_sizes
+from ..reporting.checks import wrong_type
 
 #: Context length by the type of the states. Source: Decision Transformer's settings for MuJoCo and for Atari (Chen et
 #: al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
@@ -444,10 +446,7 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
         ValueError: an unknown setting (with the closest known one), or a value of the wrong type or out of range.
     """
     parser, argv = build_parser(), list(argv)
-    options: dict[str, Action] = {}
-    for action in parser._actions:
-        if action.dest != "help":
-            options.setdefault(action.dest, action)  # not its --no_ form, which comes second
+    options = _options(parser)
     named = bool(argv) and not argv[0].startswith("-")
     config = Path(argv.pop(0)).expanduser() if named else default_config
     from_file = {} if config is None else _read_yaml(config, parser, options)
@@ -458,13 +457,49 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     left_out, remarks = _of_another_model(from_file, from_argv, named)
     if _scale_is_of_others(from_file, from_argv, named):
         left_out, remarks = [*left_out, "return_scale"], [*remarks, "return_scale left out (it is of other returns)"]
-    defaults = {name: parser.get_default(name) for name in options}
     kept = {name: value for name, value in from_file.items() if name not in left_out}
-    settings = {**defaults, **kept, **from_argv}
+    return _arguments(parser, {**kept, **from_argv}, [f"settings     {config}: {remark}" for remark in remarks])
+
+
+def arguments_from(settings: Mapping[str, Any]) -> Arguments:
+    """Check settings that were given from Python, as those of a YAML file are: by their names, None for the default.
+
+    Raises:
+        TypeError: a value of a type that no setting has.
+        ValueError: an unknown setting (with the closest known one), or a value of the wrong type or out of range.
+    """
+    parser = build_parser()
+    options, converted = _options(parser), {}
+    for name, value in settings.items():
+        if name not in options:
+            every = "; hf-decision-mamba train --help lists all settings."
+            raise ValueError(f"Unknown setting {name!r}{_closest(name, [*options], otherwise=every)}")
+        if value is None or (isinstance(value, (list, tuple)) and len(value) == 0):
+            continue
+        try:
+            converted[name] = _from_python(parser, options[name], value)
+        except ArgumentError as error:
+            raise ValueError(f"{name}={value!r}: {error.message}") from error
+    return _arguments(parser, converted, [])
+
+
+def _options(parser: HfArgumentParser) -> dict[str, Action]:
+    """The settings by name."""
+    options: dict[str, Action] = {}
+    for action in parser._actions:
+        if action.dest != "help":
+            options.setdefault(action.dest, action)  # not its --no_ form, which comes second
+    return options
+
+
+def _arguments(parser: HfArgumentParser, chosen: Mapping[str, Any], remarks: list[str]) -> Arguments:
+    """The four groups, of converted settings and the defaults of all others."""
+    defaults = {name: parser.get_default(name) for name in _options(parser)}
+    settings = {**defaults, **chosen}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
     settings["output_dir"] = settings["output_dir"] or _run_folder(settings)
     arguments = Arguments(parser.parse_dict(settings))
-    arguments.given, arguments.remarks = given, [f"settings     {config}: {remark}" for remark in remarks]
+    arguments.given, arguments.remarks = given, remarks
     return arguments
 
 
@@ -576,6 +611,37 @@ def _converted(parser: HfArgumentParser, option: Action, value: Any, node: yaml.
     return _item(parser, option, value, node, folder)
 
 
+def _from_python(parser: HfArgumentParser, option: Action, value: Any) -> Any:
+    """A value given from Python as the command line would give it."""
+    if option.nargs == "+":
+        values = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+        return [_text_as_value(parser, option, _text(option.dest, item)) for item in values]
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    return _text_as_value(parser, option, _text(option.dest, value))
+
+
+def _text(name: str, value: Any) -> str:
+    """A value given from Python as it is written on a command line."""
+    value = getattr(value, "value", value)  # enumerations by their names
+    if isinstance(value, Mapping):
+        try:
+            return json.dumps(value)
+        except TypeError as error:
+            raise TypeError(f"{name}={value!r} must hold what JSON can: {error}.") from error
+    if not isinstance(value, (str, Path, bool, int, float, np.generic)):
+        raise wrong_type(name, value, "a number, a text, or a list of them")
+    return str(value)
+
+
+def _text_as_value(parser: HfArgumentParser, option: Action, text: str) -> Any:
+    if "\0" in text:
+        raise ValueError(f"{option.dest} holds a NUL byte.")
+    converted = parser._get_value(option, text)
+    parser._check_value(option, converted)
+    return converted
+
+
 def _item(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
     if isinstance(value, dict) and _is_flat(value) and option.nargs != "+":
         text = json.dumps(value, default=str)
@@ -587,11 +653,7 @@ def _item(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node,
         text = node.value  # as it is written: YAML would make a bool of `no`, and a number of a commit
         if text.startswith(("./", "../")):
             text = os.path.relpath(folder / text)
-    if "\0" in text:
-        raise ValueError(f"{option.dest} holds a NUL byte.")
-    converted = parser._get_value(option, text)
-    parser._check_value(option, converted)
-    return converted
+    return _text_as_value(parser, option, text)
 
 
 def _is_flat(value: Any, depth: int = 2) -> bool:
@@ -602,6 +664,6 @@ def _is_flat(value: Any, depth: int = 2) -> bool:
     return True
 
 
-def _closest(name: str, known: Sequence[str], prefix: str = "") -> str:
+def _closest(name: str, known: Sequence[str], prefix: str = "", otherwise: str = "; --help lists all settings.") -> str:
     matches = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{matches[0]}?" if matches else "; --help lists all settings."
+    return f"; did you mean {prefix}{matches[0]}?" if matches else otherwise

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import is_in_notebook
 
 from ..acting.policy import DecisionMambaPolicy
 from ..data import SequenceSampler, WindowSampler
@@ -32,7 +33,7 @@ class TrainingProgress(ProgressCallback):
         """Open the bar, where a resumed run left it."""
         self.current_step = state.global_step
         if state.is_world_process_zero:
-            interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs no animation
+            interval = 0.1 if sys.stderr.isatty() or is_in_notebook() else 10.0  # a log file needs no animation
             self.training_bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,

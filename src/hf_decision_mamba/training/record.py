@@ -3,8 +3,11 @@
 And what it keeps with its checkpoints, to know it when it is resumed: the settings of each stretch of it so far.
 """
 
+from __future__ import annotations
+
 import json
 import math
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..reporting.figures import tidy
-from ..reporting.files import RUN_FILE, portable, replacing
+from ..reporting.checks import wrong_type
+from ..reporting.figures import BLUE, RED, drawing, new_figure, save_figure, tidy
+from ..reporting.files import RUN_FILE, portable, read_json, replacing
 from ..reporting.stretches import changes
 from .arguments import Arguments, DataArguments, ModelArguments
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 #: What a run keeps to its end: what its windows are, which of them are drawn, how many a step takes, and what the
@@ -46,16 +51,19 @@ _PLACES = re.compile(r"output_dir|resume|hub|token|report_to|run_name|project|tr
 _CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score", "eval_success_rate")
 
 
-def settings_to_repeat(arguments: Arguments, resolved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def settings_to_repeat(
+    arguments: Arguments, resolved: Mapping[str, Any], left_out: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Every setting that makes a run what it is, by group, and nothing about this machine's folders.
 
     Args:
         arguments: the four groups of the run.
         resolved: what followed from data or model where nothing was given; None where it does not apply.
+        left_out: settings that nothing can repeat.
     """
     recipe = {name: getattr(arguments[-1], name) for name in (*RECIPE, "per_device_train_batch_size", "seed")}
     chosen = {name: value for name, value in {**recipe, **resolved}.items() if value is not None}
-    chosen = {**arguments.given, **chosen}
+    chosen = {name: value for name, value in {**arguments.given, **chosen}.items() if name not in left_out}
     groups = {}
     for group in arguments:
         names = [entry.name for entry in fields(group) if entry.name in chosen and not _PLACES.search(entry.name)]
@@ -147,7 +155,7 @@ def learning_history(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, fl
 
 
 def draw_learning_curve(path: Path, history: Mapping[str, Mapping[int, float]], loss_function: str) -> bool:
-    """Draw losses, and scores if rollouts were played, over the steps of training.
+    """Write a picture of losses, and scores if rollouts were played, over the steps of training.
 
     Args:
         path: of the picture.
@@ -155,27 +163,63 @@ def draw_learning_curve(path: Path, history: Mapping[str, Mapping[int, float]], 
         loss_function: its name.
 
     Returns:
-        Whether it was drawn: not where nothing was logged twice.
+        Whether it was drawn: not where nothing was logged twice, or, with a warning, where matplotlib is missing.
+    """
+    if not _curves(history):
+        return False
+    with drawing(path.name, "pip install matplotlib"):
+        figure = _plot_curves(history, loss_function)
+        with replacing(path) as draft:
+            save_figure(figure, draft)
+        return True
+    return False
+
+
+def plot_learning_curve(run: str | os.PathLike[str] | Mapping[str, Mapping[int, float]]) -> Figure:
+    """Draw losses, and scores if rollouts were played, over the steps of training.
+
+    Args:
+        run: the folder of a run, or its history: values by step, under `loss`, `eval_loss`, `eval_return_mean` or
+            `eval_normalized_score`, as training.json holds them.
 
     Raises:
         ImportError: matplotlib is not installed.
+        FileNotFoundError: the folder holds no training.json.
+        TypeError: neither a folder nor a history.
+        ValueError: nothing was logged twice, so that there is no curve.
     """
-    curves = {name: values for name, values in history.items() if len(values) > 1}
+    loss_function = "loss"
+    if isinstance(run, (str, os.PathLike)):
+        path = Path(run).expanduser() / "training.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{Path(run)} is no folder of a finished run: it has no training.json.")
+        record = read_json(path)
+        run, loss_function = record.get("history") or {}, str(record.get("loss_function") or loss_function)
+    if not isinstance(run, Mapping) or not all(isinstance(values, Mapping) for values in run.values()):
+        raise wrong_type("run", run, "the folder of a run, or a history {'loss': {step: value, ...}, ...}")
+    history = {name: {int(step): float(value) for step, value in run[name].items()} for name in _CURVES if name in run}
+    if not _curves(history):
+        raise ValueError(f"No curve: none of {', '.join(_CURVES)} was logged twice.")
+    return _plot_curves(history, loss_function)
+
+
+def _curves(history: Mapping[str, Mapping[int, float]]) -> dict[str, Mapping[int, float]]:
+    """Those of a history that have two points or more."""
+    return {name: history[name] for name in _CURVES if len(history.get(name, ())) > 1}
+
+
+def _plot_curves(history: Mapping[str, Mapping[int, float]], loss_function: str) -> Figure:
+    curves = _curves(history)
     score = next((name for name in ("eval_normalized_score", "eval_return_mean") if name in curves), None)
     losses = [name for name in ("loss", "eval_loss") if name in curves]
-    if not losses and score is None:
-        return False
-
-    from matplotlib.figure import Figure  # draws without a display and leaves pyplot's state alone
-
     count = bool(losses) + (score is not None)
-    figure = Figure(figsize=(7.2, 3.4) if count == 1 else (9.6, 3.4), dpi=150, layout="constrained")
+    figure = new_figure(7.2 if count == 1 else 9.6, 3.4)
     panels = iter(figure.subplots(1, count, squeeze=False)[0])
     if losses:
         axes = next(panels)
         looks: dict[str, dict[str, Any]] = {
-            "loss": {"color": "#4c78a8", "linewidth": 1.2, "label": "training"},
-            "eval_loss": {"color": "#e4572e", "marker": "o", "markersize": 4, "label": "held-out episodes"},
+            "loss": {"color": BLUE, "linewidth": 1.2, "label": "training"},
+            "eval_loss": {"color": RED, "marker": "o", "markersize": 4, "label": "held-out episodes"},
         }
         for name in losses:
             axes.plot(list(curves[name]), list(curves[name].values()), **looks[name])
@@ -183,14 +227,12 @@ def draw_learning_curve(path: Path, history: Mapping[str, Mapping[int, float]], 
         _finish(axes, loss_function)
     if score is not None:
         axes = next(panels)
-        axes.plot(list(curves[score]), list(curves[score].values()), color="#e4572e", marker="o", markersize=4)
+        axes.plot(list(curves[score]), list(curves[score].values()), color=RED, marker="o", markersize=4)
         _finish(axes, {"eval_normalized_score": "normalised score"}.get(score, "mean return"))
-    with replacing(path) as draft:
-        figure.savefig(draft, metadata={"Software": None})
-    return True
+    return figure
 
 
-def _finish(axes: "Axes", label: str) -> None:
+def _finish(axes: Axes, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("step")

@@ -1,4 +1,4 @@
-"""What a run tells of itself: its summary before it trains, its remarks, and the record that it leaves.
+"""A run as one object, and what it tells of itself: its summary, its remarks, and the record that it leaves.
 
 Source of the summary's parameter counts: DeMa (arXiv 2405.12094), see `baselines.architectures`.
 """
@@ -9,40 +9,149 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, get_scheduler
+from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from ..baselines.architectures import architecture_of, paper_parameter_count
 from ..data import DeviceWindowDataset
+from ..model import DecisionMambaProcessor
 from ..model.selective_scan import choose_backend
-from ..reporting.console import say
 from ..reporting.figures import number
 from ..reporting.files import portable
 from ..reporting.stretches import WITHOUT_WARM_UP, is_of_one_piece
-from .arguments import DecisionMambaTrainingArguments, EvaluationArguments, ModelArguments
-from .record import RECIPE, draw_learning_curve, learning_history
-from .task import RunData, target_returns_of
+from ..reporting.versions import package_versions
+from .arguments import (
+    Arguments,
+    DataArguments,
+    DecisionMambaTrainingArguments,
+    EvaluationArguments,
+    ModelArguments,
+)
+from .record import RECIPE, learning_history
+from .task import RunData
 from .trainer import DecisionMambaTrainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is about to train: what it was told, what it learns from, and what trains it; made once.
+
+    Attributes:
+        arguments: the four groups of its settings.
+        command: which repeats it; None where its data were given in memory, and no command can.
+        data: what it learns from.
+        trainer: with model, processor and windows.
+        targets: returns that its policy is asked for.
+        evaluates: whether its environment can be played in.
+    """
+
+    arguments: Arguments
+    command: str | None
+    data: RunData
+    trainer: DecisionMambaTrainer
+    targets: list[float]
+    evaluates: bool
+
+    @property
+    def model_args(self) -> ModelArguments:
+        return self.arguments[0]
+
+    @property
+    def data_args(self) -> DataArguments:
+        return self.arguments[1]
+
+    @property
+    def eval_args(self) -> EvaluationArguments:
+        return self.arguments[2]
+
+    @property
+    def args(self) -> DecisionMambaTrainingArguments:
+        return self.arguments[3]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.trainer.model
+
+    @property
+    def processor(self) -> DecisionMambaProcessor:
+        processor: DecisionMambaProcessor = self.trainer.processing_class
+        return processor
+
+    @property
+    def window_length(self) -> int:
+        """Steps of the windows that are learned from."""
+        length: int = self.trainer.train_dataset.context_length
+        return length
+
+    @property
+    def output_dir(self) -> Path:
+        return self.trainer.output_dir
+
+    @cached_property
+    def architecture(self) -> str:
+        return architecture_of(self.model.config)
+
+    @cached_property
+    def preset(self) -> str | None:
+        """The preset that the model was built from; None for baselines and fine-tuned checkpoints."""
+        built = self.model_args.model_name_or_path is None and self.model_args.architecture == "decision_mamba"
+        return self.model_args.preset if built else None
+
+    @cached_property
+    def num_parameters(self) -> int:
+        return self.model.num_parameters()
+
+    @cached_property
+    def num_parameters_as_published(self) -> int:
+        return paper_parameter_count(self.model, self.preset)
+
+    @cached_property
+    def now(self) -> dict[str, Any]:
+        """What a stretch of it is trained with: settings, hardware and versions, but no folders of the machine."""
+        given = {**vars(self.model_args), **vars(self.data_args), "preset": self.preset, "dataset_name": self.data.name}
+        given |= {} if self.data_args.streaming else {"streaming": None, "streaming_buffer": None}
+        given["architecture"] = self.architecture
+        given["dataset_revision"] = self.data.revision
+        given["frame_stack"] = self.frame_stack
+        given["model_name_or_path"] = portable(self.model_args.model_name_or_path or "") or None
+        return {
+            "settings": {
+                **{name: value for name, value in given.items() if value is not None},
+                "context_length": self.window_length,
+                "return_scale": self.processor.return_scale,
+                "action_type": self.data.train.action_type,
+                **settings_of(self.args),
+            },
+            "hardware": hardware_of(self.args),
+            "versions": {
+                "python": platform.python_version(),
+                **package_versions("accelerate", "datasets", "numpy", "numba"),
+            },
+        }
+
+    @property
+    def frame_stack(self) -> int | None:
+        """Frames in a state; None for vectors."""
+        return self.processor.frame_stack if self.data.train.state_type == "image" else None
 
 
 def processes_in_words(processes: int) -> str:
     return f"{processes} process{'es' if processes > 1 else ''}"
 
 
-def run_summary(model_args: ModelArguments, data: RunData, trainer: DecisionMambaTrainer) -> str:
+def run_summary(run: Run) -> str:
     """What is about to happen, in five lines."""
-    statistics, args = data.statistics, trainer.args
+    data, statistics, args, trainer = run.data, run.data.statistics, run.args, run.trainer
     mean = statistics.return_mean
-    config: Any = trainer.model.config
+    config: Any = run.model.config
     held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
-    device = trainer.args.device
-    preset, count = preset_of(model_args), trainer.model.num_parameters()
-    as_published = paper_parameter_count(trainer.model, preset)
+    device, count, as_published = args.device, run.num_parameters, run.num_parameters_as_published
     published = f" ({as_published:,} as its paper counts)" if as_published != count else ""
     backend = ""
     if config.model_type == "decision_mamba":
@@ -55,26 +164,23 @@ def run_summary(model_args: ModelArguments, data: RunData, trainer: DecisionMamb
     return (
         f"data         {name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
         f" return {number(mean, 0)} ± {number(statistics.return_std, 0, beside=[mean])}, at best "
-        f"{number(statistics.return_max, 0)}, divided by {number(trainer.processing_class.return_scale)}\n"
-        f"model        {model_args.model_name_or_path or preset or model_args.architecture}: {count:,} parameters"
-        f"{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
-        f"training     {steps} of {trainer.windows_per_step} windows of {trainer.train_dataset.context_length} time "
+        f"{number(statistics.return_max, 0)}, divided by {number(run.processor.return_scale)}\n"
+        f"model        {run.model_args.model_name_or_path or run.preset or run.model_args.architecture}: {count:,} "
+        f"parameters{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
+        f"training     {steps} of {trainer.windows_per_step} windows of {run.window_length} time "
         f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
         f"device       {device}{resident}{threads}{processes}\n"
         f"output       {args.output_dir}"
     )
 
 
-def remarks_on_schedule(args: DecisionMambaTrainingArguments, last_step: int, given: Mapping[str, Any]) -> list[str]:
+def remarks_on_schedule(run: Run) -> list[str]:
     """What is to be said of settings that do not do what they seem to: a warm-up that does not end, or never begins.
-
-    Args:
-        last_step: of the training.
-        given: the settings that somebody asked for.
 
     Raises:
         ValueError: the schedule does not take its settings.
     """
+    args, last_step, given = run.args, run.trainer.last_step, run.arguments.given
     kind, warm_up = SchedulerType(args.lr_scheduler_type).value, args.get_warmup_steps(last_step)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     settings: Any = args.lr_scheduler_kwargs
@@ -95,12 +201,6 @@ def remarks_on_schedule(args: DecisionMambaTrainingArguments, last_step: int, gi
     return [f"schedule     {remark}" for remark in remarks]
 
 
-def preset_of(model_args: ModelArguments) -> str | None:
-    """The preset that a model was built from; None for baselines and fine-tuned checkpoints."""
-    built = model_args.model_name_or_path is None and model_args.architecture == "decision_mamba"
-    return model_args.preset if built else None
-
-
 def closing_lines(output_dir: Path) -> str:
     plot = output_dir / "returns.png"
     return f"\ncheckpoint   {output_dir}\ncard         {output_dir / 'README.md'}" + (
@@ -108,56 +208,45 @@ def closing_lines(output_dir: Path) -> str:
     )
 
 
-def run_record(
-    model_args: ModelArguments,
-    trainer: DecisionMambaTrainer,
-    data: RunData,
-    argv: Sequence[str],
-    metrics: dict[str, float],
-    now: dict[str, Any],
-) -> dict[str, Any]:
+def run_record(run: Run, metrics: Mapping[str, float]) -> dict[str, Any]:
     """training.json: what a reader needs to judge the run and to repeat it, and nothing about the machine's folders."""
-    preset, count = preset_of(model_args), trainer.model.num_parameters()
-    stretches = trainer.run["stretches"]
+    stretches = run.trainer.run["stretches"]
     stretches[-1]["to_step"] = metrics["global_step"]
-    settings = stretches[-1]["settings"] or now["settings"]
+    settings = stretches[-1]["settings"] or run.now["settings"]
     rates = [stretch.get("highest_learning_rate") for stretch in stretches]
     return {
-        "preset": preset,
-        "architecture": architecture_of(trainer.model.config),
-        "num_parameters": count,
-        "num_parameters_as_published": paper_parameter_count(trainer.model, preset),
-        "dataset": data.facts(),
+        "preset": run.preset,
+        "architecture": run.architecture,
+        "num_parameters": run.num_parameters,
+        "num_parameters_as_published": run.num_parameters_as_published,
+        "dataset": run.data.facts(),
         "arguments": settings,
-        "command": _command(argv),
+        "command": run.command,
         "train_runtime_seconds": metrics.get("train_runtime"),
-        "hardware": now["hardware"],
-        "versions": now["versions"],
-        "loss_function": "mean squared error" if data.train.action_type == "continuous" else "cross-entropy",
+        "hardware": run.now["hardware"],
+        "versions": run.now["versions"],
+        "loss_function": "mean squared error" if run.data.train.action_type == "continuous" else "cross-entropy",
         "loss": metrics.get("loss"),
         "eval_loss": metrics.get("eval_loss"),
         "global_step": metrics["global_step"],
         "highest_learning_rate": None if None in rates else max(rates, default=None),
         "stretches": stretches,
-        "history": learning_history(trainer.state.log_history),
+        "history": learning_history(run.trainer.state.log_history),
     }
 
 
-def resolved_settings(
-    model_args: ModelArguments, eval_args: EvaluationArguments, trainer: DecisionMambaTrainer, data: RunData
-) -> dict[str, Any]:
+def resolved_settings(run: Run) -> dict[str, Any]:
     """What followed from data and model where no setting said it."""
-    processor, args = trainer.processing_class, trainer.args
     return {
-        "preset": preset_of(model_args),
-        "dataset_revision": data.revision,
-        "context_length": trainer.train_dataset.context_length,
-        "return_scale": processor.return_scale,
-        "frame_stack": processor.frame_stack if data.train.state_type == "image" else None,
-        "env_id": data.env_id,
-        "env_kwargs": data.env_kwargs,
-        "target_return": target_returns_of(eval_args, data),
-        "num_train_epochs": args.num_train_epochs if args.max_steps <= 0 else None,
+        "preset": run.preset,
+        "dataset_revision": run.data.revision,
+        "context_length": run.window_length,
+        "return_scale": run.processor.return_scale,
+        "frame_stack": run.frame_stack,
+        "env_id": run.data.env_id,
+        "env_kwargs": run.data.env_kwargs,
+        "target_return": run.targets,
+        "num_train_epochs": run.args.num_train_epochs if run.args.max_steps <= 0 else None,
     }
 
 
@@ -167,6 +256,8 @@ def settings_remarks(record: dict[str, Any], data: RunData) -> list[str]:
     on_cpu = "CPU" in record["hardware"]
     where = f"{record['hardware']} ({torch.get_num_threads()} threads)" if on_cpu else record["hardware"]
     path = [] if data.revision else ["A dataset_name that is a path is relative to the folder of the command."]
+    if data.in_memory:
+        path = ["The data were given in memory, which no command repeats."]
     if not is_of_one_piece(record):
         return [
             "The settings at the end of the run that made the weights beside it. This file alone does not repeat them: "
@@ -180,18 +271,12 @@ def settings_remarks(record: dict[str, Any], data: RunData) -> list[str]:
         *([f"--multi_gpu --num_processes {processes}"] if processes else []),
         "train.py train.yaml",
     ]
+    program = f"train(data, dataset_name={data.name!r}, **yaml.safe_load(open('train.yaml'))) of hf_decision_mamba"
     return [
-        f"Repeats the run that made the weights beside it: {' '.join(command)}",
+        f"Repeats the run that made the weights beside it: {program if data.in_memory else ' '.join(command)}",
         f"Made on {where} with {made}.{' There it gives the same weights to the bit.' if on_cpu else ''}",
         *path,
     ]
-
-
-def draw_curve_of(path: Path, record: dict[str, Any]) -> None:
-    try:
-        draw_learning_curve(path, record["history"], record["loss_function"])
-    except ImportError:
-        say(f"{path.name} was not drawn: matplotlib is not installed.")
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
@@ -214,10 +299,26 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
     return settings
 
 
-def _command(argv: Sequence[str]) -> str:
+def command_of(argv: Sequence[str]) -> str:
     """The command that was given, without tokens, resuming and the machine's folders."""
-    program = Path(sys.argv[0]).name
-    words = ["accelerate", "launch", "train.py"] if program == "train.py" else ["hf-decision-mamba", "train"]
+    return _repeating(Path(sys.argv[0]).name == "train.py", argv)
+
+
+def command_with(given: Mapping[str, Any]) -> str:
+    """The command that does what these settings do, which were given from Python."""
+    words: list[str] = []
+    for name, value in given.items():
+        values = [str(item).lower() if isinstance(item, bool) else str(item) for item in _listed(value)]
+        words += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+    return _repeating(False, words)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _repeating(launched: bool, argv: Sequence[str]) -> str:
+    words = ["accelerate", "launch", "train.py"] if launched else ["hf-decision-mamba", "train"]
     dropped, skip = ("--hub_token", "--resume_from_checkpoint", "--overwrite_output_dir"), False
     for word in argv:
         name = word.split("=")[0].replace("-", "_").replace("__", "--", 1)

@@ -7,11 +7,11 @@ Source: the recipe of Decision Transformer (Chen et al. 2021, algorithm 1) with 
 import filecmp
 import json
 import os
-import platform
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,51 +20,69 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import architecture_of
-from ..data import DeviceWindowDataset, SequenceDataset, WindowDataset, WindowStream
+from ..data import DeviceWindowDataset, SequenceDataset, Trajectories, WindowDataset, WindowStream
+from ..data.sources import Source, named_sources
 from ..data.windows import window_settings
 from ..data.windows_on_device import fits
+from ..evaluation.result import EvaluationResult
 from ..evaluation.rollouts import evaluate_policy
 from ..evaluation.scores import score_reference
 from ..model import DecisionMambaModel, DecisionMambaProcessor
 from ..reporting.console import StoppedBySignal, on_interrupt, say, say_when_kernels_compile, waiting
-from ..reporting.files import CURVE_FILE, RESULT_FILES, SETTINGS_FILE, portable, replacing
+from ..reporting.files import CURVE_FILE, RESULT_FILES, SETTINGS_FILE, replacing
 from ..reporting.stretches import go_on
-from ..reporting.versions import package_versions
 from ..sharing import model_card as hub
 from .arguments import (
+    Arguments,
     DataArguments,
     DecisionMambaTrainingArguments,
     EvaluationArguments,
-    ModelArguments,
+    arguments_from,
     parse_arguments,
 )
 from .callbacks import RolloutCallback, as_saved, score_metrics
 from .checkpoints import last_complete_checkpoint, processes_of
 from .factory import build
-from .record import settings_to_repeat, write_settings
+from .record import draw_learning_curve, settings_to_repeat, write_settings
 from .report import (
+    Run,
     closing_lines,
-    draw_curve_of,
-    hardware_of,
-    preset_of,
+    command_of,
+    command_with,
     processes_in_words,
     remarks_on_schedule,
     resolved_settings,
     run_record,
     run_summary,
-    settings_of,
     settings_remarks,
 )
 from .resuming import checkpoint_to_resume, delete_files, delete_run, resume
-from .task import RunData, data_seed_of, load_data, prepare_environment, target_returns_of
+from .task import RunData, data_seed_of, load_data, name_in_memory, prepare_environment, target_returns_of
 from .trainer import DecisionMambaTrainer, StopOnInterrupt, check_hub_arguments
 
 _ROLLOUT_SEED = 1_000_000  # other episodes than the final evaluation's, which the choice of the best would flatter
 _MOST_USEFUL_THREADS = 8  # matrices this small gain nothing from more
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training ends with.
+
+    Attributes:
+        policy: the trained model with its processor, ready to act, on the device that it was trained on.
+        metrics: loss, eval_loss, global_step, train_runtime, and the scores of the first target return.
+        folder: the checkpoint, with card, settings and results.
+        evaluation: its scores; None where no environment was played in, and on other processes than the main one.
+    """
+
+    policy: DecisionMambaPolicy
+    metrics: dict[str, float]
+    folder: Path
+    evaluation: EvaluationResult | None
 
 
 def main(argv: Sequence[str] | None = None, default_config: Path | None = None) -> dict[str, float]:
@@ -82,82 +100,175 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         FloatingPointError: the loss is not finite.
         StoppedBySignal: SIGINT or SIGTERM came; the message says how to go on.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    return _run(parse_arguments(argv, default_config), command_of(argv), stops_on_signals=True)[1]
+
+
+def train(data: Source | Trajectories | None = None, **settings: Any) -> TrainingResult:
+    """Train a model on trajectories, score it in its environment, and write checkpoint, card and results.
+
+    Does what `train.py` does, with its settings by their names: `train(data, preset="dmm", max_steps=500,
+    learning_rate=3e-4, env_id="Pendulum-v1", output_dir="runs/mine")`. `hf-decision-mamba train --help` lists them;
+    messages spell them as it does, `--max_steps 500`. Those of a YAML file are `**yaml.safe_load(open(path))`. Settings
+    in JSON may be dicts, and None is the default. No signal handlers are installed.
+
+    Args:
+        data: what `load_trajectories` takes, or what it returned: a name or path, or several; a loaded `Dataset`; a
+            list of episodes or a dict of flat arrays; `Trajectories`. When not given, `dataset_name` says it.
+        **settings: of data in memory, `dataset_name` is what card and messages call them.
+
+    Returns:
+        Policy, metrics, folder and evaluation.
+
+    Raises:
+        TypeError: `data` or a setting is of another type.
+        ValueError, OSError: an unknown setting, or a value, file or data set that cannot be right, before any training.
+        FloatingPointError: the loss is not finite.
+        StoppedBySignal: a KeyboardInterrupt came; the message says how to go on.
+    """
+    names = None if data is None or isinstance(data, Trajectories) else named_sources(data)
+    if names is not None:
+        if settings.get("dataset_name") is not None:
+            raise ValueError("data and dataset_name both name what to learn from; give one of them.")
+        settings["dataset_name"] = [*map(str, names)]
+    elif data is not None:
+        settings["dataset_name"] = name_in_memory(data, settings.get("dataset_name"))
+    with _environment_kept():
+        arguments = arguments_from(settings)
+        if names is None and data is not None:
+            run, metrics, evaluation = _run(arguments, None, data)
+        else:
+            run, metrics, evaluation = _run(arguments, command_with(arguments.given))
+        return TrainingResult(_policy_of(run), metrics, run.output_dir, evaluation)
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what a training changes for the process: accelerate's variables, transformers' progress bars."""
+    before, bars = {**os.environ}, is_progress_bar_enabled()
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if name.startswith("ACCELERATE_")})
+        if bars:
+            enable_progress_bar()
+
+
+def _run(
+    arguments: Arguments, command: str | None, in_memory: Any = None, stops_on_signals: bool = False
+) -> tuple[Run, dict[str, float], EvaluationResult | None]:
+    """Do what `main` and `train` say; return the run, what it was measured by, and its scores.
+
+    Args:
+        command: which repeats the run; None where none can.
+        in_memory: the data, where they are not what `dataset_name` names.
+        stops_on_signals: whether SIGINT and SIGTERM end it with a checkpoint.
+    """
     with _saying_how_to_go_on() as begun:
-        return _run(sys.argv[1:] if argv is None else list(argv), default_config, begun)
+        model_args, data_args, eval_args, args = arguments
+        for remark in arguments.remarks:
+            say(remark)
+        _check_arguments(data_args, eval_args, args)
+        checkpoint = checkpoint_to_resume(model_args, data_args, args)
+        _set_cpu_threads(args)
+        disable_progress_bar()  # transformers' own: one for each file of each checkpoint
+        run = _prepare(arguments, command, in_memory)
+        _tell_and_resume(run, checkpoint)
+        if args.overwrite_output_dir and args.should_save:
+            delete_run(run.output_dir)
+        begun.append(run.output_dir)
+        runtime = _train(run.trainer, checkpoint, stops_on_signals)
+        metrics = _measured(run.trainer, runtime if checkpoint is None else None)
+        evaluation = _finish(run, metrics, written=checkpoint is not None and _is_written(checkpoint, run.trainer))
+        metrics |= {} if evaluation is None else score_metrics(evaluation)
+        run.trainer.accelerator.wait_for_everyone()
+        return run, metrics, evaluation
 
 
-def _run(argv: list[str], default_config: Path | None, begun: list[Path]) -> dict[str, float]:
-    """Run `main`; note in `begun` the folder from which on it can be resumed."""
-    model_args, data_args, eval_args, args = arguments = parse_arguments(argv, default_config)
-    for remark in arguments.remarks:
-        say(remark)
-    _check_arguments(data_args, eval_args, args)
-    checkpoint = checkpoint_to_resume(model_args, data_args, args)
-    _set_cpu_threads(args)
-    disable_progress_bar()  # transformers' own: one for each file of each checkpoint
-
+def _prepare(arguments: Arguments, command: str | None, in_memory: Any) -> Run:
+    """Read the data and make all that trains on them."""
+    model_args, data_args, eval_args, args = arguments
     reading = (
         f"data         reading {'a sample of ' if data_args.streaming else ''}{' '.join(data_args.dataset_name or [])}"
     )
     with args.main_process_first(desc="loading the data set"), waiting(reading):
-        data = load_data(data_args, eval_args, args)
+        data = load_data(data_args, eval_args, args, in_memory)
     set_seed(args.seed)
     model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
     processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
     evaluates = prepare_environment(eval_args, model, processor, data)
-    processor.target_return = target_returns_of(eval_args, data)[0]
+    targets = target_returns_of(eval_args, data)
+    processor.target_return = targets[0]
     trainer = _build_trainer(model, processor, window_length, data, data_args, eval_args if evaluates else None, args)
-    remarks = remarks_on_schedule(args, trainer.last_step, arguments.given)
-    now, sizes = _now(model_args, data_args, trainer, data), data.sizes()
+    return Run(arguments, command, data, trainer, targets, evaluates)
+
+
+def _tell_and_resume(run: Run, checkpoint: Path | None) -> None:
+    """Say what is about to happen, and begin the run's history or take up that of a checkpoint."""
+    remarks, sizes = remarks_on_schedule(run), run.data.sizes()
     if checkpoint is None:
-        trainer.run = {**sizes, "stretches": go_on([], 0, now)}
+        run.trainer.run = {**sizes, "stretches": go_on([], 0, run.now)}
     else:
-        resume(checkpoint, trainer, now, sizes)
-    invisible = data.train.statistics().remark_on_scale(processor.return_scale)
-    for line in (run_summary(model_args, data, trainer), *remarks, *([f"Warning: {invisible}."] if invisible else [])):
+        resume(checkpoint, run.trainer, run.now, sizes)
+    invisible = run.data.train.statistics().remark_on_scale(run.processor.return_scale)
+    for line in (run_summary(run), *remarks, *([f"Warning: {invisible}."] if invisible else [])):
         say(line)
-    if args.device.type == "cpu" and model.config.model_type == "decision_mamba":
+    if run.args.device.type == "cpu" and run.model.config.model_type == "decision_mamba":
         say_when_kernels_compile()
 
-    output_dir = trainer.output_dir
-    if args.overwrite_output_dir and args.should_save:
-        delete_run(output_dir)
-    begun.append(output_dir)
-    runtime = _train(trainer, checkpoint)
+
+def _measured(trainer: DecisionMambaTrainer, runtime: float | None) -> dict[str, float]:
+    """What a training that has ended was measured by: steps, seconds, last loss, and that of the held-out episodes."""
     trainer.remove_callback(RolloutCallback)
-    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    metrics = {
+    return {
         "global_step": trainer.state.global_step,
-        **({"train_runtime": runtime} if checkpoint is None else {}),
+        **({} if runtime is None else {"train_runtime": runtime}),
         **({"loss": losses[-1]} if losses else {}),
-        **{name: value for name, value in metrics.items() if name == "eval_loss"},
+        **{name: value for name, value in evaluated.items() if name == "eval_loss"},
     }
-    written = checkpoint is not None and _is_written(checkpoint, trainer)
+
+
+def _finish(run: Run, metrics: Mapping[str, float], written: bool) -> EvaluationResult | None:
+    """Write the trained model and all that tells of it, score it, and push it if asked for; return its scores.
+
+    Args:
+        written: whether weights and record are in their places already.
+    """
+    trainer, args, output_dir = run.trainer, run.args, run.output_dir
     if args.should_save and not written:
         delete_files(output_dir, (*RESULT_FILES, SETTINGS_FILE))  # of an earlier run: not of these weights
     if not written:
         trainer.save_model(_internal_call=True)  # it is pushed with its scores
-    if args.should_save:
-        if not written:
-            record = run_record(model_args, trainer, data, argv, metrics, now)
-            with replacing(output_dir / "training.json") as draft:
-                draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            resolved = resolved_settings(model_args, eval_args, trainer, data)
-            resolved["max_steps"] = record["arguments"]["max_steps"]  # where it came too late to be used
-            settings = settings_to_repeat(arguments, resolved)
-            write_settings(output_dir / SETTINGS_FILE, settings, settings_remarks(record, data))
-            draw_curve_of(output_dir / CURVE_FILE, record)
-        hub.write_model_card(output_dir)
-        if evaluates and written and (output_dir / "evaluation.json").exists():
-            say(f"scored       {output_dir / 'evaluation.json'}; hf-decision-mamba evaluate scores it again")
-        elif evaluates:
-            metrics |= _evaluate(trainer, eval_args, data)
-        say(closing_lines(output_dir))
-        if args.push_to_hub:
-            trainer.push_or_say(output_dir, failed="The training is finished, but not pushed.")
-    trainer.accelerator.wait_for_everyone()
-    return metrics
+    if not args.should_save:
+        return None
+    if not written:
+        _write_record(run, metrics)
+    hub.write_model_card(output_dir)
+    evaluation = None
+    if run.evaluates and written and (output_dir / "evaluation.json").exists():
+        say(f"scored       {output_dir / 'evaluation.json'}; hf-decision-mamba evaluate scores it again")
+    elif run.evaluates and run.eval_args.eval_episodes:
+        evaluation = _evaluate(run)
+    say(closing_lines(output_dir))
+    if args.push_to_hub:
+        trainer.push_or_say(output_dir, failed="The training is finished, but not pushed.")
+    return evaluation
+
+
+def _write_record(run: Run, metrics: Mapping[str, float]) -> None:
+    """Write training.json, train.yaml and the learning curve."""
+    record = run_record(run, metrics)
+    with replacing(run.output_dir / "training.json") as draft:
+        draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    resolved = resolved_settings(run)
+    resolved["max_steps"] = record["arguments"]["max_steps"]  # where it came too late to be used
+    settings = settings_to_repeat(run.arguments, resolved, ["dataset_name"] if run.data.in_memory else [])
+    write_settings(run.output_dir / SETTINGS_FILE, settings, settings_remarks(record, run.data))
+    draw_learning_curve(run.output_dir / CURVE_FILE, record["history"], record["loss_function"])
 
 
 @contextmanager
@@ -328,19 +439,26 @@ def _goes_to_the_device(data: RunData, args: DecisionMambaTrainingArguments) -> 
     return args.data_on_device
 
 
-def _train(trainer: DecisionMambaTrainer, checkpoint: Path | None) -> float:
+def _train(trainer: DecisionMambaTrainer, checkpoint: Path | None, stops_on_signals: bool) -> float:
     """Train to the end and return the seconds that it took; a run that was at its end is only loaded."""
+    train: Any = _train_until_interrupted if stops_on_signals else _train_undisturbed
     if checkpoint is None:
-        return _train_until_interrupted(trainer)
+        return train(trainer)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if state.global_step < trainer.last_step:
         say(f"Resuming from {checkpoint}.")
         _say_who_resumes(checkpoint, trainer)
-        return _train_until_interrupted(trainer, resume_from_checkpoint=str(checkpoint))
+        return train(trainer, resume_from_checkpoint=str(checkpoint))
     say(f"{checkpoint} is the end of this training: nothing left to train.")
     trainer.state = state
     trainer.model.load_state_dict(load_file(_final_weights(checkpoint, trainer)))
     return 0.0
+
+
+def _train_undisturbed(trainer: DecisionMambaTrainer, **options: Any) -> float:
+    """Train and return the seconds that it took; what signals do is not changed."""
+    runtime: float = trainer.train(**options).metrics["train_runtime"]
+    return runtime
 
 
 def _train_until_interrupted(trainer: DecisionMambaTrainer, **options: Any) -> float:
@@ -353,7 +471,7 @@ def _train_until_interrupted(trainer: DecisionMambaTrainer, **options: Any) -> f
     stop = StopOnInterrupt()
     trainer.add_callback(stop)
     with on_interrupt(stop.note) if trainer.args.world_size == 1 else nullcontext():
-        runtime = trainer.train(**options).metrics["train_runtime"]
+        runtime = _train_undisturbed(trainer, **options)
     if stop.signal is not None:
         raise StoppedBySignal(stop.signal)
     return runtime
@@ -385,53 +503,24 @@ def _is_written(checkpoint: Path, trainer: DecisionMambaTrainer) -> bool:
     return at_the_end and ours.is_file() and filecmp.cmp(ours, _final_weights(checkpoint, trainer), shallow=False)
 
 
-def _evaluate(trainer: DecisionMambaTrainer, eval_args: EvaluationArguments, data: RunData) -> dict[str, float]:
+def _policy_of(run: Run) -> DecisionMambaPolicy:
+    return DecisionMambaPolicy(as_saved(run.model), run.processor, mode=run.eval_args.eval_mode)
+
+
+def _evaluate(run: Run) -> EvaluationResult:
     """Score the finished model, and write the results and the card that shows them."""
-    if not eval_args.eval_episodes:
-        return {}
-    policy = DecisionMambaPolicy(as_saved(trainer.model), trainer.processing_class, mode=eval_args.eval_mode)
+    eval_args, statistics = run.eval_args, run.data.statistics
     result = evaluate_policy(
-        policy,
-        data.env_id,
+        _policy_of(run),
+        run.data.env_id,
         episodes=eval_args.eval_episodes,
-        target_returns=target_returns_of(eval_args, data),
+        target_returns=run.targets,
         max_episode_steps=eval_args.eval_max_episode_steps,
-        env_kwargs=data.env_kwargs,
-        progress=not trainer.args.disable_tqdm,
+        env_kwargs=run.data.env_kwargs,
+        progress=not run.args.disable_tqdm,
     )
-    result.checkpoint = "best" if trainer.args.load_best_model_at_end else "last"
-    result.save(
-        trainer.output_dir,
-        dataset_return_mean=data.statistics.return_mean,
-        dataset_return_max=data.statistics.return_max,
-    )
-    trainer.create_model_card()
+    result.checkpoint = "best" if run.args.load_best_model_at_end else "last"
+    result.save(run.output_dir, dataset_return_mean=statistics.return_mean, dataset_return_max=statistics.return_max)
+    run.trainer.create_model_card()
     say(f"\n{result.table()}")
-    return score_metrics(result)
-
-
-def _now(
-    model_args: ModelArguments, data_args: DataArguments, trainer: DecisionMambaTrainer, data: RunData
-) -> dict[str, Any]:
-    """What a stretch of the run is trained with: settings, hardware and versions, but no folders of the machine."""
-    processor = trainer.processing_class
-    given = {**vars(model_args), **vars(data_args), "preset": preset_of(model_args), "dataset_name": data.name}
-    given |= {} if data_args.streaming else {"streaming": None, "streaming_buffer": None}
-    given["architecture"] = architecture_of(trainer.model.config)
-    given["dataset_revision"] = data.revision
-    given["frame_stack"] = processor.frame_stack if data.train.state_type == "image" else None
-    given["model_name_or_path"] = portable(model_args.model_name_or_path or "") or None
-    return {
-        "settings": {
-            **{name: value for name, value in given.items() if value is not None},
-            "context_length": trainer.train_dataset.context_length,
-            "return_scale": processor.return_scale,
-            "action_type": data.train.action_type,
-            **settings_of(trainer.args),
-        },
-        "hardware": hardware_of(trainer.args),
-        "versions": {
-            "python": platform.python_version(),
-            **package_versions("accelerate", "datasets", "numpy", "numba"),
-        },
-    }
+    return result

@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class RunData:
     stream: EpisodeStream | None = None
     buffer_steps: int = 0
     revision: str | None = None
+    in_memory: bool = False
 
     @property
     def name(self) -> str:
@@ -58,6 +59,7 @@ class RunData:
         statistics["return_quantiles"] = {name: returns[name] for name in QUANTILES}
         return {
             "name": self.name,
+            **({"in_memory": True} if self.in_memory else {}),
             "revision": self.revision,
             "env_id": self.env_id,
             **({"env_kwargs": self.env_kwargs} if self.env_kwargs else {}),
@@ -66,7 +68,10 @@ class RunData:
         }
 
 
-def load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: TrainingArguments) -> RunData:
+def load_data(
+    data_args: DataArguments, eval_args: EvaluationArguments, args: TrainingArguments, in_memory: Any = None
+) -> RunData:
+    """Read the data set that the settings name, or the data `in_memory` that they only give a name."""
     source: dict[str, Any] = {
         "config": data_args.dataset_config,
         "revision": data_args.dataset_revision,
@@ -74,17 +79,59 @@ def load_data(data_args: DataArguments, eval_args: EvaluationArguments, args: Tr
         "columns": data_args.columns(),
         "action_type": data_args.action_type,
     }
-    revision = _revision(data_args)
-    if data_args.streaming:
-        steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
-        stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
-        return RunData(train.statistics(), train, held_out, *_environment(eval_args, train), stream, steps, revision)
-    trajectories = load_trajectories(data_args.dataset_name or [], **source)
+    if in_memory is not None:
+        trajectories, revision = _load_from_memory(in_memory, data_args, source), None
+    else:
+        revision = _revision(data_args)
+        if data_args.streaming:
+            steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
+            stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
+            environment = _environment(eval_args, train)
+            return RunData(train.statistics(), train, held_out, *environment, stream, steps, revision)
+        trajectories = load_trajectories(data_args.dataset_name or [], **source)
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
         train, held_out = trajectories.split(data_args.held_out_fraction, data_seed_of(args))
     environment = _environment(eval_args, trajectories)
-    return RunData(trajectories.statistics(), train, held_out, *environment, revision=revision)
+    statistics = trajectories.statistics()
+    return RunData(statistics, train, held_out, *environment, revision=revision, in_memory=in_memory is not None)
+
+
+def _load_from_memory(data: Any, data_args: DataArguments, source: dict[str, Any]) -> Trajectories:
+    """Make trajectories of what is no name, and call them what the settings call them."""
+    if data_args.streaming:
+        raise ValueError("streaming reads files as training goes, and these data are in memory; leave it out.")
+    if isinstance(data, Trajectories):
+        for name in ("dataset_config", "dataset_revision", "dataset_split", "dataset_columns", "action_type"):
+            if getattr(data_args, name) != getattr(DataArguments, name):
+                raise ValueError(
+                    f"{name}={getattr(data_args, name)} says how data are read, and Trajectories have been; give it to "
+                    "load_trajectories."
+                )
+        data.check_finite()
+    else:
+        data = load_trajectories(data, **source)
+    return replace(data, name=(data_args.dataset_name or [data.name])[0])
+
+
+def name_in_memory(data: Any, given: Any) -> str:
+    """Return what data in memory are called: as it is `given`, else as they call themselves.
+
+    Raises:
+        TypeError: what is given is no text.
+        ValueError: it is a file or folder, which would be taken for the data.
+    """
+    if given is None:
+        said = data.name if isinstance(data, Trajectories) else getattr(getattr(data, "info", None), "dataset_name", "")
+        return said or "in-memory"
+    if not isinstance(given, str):
+        raise TypeError(f"dataset_name={given!r} must be a text: what card and messages call the data in memory.")
+    if Path(given).exists():
+        raise ValueError(
+            f"dataset_name={given!r} would only be a name for the data in memory, but is a file or folder here; leave "
+            "one of them out."
+        )
+    return given
 
 
 def _environment(eval_args: EvaluationArguments, data: Trajectories) -> tuple[str | None, dict[str, Any] | None]:

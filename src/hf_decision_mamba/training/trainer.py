@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +23,32 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     PreTrainedModel,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
-from ..data import SequenceDataset, SequencePass, SequenceSampler, WindowDataset, WindowSampler, WindowStream, collate
+from ..data import (
+    SequenceDataset,
+    SequencePass,
+    SequenceSampler,
+    Trajectories,
+    WindowDataset,
+    WindowSampler,
+    WindowStream,
+    collate,
+)
+from ..data.windows import window_settings
+from ..model import DecisionMambaProcessor
+from ..reporting.checks import wrong_type
 from ..reporting.console import say
 from ..reporting.files import files_at_top, replacing_together, writing
 from ..sharing import model_card as hub
@@ -77,7 +89,9 @@ def action_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int |
 class DecisionMambaTrainer(Trainer):
     """Trainer for models with `DecisionTransformerModel`'s forward; a model without `labels` gets the same loss.
 
-    Batches come finished from a `WindowDataset`, in the order of a `WindowSampler`, or from a `WindowStream`. The loss
+    Batches come finished from a `WindowDataset`, in the order of a `WindowSampler`, or from a `WindowStream`. Of
+    `Trajectories`, the windows are those that `processing_class` shows a model when it acts; for evaluation they do not
+    overlap. The loss
     is a mean over all action entries of a step's batch, over gradient accumulation and over processes; so is
     `eval_loss` over the whole data.
 
@@ -96,6 +110,10 @@ class DecisionMambaTrainer(Trainer):
     run: Any = None
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs: Any):
+        _check_types(model, args)
+        processor = kwargs.get("processing_class")
+        for name, cut in (("train_dataset", WindowDataset), ("eval_dataset", WindowDataset.covering)):
+            kwargs[name] = _windows(name, kwargs.get(name), processor, cut)
         args.remove_unused_columns = False  # batches are finished; `compute_loss` drops what the forward does not take
         args.label_names = args.label_names or ["labels"]
         args.logging_nan_inf_filter = False  # `training_step` stops at such a loss instead of hiding it
@@ -108,7 +126,7 @@ class DecisionMambaTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         self._eval_errors, self._eval_count = 0.0, 0
         self._carried, self._lane = CarriedStates(model), -1
-        if self.pop_callback(ProgressCallback) is not None:
+        if self.pop_callback(DEFAULT_PROGRESS_CALLBACK) is not None:
             self.add_callback(TrainingProgress())
         self.add_callback(_OfNow(self))
 
@@ -432,6 +450,41 @@ class DecisionMambaTrainer(Trainer):
         """Render the card of `output_dir` (see `hub.write_model_card`); Trainer's own arguments are not used."""
         if self.is_world_process_zero():
             hub.write_model_card(self.output_dir)
+
+
+def _check_types(model: Any, args: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise wrong_type("model", model, "a model, such as DecisionMambaModel(config) (of a policy, policy.model)")
+    if not isinstance(args, TrainingArguments):
+        raise wrong_type("args", args, "transformers' TrainingArguments(output_dir=...)")
+
+
+def _windows(name: str, data: Any, processor: Any, cut: Callable[..., WindowDataset]) -> Any:
+    """Cut trajectories into windows; what is made of windows already is left as it is.
+
+    Args:
+        name: of the argument.
+        data: a data set, or a dict of several for evaluation.
+        processor: says what windows a model sees.
+        cut: makes the windows.
+
+    Raises:
+        TypeError: there is no processor, or `data` is something else.
+    """
+    if isinstance(data, dict) and name == "eval_dataset":
+        return {key: _windows(f"{name}[{key!r}]", value, processor, cut) for key, value in data.items()}
+    if isinstance(data, Trajectories):
+        if not isinstance(processor, DecisionMambaProcessor):
+            raise wrong_type(
+                "processing_class", processor, f"the DecisionMambaProcessor by which {name} is cut into windows"
+            )
+        return cut(data, context_length=processor.context_length, **window_settings(processor))
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if data is None or isinstance(data, IterableDataset):
+        return data
+    if not indexed or isinstance(data, (str, bytes, dict, np.ndarray, Tensor)):
+        raise wrong_type(name, data, "Trajectories, as load_trajectories(source) returns them, or a WindowDataset")
+    return data
 
 
 def check_hub_arguments(args: TrainingArguments) -> None:
