@@ -1,0 +1,100 @@
+"""Write docs/memory.md and its picture from benchmarks/results/memory.json: `python docs/make_memory.py`."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from make_benchmarks import table
+from matplotlib.figure import Figure
+
+from hf_decision_mamba.reporting.figures import legend_below, tidy
+
+ROOT = Path(__file__).parents[1]
+PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
+COLORS = {"DeMa, BL3D": "#4c78a8", "DeMa, B3LD": "#72b7b2", "DMM": "#e4572e", "GRU": "#9d755d"}
+HEADER = """# Memory
+
+Where the past decides beyond a window, a model that carries a state can do what no window can, at a cost per decision
+that does not grow. This page is about how to train one, and how far it was seen to reach.
+
+![Share of right turns against the length of the corridor](memory.svg)
+
+*The passive T-Maze (arXiv 2307.03864): a clue, one of two, at the first step; a corridor in which nothing tells them
+apart; a junction at its end where the clue is asked for. Trained on corridors of 3 to 100 steps of the environment's
+own expert, asked in longer ones, acting in recurrent mode, last checkpoint. A guess is right half of the time. Each
+point is one trained model.*
+
+## How
+
+```bash
+hf-decision-mamba collect hf_decision_mamba/TMaze-v0 --env-kwargs '{"length": [3, 100]}' --policy expert \\
+    --episodes 2000 --output runs/maze
+accelerate launch train.py --dataset_name runs/maze --preset dema-bl3d --state_size 16 --train_mode sequences \\
+    --context_length 32 --eval_mode recurrent --max_steps 2500 --warmup_steps 100 \\
+    --time_dilation 0.1 --time_step_min 1e-8 --time_step_max 1e-5 --output_dir runs/maze-dema
+hf-decision-mamba evaluate runs/maze-dema --mode recurrent --env-kwargs '{"length": 10000}'
+```
+
+* `--train_mode sequences`: each row of a batch walks through whole episodes in chunks of `context_length` steps, and
+  its states go from one chunk to the next (truncated backpropagation through time). Windows that begin anywhere hide
+  the clue from nearly all of their junctions.
+* `--time_dilation 0.1`: one step in ten passes for up to `--time_dilation_max` steps (a million, if unset): in every
+  layer its step size Δ is multiplied by a factor drawn log-uniformly. Stretches in which nothing happens are so met
+  at every length. The convolution and DMM's local mixers do not see it; nothing is dilated when the model acts.
+* `--time_step_min`, `--time_step_max`: the step sizes at initialisation. A channel of step size Δ forgets within
+  about 1/Δ tokens.
+
+## What was measured
+
+`python benchmarks/memory.py`: every run is one command of the above, on one thread. The share of right turns by the
+length of the corridor, one number a seed: 24 episodes, of 100,000 steps 16, of a million 8. A dash: not played,
+because the model is at chance in a shorter one already.
+
+"""
+
+
+def main() -> None:
+    """Write page and picture."""
+    results = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in results["runs"]:
+        runs[run["condition"], run["model"]].append(run)
+    lengths = sorted({int(length) for run in results["runs"] for length in run["success"]})
+    rows = []
+    for (condition, model), found in sorted(runs.items()):
+        cells = [" ".join(_share(run["success"].get(str(length))) for run in found) for length in lengths]
+        minutes = " ".join(f"{run['seconds'] / 60:.0f}" for run in found if run["seconds"])
+        rows.append([f"{model}, {condition}", f"{found[0]['parameters']:,}", minutes, *cells])
+    head = ["model, Δ in training", "parameters", "minutes", *(f"{length:,}" for length in lengths)]
+    note = f"\nMinutes of training are those of a busy machine ({results['machine']}).\n"
+    PATH.write_text(HEADER + table(head, rows) + note, encoding="utf-8")
+    _draw(runs, lengths)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _draw(runs: dict[tuple[str, str], list[dict[str, Any]]], lengths: list[int]) -> None:
+    matplotlib.rcParams["svg.hashsalt"] = "memory"  # the same bytes from the same numbers
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0.5, color="#9aa0a6", linewidth=1, linestyle=":", label="a guess")
+    axes.axvspan(lengths[0] / 2, 100, color="#f1f3f4", label="trained on")
+    for (condition, model), found in sorted(runs.items()):
+        for number, run in enumerate(found):
+            known = {length: run["success"].get(str(length)) for length in lengths}
+            shown = {length: share for length, share in known.items() if share is not None}
+            style = {"color": COLORS.get(model, "#54585c"), "linestyle": "-" if condition == "dilated" else "--"}
+            label = f"{model}, {condition}" if not number else None
+            axes.plot(list(shown), list(shown.values()), marker="o", markersize=4, alpha=0.8, label=label, **style)
+    axes.set(xscale="log", xlabel="length of the corridor, steps", ylabel="share of right turns", ylim=(0.3, 1.03))
+    tidy(axes)
+    legend_below(figure, axes, ncols=4)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
