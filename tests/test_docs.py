@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from factories import HOPPER
 from hub_server import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def test_the_python_snippets_of_the_readme_run_as_printed(clone):
-    act, loop, many, model, *_ = snippets("python")
+    act, loop, many, quickstart, model, *_ = snippets("python")
     names: dict = {}
     exec(act, names)
     assert names["action"].shape == (3,)
@@ -42,6 +43,16 @@ def test_the_python_snippets_of_the_readme_run_as_printed(clone):
     exec(many, names)
     earned = 3600 - names["policy"].returns_to_go  # the third episodes began after twice ten steps and one that resets
     assert (earned > 0).all() and (earned < 5).all()
+    short = {
+        '"datasets/hopper-medium-replay"': f'"{HOPPER}"',
+        "max_steps=5000, eval_episodes=20": 'max_steps=2, eval_episodes=2, env_id="Hopper-v5", disable_tqdm=True',
+        "episodes=20)": "episodes=2, max_episode_steps=3)",
+    }
+    for printed, shorter in short.items():
+        assert printed in quickstart
+        quickstart = quickstart.replace(printed, shorter)
+    exec(quickstart, names)
+    assert names["result"].metrics["global_step"] == 2 and len(names["scores"].episodes) == 4
     exec(model, names)
     assert names["output"].action_preds.shape == (2, 20, 3)
 
@@ -69,7 +80,7 @@ def program(path: str):
     return module
 
 
-@pytest.mark.parametrize("path", ["docs/make_presets.py", "docs/make_benchmarks.py"])
+@pytest.mark.parametrize("path", ["docs/make_api.py", "docs/make_presets.py", "docs/make_benchmarks.py"])
 def test_generated_pages_are_up_to_date(path):
     module = program(path)
     assert module.PATH.read_text(encoding="utf-8") == module.render(), f"run python {path}"

@@ -1,9 +1,11 @@
 """The front door: every step of the road has a name there, nothing is loaded before it is asked for."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+from factories import ROOT
 
 import hf_decision_mamba as hdm
 from hf_decision_mamba import cli
@@ -21,6 +23,11 @@ print({*hdm.__all__} <= {*dir(hdm)}, hdm.data.load_trajectories is hdm.load_traj
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == ["[]", "['DecisionMambaConfig', 'DecisionBCConfig']", "True True"], done.stderr
+
+
+def test_one_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert {*hdm.__all__} == {"__version__", *re.findall(r"^\* `(\w+)\(", page, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("name", [name for name in hdm.__all__ if name != "__version__"])
