@@ -12,10 +12,15 @@ os.environ.setdefault("MUJOCO_GL", "egl")  # rendering without a display
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 if not torch.cuda.is_available():  # Triton reads it when it is imported, which anything may do
     os.environ["TRITON_INTERPRET"] = "1"
@@ -54,3 +59,19 @@ def assert_close():
         assert difference / scale <= tolerance, f"{name}: relative error {difference / scale:.2e} > {tolerance:.0e}"
 
     return check
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, "Figure"]:
+    """The figures that are saved, by the names of their files: what they show are the numbers in their axes."""
+    from matplotlib.figure import Figure
+
+    figures: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def kept(figure: Figure, path: str | os.PathLike[str], **options: object) -> None:
+        figures[Path(path).name.removeprefix(".").replace(".draft", "")] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    return figures

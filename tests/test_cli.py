@@ -23,6 +23,9 @@ TINY = [
 ]
 
 
+PLAYING = ("evaluate", "inspect", "ablate")  # the verbs that play with a checkpoint
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     config = DecisionMambaConfig(state_dim=11, act_dim=3, hidden_size=8, n_layer=1, state_size=2)
@@ -45,7 +48,7 @@ def test_evaluate_prints_a_table_and_keeps_the_results(checkpoint, capsys):
 
 
 def test_inspect_writes_a_page_into_the_checkpoints_folder(checkpoint, capsys):
-    options = ["--env", "Hopper-v5", "--target-return", "900", "1800", "--timesteps", "0", "3"]
+    options = ["--env-id", "Hopper-v5", "--target-return", "900", "1800", "--timesteps", "0", "3"]
     main(["inspect", str(checkpoint), "--episodes", "2", "--seed", "5", *options])
     folder = checkpoint / "inspection"
     assert str(folder / "inspection.html") in capsys.readouterr().out
@@ -168,6 +171,34 @@ def test_every_path_may_begin_at_home(words, values, tmp_path, monkeypatch):
         assert seen[name] == (Path(str(expected)) if isinstance(value, Path) else expected)
 
 
+@pytest.mark.parametrize("verb", [*PLAYING, "export"])
+def test_verbs_agree_on_the_options_of_a_checkpoint(verb, monkeypatch):
+    """And hand them on to what loads it; the other policies of an ablation are of their main branch."""
+    loaded, seen = [], {}
+
+    def load(name, **options):
+        loaded.append((name, options.get("revision"), options.get("device")))
+        return name
+
+    def see(*positional, **options):
+        seen.update(options, positional=positional)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("hf_decision_mamba.cli.DecisionMambaPolicy.from_pretrained", load)
+    for name in ("evaluate_policy", "inspect_checkpoint", "ablate", "export_policy"):
+        monkeypatch.setattr(f"hf_decision_mamba.cli.{name}", see)
+    options = ["--env-id", "Walk-v0", "--env-kwargs", '{"wind": 3}', "--target-return", "7"]
+    options += ["--episodes", "4", "--seed", "5"]
+    extra = {"ablate": ["--other", "org/b"], "export": ["--output", "step.onnx"]}.get(verb, [])
+    with pytest.raises(SystemExit):
+        main([verb, "org/a", "--revision", "v1", "--device", "meta", *extra, *(options if verb in PLAYING else [])])
+    assert loaded == [("org/a", "v1", "meta"), *([("org/b", "main", "meta")] if verb == "ablate" else [])]
+    if verb in PLAYING:
+        target = seen.get("target_returns", seen.get("target_return"))
+        assert target == (7.0 if verb == "ablate" else [7.0]) and "Walk-v0" in seen["positional"]
+        assert (seen["episodes"], seen["seed"], seen["env_kwargs"]) == (4, 5, {"wind": 3})
+
+
 def test_inspect_data_fails_where_training_would(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["inspect-data", str(BREAKOUT), "--columns", '{"rewards": "r"}', "--output", str(tmp_path)])
@@ -184,7 +215,13 @@ def test_inspect_data_fails_where_training_would(tmp_path, capsys):
         (["evaluate", "here", "--video"], "--video needs a folder to put replay.mp4 in: --output FOLDER."),
         (["inspect", "nowhere/at-all"], "nowhere/at-all"),
         (["export", "nowhere/at-all", "--output", "step.onnx"], "nowhere/at-all"),
-        (["inspect", "here", "--env", "Hopper-v5", "--data", "there"], "not allowed with argument --env"),
+        (["inspect", "here", "--env-id", "Hopper-v5", "--data", "there"], "not allowed with argument --env-id"),
+        *(([verb, "here", "--env", "Hopper-v5"], "unrecognized arguments: --env Hopper-v5") for verb in PLAYING),
+        (["evaluate", "here", "--ep", "3"], "unrecognized arguments: --ep 3"),
+        (
+            ["collect", "CartPole-v1", "--env-id", "CartPole-v1", "--output", "there"],
+            "unrecognized arguments: --env-id",
+        ),
         (["push", "no-such-folder", "me/policy"], "no-such-folder"),
         (["train", "--presett", "dmm"], "preset"),
         (["collect", "NoSuchThing-v0", "--output", "there"], "No environment 'NoSuchThing-v0'"),

@@ -20,7 +20,7 @@ from .acting.export import export_policy
 from .acting.policy import DecisionMambaPolicy
 from .analysis.ablation import CHANGES, ablate
 from .analysis.inspection import inspect_checkpoint
-from .analysis.page import write_inspection
+from .analysis.page import NUMBERS, PAGE, write_inspection
 from .collecting.collect import collect
 from .collecting.settings import CollectSettings
 from .collecting.stable_baselines import ALGORITHMS
@@ -31,7 +31,7 @@ from .evaluation.video import import_imageio, record_videos
 from .info import info_text, installation_info
 from .reporting.console import StoppedBySignal, report_user_errors
 from .reporting.figures import number
-from .reporting.files import portable
+from .reporting.files import CONFIG_FILE, EVALUATION_FILES, RETURNS_FILE, portable
 from .sharing.dataset_card import is_dataset_folder, push_dataset_to_hub
 from .sharing.model_card import push_to_hub, write_model_card
 from .training.run import main as train
@@ -58,31 +58,19 @@ def _path(text: str) -> Path:
     return Path(expanduser(text))  # no shell reads `--output=~/folder`
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes options by their full names only: `--env` is not `--env-id`."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-decision-mamba", description="Decision models on a Mamba backbone.")
+    parser = _Parser(prog="hf-decision-mamba", description="Decision models on a Mamba backbone.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verbs.add_parser("train", help="train a model, see `train --help`; the same as train.py", add_help=False)
-
-    evaluate = verbs.add_parser("evaluate", help="roll a checkpoint out in its environment and print the scores")
-    evaluate.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
-    evaluate.add_argument("--revision", help="branch, tag or commit of the repository")
-    evaluate.add_argument("--env-id", help="gymnasium id (default: the checkpoint's)")
-    _add_env_kwargs(evaluate, "the checkpoint's, in its own environment")
-    evaluate.add_argument("--target-return", type=float, nargs="+", help="what to ask for (default: the checkpoint's)")
-    evaluate.add_argument("--episodes", type=int, default=20, help="per target return (default: 20)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
-    evaluate.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
-    evaluate.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
-    evaluate.add_argument("--sample", action="store_true", help="draw discrete actions instead of taking the likeliest")
-    evaluate.add_argument("--num-envs", type=int, help="environments that run at once (default: 20)")
-    evaluate.add_argument("--device", help="where the model computes (default: cpu)")
-    evaluate.add_argument("--output", type=_path, help="folder for evaluation.json, evaluation.parquet and returns.png")
-    evaluate.add_argument(
-        "--video", action="store_true", help="film the first episode of each target return, into the folder of --output"
-    )
-    evaluate.set_defaults(run=_evaluate)
-
+    _add_evaluate(verbs)
     _add_inspect(verbs)
     _add_ablate(verbs)
     _add_export(verbs)
@@ -105,6 +93,52 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _checkpoint_options(several: bool = False) -> argparse.ArgumentParser:
+    """Return a parent of the verbs that read a checkpoint."""
+    parent = _Parser(add_help=False)
+    if several:
+        parent.add_argument(
+            "checkpoints",
+            nargs="+",
+            type=expanduser,
+            help="folders or Hub repositories; several are averaged, as seeds",
+        )
+    else:
+        parent.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
+    parent.add_argument("--revision", default="main", help="branch, tag or commit of the repository (default: main)")
+    parent.add_argument("--device", help="where the model computes (default: cpu)")
+    return parent
+
+
+def _playing_options(
+    episodes: int, of_what: str, *, targets: str | None = "+", default: str = "the checkpoint's", data: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parent of the verbs that play with a checkpoint.
+
+    Args:
+        episodes, of_what: how many they play by default, and of what.
+        targets, default: how many target returns they take (as `nargs`), and what they ask for by default.
+        data: whether they read a data set instead, where they are told to.
+    """
+    parent = _Parser(add_help=False)
+    source = parent.add_mutually_exclusive_group()
+    source.add_argument("--env-id", help="gymnasium id (default: the checkpoint's)")
+    if data:
+        source.add_argument(
+            "--data", type=expanduser, metavar="SOURCE", help="read episodes of a data set, and play nothing"
+        )
+    _add_env_kwargs(parent, "the checkpoint's, in its own environment")
+    parent.add_argument("--target-return", type=float, nargs=targets, help=f"what to ask for (default: {default})")
+    parent.add_argument("--episodes", type=int, default=episodes, help=f"{of_what} (default: {episodes})")
+    parent.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
+    return parent
+
+
+def _add_mode_and_limit(command: Any) -> None:
+    command.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
+    command.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
+
+
 def _add_env_kwargs(command: Any, default: str) -> None:
     command.add_argument(
         "--env-kwargs",
@@ -113,20 +147,36 @@ def _add_env_kwargs(command: Any, default: str) -> None:
     )
 
 
+def _add_evaluate(verbs: Any) -> None:
+    command = verbs.add_parser(
+        "evaluate",
+        help="roll a checkpoint out in its environment and print the scores",
+        parents=[_checkpoint_options(), _playing_options(20, "per target return")],
+    )
+    _add_mode_and_limit(command)
+    command.add_argument("--sample", action="store_true", help="draw discrete actions instead of taking the likeliest")
+    command.add_argument("--num-envs", type=int, help="environments that run at once (default: 20)")
+    command.add_argument(
+        "--output",
+        type=_path,
+        help=f"folder for {', '.join(EVALUATION_FILES[:2])} and {RETURNS_FILE}; in the checkpoint's own, its card too "
+        "(default: nothing is written)",
+    )
+    command.add_argument(
+        "--video", action="store_true", help="film the first episode of each target return, into the folder of --output"
+    )
+    command.set_defaults(run=_evaluate)
+
+
 def _add_inspect(verbs: Any) -> None:
     command = verbs.add_parser(
-        "inspect", help="look inside a checkpoint: hidden attention, effective context, memory, target returns"
+        "inspect",
+        help="look inside a checkpoint: hidden attention, effective context, time constants, target returns",
+        parents=[
+            _checkpoint_options(),
+            _playing_options(5, "to look into, and per target return", default="shares of the checkpoint's", data=True),
+        ],
     )
-    command.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
-    command.add_argument("--revision", help="branch, tag or commit of the repository")
-    source = command.add_mutually_exclusive_group()
-    source.add_argument("--env", metavar="ENV_ID", help="gymnasium id to roll out in (default: the checkpoint's)")
-    source.add_argument(
-        "--data", type=expanduser, metavar="SOURCE", help="read episodes of a data set, and play nothing"
-    )
-    _add_env_kwargs(command, "the checkpoint's, in its own environment")
-    command.add_argument("--target-return", type=float, nargs="+", help="(default: shares of the checkpoint's)")
-    command.add_argument("--episodes", type=int, default=5, help="to look into, and per target return (default: 5)")
     command.add_argument(
         "--timesteps",
         type=int,
@@ -134,23 +184,20 @@ def _add_inspect(verbs: Any) -> None:
         metavar=("FIRST", "LAST"),
         help="decisions in the picture of attention (default: 300 600, or the whole episode where it is shorter)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
-    command.add_argument("--device", help="where the model computes (default: cpu)")
     command.add_argument(
         "--output",
         type=_path,
-        help="folder of page, pictures and numbers (default: inspection, in the checkpoint's folder; of the Hub's, "
-        "inspection-NAME here)",
+        help=f"folder for {PAGE}, its pictures and {NUMBERS} (default: inspection, in the checkpoint's folder; of the "
+        "Hub's, inspection-NAME here)",
     )
     command.set_defaults(run=_inspect)
 
 
 def _add_ablate(verbs: Any) -> None:
     command = verbs.add_parser(
-        "ablate", help="score a checkpoint with its hidden attention swapped, randomised and zeroed, layer by layer"
-    )
-    command.add_argument(
-        "checkpoints", nargs="+", type=expanduser, help="folders or Hub repositories; several are averaged, as seeds"
+        "ablate",
+        help="score a checkpoint with its hidden attention swapped, randomised and zeroed, layer by layer",
+        parents=[_checkpoint_options(several=True), _playing_options(20, "per checkpoint and condition", targets=None)],
     )
     command.add_argument(
         "--other",
@@ -158,26 +205,23 @@ def _add_ablate(verbs: Any) -> None:
         type=expanduser,
         default=[],
         metavar="CHECKPOINT",
-        help="whose parameters are swapped in: one, or one each",
+        help="whose parameters are swapped in: one, or one each; of a repository its main branch",
     )
     command.add_argument("--changes", nargs="+", choices=CHANGES, help="(default: all; swap needs --other)")
-    command.add_argument("--env", metavar="ENV_ID", help="gymnasium id (default: the checkpoint's)")
-    _add_env_kwargs(command, "the checkpoint's, in its own environment")
-    command.add_argument("--target-return", type=float, help="what to ask for (default: the checkpoint's)")
-    command.add_argument("--episodes", type=int, default=20, help="per checkpoint and condition (default: 20)")
-    command.add_argument("--seed", type=int, default=0, help="of the first episode, and of randomising (default: 0)")
-    command.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
-    command.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
-    command.add_argument("--device", help="where the model computes (default: cpu)")
-    command.add_argument("--output", type=_path, help="folder for ablation.json and ablation.png")
+    _add_mode_and_limit(command)
+    command.add_argument(
+        "--output", type=_path, help="folder for ablation.json and ablation.png (default: nothing is written)"
+    )
     command.set_defaults(run=_ablate)
 
 
 def _add_export(verbs: Any) -> None:
-    command = verbs.add_parser("export", help="write one decision of a checkpoint as a file that runs without torch")
-    command.add_argument("checkpoint", type=expanduser, help="folder or Hub repository")
-    command.add_argument("--revision", help="branch, tag or commit of the repository")
-    command.add_argument("--output", type=_path, required=True, help="FILE.onnx, or FILE.pte for ExecuTorch")
+    command = verbs.add_parser(
+        "export",
+        help="write one decision of a checkpoint as a file that runs without torch",
+        parents=[_checkpoint_options()],
+    )
+    command.add_argument("--output", type=_path, required=True, help="the file: NAME.onnx, or NAME.pte for ExecuTorch")
     command.set_defaults(run=_export)
 
 
@@ -189,7 +233,7 @@ def _add_collect(verbs: Any) -> None:
     )
     command.add_argument("env_id", help="gymnasium id; module:NAME imports a module of the working folder first")
     _add_env_kwargs(command, "none")
-    command.add_argument("--output", type=_path, required=True, help="folder of the data set; must not exist yet")
+    command.add_argument("--output", type=_path, required=True, help="folder of the data set; must be new or empty")
     acting = command.add_mutually_exclusive_group()
     acting.add_argument(
         "--policy",
@@ -231,7 +275,7 @@ def _add_inspect_data(verbs: Any) -> None:
     command.add_argument(
         "--return-scale", type=float, help="say what is left of returns-to-go that are divided by this"
     )
-    command.add_argument("--output", type=_path, help="folder for inspection.json and returns.png")
+    command.add_argument("--output", type=_path, help="folder for data_overview.json and returns.png")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_inspect_data)
 
@@ -266,7 +310,7 @@ def _inspect_data(arguments: argparse.Namespace) -> None:
     )
     print(json.dumps(found.to_dict(), indent=2) if arguments.json else found.text())
     if arguments.output is not None:
-        print(f"\nwritten: {_saved(found, arguments.output, 'returns.png')}", file=sys.stderr)
+        print(f"\nwritten: {_saved(found, arguments.output, RETURNS_FILE)}", file=sys.stderr)
     if not found.readable:
         raise SystemExit(1)
 
@@ -299,7 +343,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         mode=arguments.mode,
         device=arguments.device,
         sample=arguments.sample,
-        revision=arguments.revision or "main",
+        revision=arguments.revision,
     )
     if arguments.video:  # what is missing shows before anything is measured
         import_imageio(arguments.env_id or policy.processor.env_id or "")
@@ -323,7 +367,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             for path, value in record_videos(result, arguments.output).items():
                 print(f"video        {path}: the episode of seed {result.seed}, which returned {number(value, 1)}")
     finally:
-        if (arguments.output / "config.json").is_file():  # the checkpoint's own folder: its card shows the results
+        if (arguments.output / CONFIG_FILE).is_file():  # the checkpoint's own folder: its card shows the results
             write_model_card(arguments.output)
 
 
@@ -331,12 +375,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:
         raise ImportError(f"Pictures need matplotlib; install it with: {install_hint('')}")
     policy = DecisionMambaPolicy.from_pretrained(
-        arguments.checkpoint, device=arguments.device, revision=arguments.revision or "main"
+        arguments.checkpoint, device=arguments.device, revision=arguments.revision
     )
     found = inspect_checkpoint(
         policy,
         arguments.checkpoint,
-        arguments.env,
+        arguments.env_id,
         data=arguments.data,
         target_returns=arguments.target_return,
         episodes=arguments.episodes,
@@ -351,13 +395,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    def load(name: str) -> DecisionMambaPolicy:
-        return DecisionMambaPolicy.from_pretrained(name, mode=arguments.mode, device=arguments.device)
+    def load(names: list[str], revision: str) -> list[DecisionMambaPolicy]:
+        options = {"mode": arguments.mode, "device": arguments.device, "revision": revision}
+        return [DecisionMambaPolicy.from_pretrained(name, **options) for name in names]
 
     found = ablate(
-        [load(name) for name in arguments.checkpoints],
-        [load(name) for name in arguments.other],
-        arguments.env,
+        load(arguments.checkpoints, arguments.revision),
+        load(arguments.other, "main"),
+        arguments.env_id,
         changes=arguments.changes,
         episodes=arguments.episodes,
         target_return=arguments.target_return,
@@ -372,7 +417,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    policy = DecisionMambaPolicy.from_pretrained(arguments.checkpoint, revision=arguments.revision or "main")
+    policy = DecisionMambaPolicy.from_pretrained(
+        arguments.checkpoint, device=arguments.device, revision=arguments.revision
+    )
     difference = export_policy(policy, arguments.output)
     print(f"written      {arguments.output}, {arguments.output.stat().st_size / 1e6:.1f} MB")
     if difference is None:

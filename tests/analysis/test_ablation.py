@@ -95,7 +95,7 @@ def test_intervals_are_over_checkpoints_or_over_the_episodes_of_one(two) -> None
     assert alone.rows()[0]["ci95"] == found.conditions[0].results[0].summary()[0]["normalized_score_ci95"]
 
 
-def test_table_numbers_and_picture_say_the_same(two, tmp_path) -> None:
+def test_table_numbers_and_picture_say_the_same(two, drawn, tmp_path) -> None:
     found, _, _ = two
     paths = found.save(tmp_path / "new")
     report = json.loads(paths[0].read_text())
@@ -104,7 +104,14 @@ def test_table_numbers_and_picture_say_the_same(two, tmp_path) -> None:
     assert lines[0] == "Hopper-v5: 2 episodes of each of 2 checkpoints"
     for line, row in zip(lines[4:], report["conditions"], strict=True):
         assert line.startswith(row["condition"]) and f"{row['mean']:.1f}" in line
-    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert paths[1].name == "ablation.png" and paths[1].is_file()
+    (axes,) = drawn["ablation.png"].axes
+    rows = report["conditions"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [row["condition"] for row in rows]
+    assert [bar.get_width() for bar in axes.patches] == [row["mean"] for row in rows]
+    lines = {(*map(float, line.get_xdata()), float(line.get_ydata()[0])) for line in axes.lines}
+    assert lines >= {(*row["ci95"], place) for place, row in enumerate(rows)}
+    assert lines >= {(*row["checkpoints"], place) for place, row in enumerate(rows)}
 
 
 def test_a_changed_policy_acts_as_the_original_does() -> None:

@@ -713,12 +713,22 @@ class TestFiles:
             ((2.0,), (-1.0, 5.0)),
         ],
     )
-    def test_a_picture_is_drawn(self, returns, targets, tmp_path):
-        image = pytest.importorskip("matplotlib.image")
-        written = made_result(returns, targets=targets).save(tmp_path, dataset_return_mean=1.5, dataset_return_max=4.0)
+    def test_the_picture_shows_every_episode_and_the_means(self, returns, targets, drawn, tmp_path):
+        result = made_result(returns, targets=targets)
+        written = result.save(tmp_path, dataset_return_mean=1.5, dataset_return_max=4.0)
         assert [path.name for path in written] == ["evaluation.parquet", "evaluation.json", "returns.png"]
-        pixels = image.imread(written[-1])
-        assert pixels.shape[:2] == (660, 1080) and pixels[..., :3].std() > 0.05
+        axes, *_ = drawn["returns.png"].axes
+        lines = {line.get_label(): np.asarray(line.get_ydata(), np.float64) for line in axes.lines}
+        np.testing.assert_array_equal(lines["one episode"], [row["return"] for row in result.episodes])
+        means, heights = [row["return_mean"] for row in result.summary()], [set(line) for line in lines.values()]
+        assert {1.5} in heights and {4.0} in heights  # of the data set
+        if len(targets) == 1:
+            assert {means[0]} in heights and {targets[0]} in heights
+        else:
+            bars = axes.containers[0]
+            np.testing.assert_array_equal(bars[0].get_ydata(), means)
+            assert [text.get_text() for text in axes.get_xticklabels()] == [f"{target:,g}" for target in targets]
+        assert bool(axes.patches) == (len(targets) == 1 and len(returns) > 1)  # the interval
 
     def test_videos_of_an_earlier_evaluation_go(self, tmp_path):
         for name in ("replay.mp4", "replay-target-5.mp4", "video-of-us.mp4"):

@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_decision_mamba.evaluation.result import EvaluationResult
-from hf_decision_mamba.reporting.files import EVALUATION_FILES, replacing, replacing_together, writing
+from hf_decision_mamba.reporting.files import (
+    EVALUATION_FILES,
+    command_line,
+    replacing,
+    replacing_together,
+    write_json,
+    writing,
+)
 
 
 class Killed(BaseException):
@@ -110,3 +117,20 @@ def test_what_the_system_says_without_a_name_gets_one(tmp_path):
         with pytest.raises(type(error)) as kept, writing(tmp_path / "there"):
             raise error
         assert kept.value is error
+
+
+def test_a_command_says_what_was_given_as_a_shell_takes_it():
+    options = {"target_return": [-900.0, 0.1], "seed": 0, "private": True, "create_pr": False, "revision": None}
+    command = command_line("inspect", "my runs/a", **options, lowest=-1e6, most=1e300, env_kwargs={})
+    assert command == (
+        "hf-decision-mamba inspect 'my runs/a' --target-return -900 0.1 --seed 0 --private "
+        "--lowest -1000000 --most 1e+300 --env-kwargs '{}'"
+    )
+
+
+def test_json_is_whole_or_as_it_was(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1], "a": "ä"}, sort_keys=True)
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "a": "\\u00e4",\n  "b": [\n    1\n  ]\n}\n'
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert json.loads((tmp_path / "a.json").read_text())["b"] == [1] and len(list(tmp_path.iterdir())) == 1

@@ -28,6 +28,10 @@ from hf_decision_mamba.training.record import (
         ("~/hopper", "hopper"),
         ("minari:mujoco/hopper/expert-v0", "minari:mujoco/hopper/expert-v0"),
         ("train[:10%]", "train[:10%]"),
+        ("sb3:sac:/tmp/agent.zip", "sb3:sac:agent.zip"),
+        ("sb3:sac:owner/name", "sb3:sac:owner/name"),
+        ("sb3:{here}/agents/walker.zip", "sb3:agents/walker.zip"),
+        ("hf://datasets/owner/name", "hf://datasets/owner/name"),
     ],
 )
 def test_settings_name_no_folder_of_this_machine(given, written, tmp_path, monkeypatch):
@@ -51,12 +55,23 @@ def test_the_history_is_of_losses_and_scores_by_step():
     }
 
 
-def test_a_curve_needs_two_points(tmp_path: Path):
+def test_curves_show_what_was_logged_twice(drawn, tmp_path: Path):
     assert not draw_learning_curve(tmp_path / "curve.png", learning_history(LOG[1:]), "mean squared error")
     assert not list(tmp_path.iterdir())
-    for history in (learning_history(LOG), {"eval_return_mean": {1: -10.0, 2: -5.0}}):
+    for history, label in (
+        (learning_history(LOG), "mean squared error"),
+        ({"loss": {3: 1.0}, "eval_return_mean": {1: -10.0, 2: -5.0}}, "mean return"),
+        ({"eval_return_mean": {1: 0.0, 2: 9.0}, "eval_normalized_score": {1: 3.0, 2: 4.0}}, "normalised score"),
+    ):
         assert draw_learning_curve(tmp_path / "curve.png", history, "mean squared error")
-        assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+        (axes,) = drawn["curve.png"].axes
+        (line,) = axes.lines
+        shown = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        assert shown in history.values() and len(shown) == 2
+        assert axes.get_title(loc="left") == label and axes.get_ylim()[0] <= 0
+        if "normalised" in label:
+            assert shown == {1: 3.0, 2: 4.0}
+        assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
 
 RUN = {"seed": 42, "preset": "dmm", "per_device_train_batch_size": 64, "dataset_revision": "abc"}

@@ -6,7 +6,6 @@ Every condition plays the same episodes. Source: DeMa (arXiv 2405.12094, section
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from ..evaluation.rollouts import evaluate_policy
 from ..evaluation.statistics import interval_text, t_interval
 from ..model.mixers_decision_mamba import DecisionMamba2Mixer, DecisionMambaMixer
 from ..reporting.figures import legend_below, new_figure, number, save_figure, tidy
-from ..reporting.files import replacing_together
+from ..reporting.files import replacing_together, write_json
 from ..reporting.tables import table_lines
 from ..reporting.versions import package_versions
 from .windows import Model, mixers_of
@@ -265,7 +264,7 @@ class Ablation:
             "versions": package_versions(),
         }
         with replacing_together(folder, "ablation.json", ["ablation.png"]) as draft:
-            (draft / "ablation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            write_json(draft / "ablation.json", report)
             try:
                 save_figure(self.plot(), draft / "ablation.png")
             except ImportError as error:

@@ -6,12 +6,9 @@ Episodes are rolled out, or taken from a data set; `analysis` measures the windo
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from ..evaluation.environments import env_kwargs_for
 from ..evaluation.result import EvaluationResult
 from ..evaluation.rollouts import evaluate_policy
 from ..model import DecisionMambaModel
+from ..reporting.files import command_line, portable
 from ..reporting.versions import package_versions
 from .effective_context import EffectiveContext, effective_context
 from .episodes import DecisionWindows, PlayedEpisodes, chosen_episodes, play_episodes
@@ -124,7 +122,7 @@ def inspect_checkpoint(
 
     Args:
         policy: in window mode.
-        checkpoint: folder or Hub repository that the policy is from; of a folder the page shows the name alone.
+        checkpoint: folder or Hub repository that the policy is from; the page shows it as it means something elsewhere.
         env_id: gymnasium id; the checkpoint's when not given.
         data: a data set (as `load_trajectories` takes it) whose episodes are read instead of rollouts.
         target_returns: what to ask for; shares of the checkpoint's own when not given. The episodes that are looked
@@ -148,8 +146,19 @@ def inspect_checkpoint(
         raise ValueError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0.")
     if timesteps is not None and not 0 <= timesteps[0] < timesteps[1]:
         raise ValueError(f"timesteps={timesteps} must be two time steps, the first 0 or later and before the last.")
-    checkpoint = _without_folders(checkpoint)
-    command = _command(checkpoint, env_id, env_kwargs, data, target_returns, timesteps, episodes, seed)
+    checkpoint = portable(checkpoint)
+    data_name = None if data is None else portable(data)
+    command = command_line(
+        "inspect",
+        checkpoint,
+        env_id=env_id or None,
+        env_kwargs=env_kwargs,
+        data=data_name,
+        target_return=target_returns or None,
+        timesteps=timesteps,
+        episodes=episodes,
+        seed=seed,
+    )
     asked, targets = None, []
     if data is not None:
         if env_id is not None or env_kwargs is not None or target_returns is not None:
@@ -161,7 +170,7 @@ def inspect_checkpoint(
         env_id = env_id or policy.processor.env_id
         if env_id is None:
             raise ValueError(
-                "No environment: this checkpoint stores none. Name one (--env Hopper-v5), or a data set to read "
+                "No environment: this checkpoint stores none. Name one (--env-id Hopper-v5), or a data set to read "
                 "instead (--data SOURCE)."
             )
         targets = _targets(policy, target_returns)
@@ -176,7 +185,7 @@ def inspect_checkpoint(
             "checkpoint": checkpoint,
             "command": command,
             "model": type(policy.model).__name__,
-            "data": None if data is None else _without_folders(data),
+            "data": data_name,
             "env_id": env_id,
             "env_kwargs": env_kwargs,
             "target_return": asked,
@@ -293,31 +302,6 @@ def _targets(policy: DecisionMambaPolicy, given: Sequence[float] | None) -> list
         raise ValueError("No target return: this checkpoint stores none. Say which to ask for (--target-return).")
     # A lower one is a smaller number of positive returns, and a larger one of negative returns.
     return sorted({float(f"{own * share if own > 0 else own / share:.4g}") for share in _TARGETS})
-
-
-def _command(
-    checkpoint: str,
-    env_id: str | None,
-    env_kwargs: dict[str, Any] | None,
-    data: str | None,
-    target_returns: Sequence[float] | None,
-    timesteps: tuple[int, int] | None,
-    episodes: int,
-    seed: int,
-) -> str:
-    """The command that repeats an inspection."""
-    words = ["hf-decision-mamba", "inspect", checkpoint]
-    words += ["--env", env_id] if env_id else []
-    words += ["--env-kwargs", json.dumps(env_kwargs)] if env_kwargs is not None else []
-    words += ["--data", _without_folders(data)] if data else []
-    words += ["--target-return", *(f"{target:g}" for target in target_returns)] if target_returns else []
-    words += ["--timesteps", *map(str, timesteps)] if timesteps else []
-    return shlex.join([*words, "--episodes", str(episodes), "--seed", str(seed)])
-
-
-def _without_folders(source: str) -> str:
-    """What a page may say about a source: not where it lies on this machine."""
-    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def mean_of_present(values: NDArray[Any], axis: int) -> NDArray[Any]:

@@ -1,10 +1,8 @@
-"""What `inspecting` measured, as pictures, one page that needs nothing else, and a file of numbers."""
+"""What `inspection` measured, as pictures, one page that needs nothing else, and a file of numbers."""
 
 from __future__ import annotations
 
 import base64
-import io
-import json
 import math
 import os
 from collections.abc import Callable
@@ -18,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..evaluation.scores import score_reference
 from ..reporting.checks import wrong_type
-from ..reporting.figures import BLUE, DARK, GREY, RED, new_figure, number, tidy
-from ..reporting.files import replacing_together
+from ..reporting.figures import BLUE, DARK, GREY, RED, new_figure, number, save_figure, tidy
+from ..reporting.files import replacing_together, write_json
 from .hidden_attention import Decay
 from .inspection import ModelInspection, mean_of_present
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
 PAGE, NUMBERS = "inspection.html", "inspection.json"
 _DPI = 110
+_TEMPLATE = Path(__file__).with_name("page.html")
 #: What R² of the fitted line says about decay, from its lowest value.
 _VERDICTS = ((0.95, "exponential"), (0.8, "not quite exponential"), (-math.inf, "not exponential"))
 
@@ -62,18 +61,17 @@ def write_inspection(found: ModelInspection, folder: str | os.PathLike[str]) -> 
             section: dict[str, Any] = {"heading": heading, "left_out": found.left_out.get(name)}
             if section["left_out"] is None:
                 path = draft / f"{name}.png"
-                _save(plot_inspection(found, name), path)
+                save_figure(plot_inspection(found, name), path)
                 pictures.append(folder / path.name)
                 picture = base64.b64encode(path.read_bytes()).decode("ascii")
                 section.update(how_to_read=how_to_read, picture=picture, table=table(found))
             sections.append(section)
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        page = environment.from_string(_TEMPLATE).render(
+        page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
             checkpoint=found.protocol["checkpoint"], protocol=_protocol(found), sections=sections
         )
         (draft / PAGE).write_text(page, encoding="utf-8")
-        numbers = json.dumps(found.to_dict(), allow_nan=False)
-        (draft / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
+        write_json(draft / NUMBERS, found.to_dict(), indent=None, allow_nan=False)
     return [folder / PAGE, *pictures, folder / NUMBERS]
 
 
@@ -100,15 +98,6 @@ def plot_inspection(found: ModelInspection, name: str) -> Figure:
         raise ValueError(f"There is no picture {name!r}: {found.left_out[name]}")
     figure: Figure = _SECTIONS[name][2](found)
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a picture with a palette: a third of the bytes, and nobody sees a difference."""
-    from PIL import Image  # with which matplotlib writes its own
-
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _attention(found: ModelInspection) -> Figure:
@@ -499,46 +488,3 @@ _SECTIONS: dict[str, _Section] = {
         _memory_table,
     ),
 }
-
-_TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Inside {{ checkpoint }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #2b2f36; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-img { max-width: 100%; display: block; margin: 0.5rem 0; }
-table { border-collapse: collapse; font-size: 0.85rem; margin: 0.5rem 0; }
-th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; border-bottom: 1px solid #e6e8eb; vertical-align: top; }
-th { font-weight: 600; }
-.left-out { color: #5b616b; }
-</style>
-</head>
-<body>
-<h1>Inside {{ checkpoint }}</h1>
-<table>
-{% for name, value in protocol %}
-<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</table>
-{% for section in sections %}
-<h2>{{ section.heading }}</h2>
-{% if section.left_out %}
-<p class="left-out">Left out. {{ section.left_out }}</p>
-{% else %}
-<p>{{ section.how_to_read }}</p>
-<img alt="{{ section.heading }}" src="data:image/png;base64,{{ section.picture }}">
-<table>
-<tr>{% for cell in section.table[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
-{% for row in section.table[1:] %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{% endif %}
-{% endfor %}
-</body>
-</html>
-"""

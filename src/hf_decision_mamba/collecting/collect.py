@@ -42,8 +42,9 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
     """Collect a data set and write it, with its card and a picture of its returns, into a folder.
 
     The folder is laid out as a data set of the Hub: data/train-00000-of-00001.parquet with one row per episode
-    (observations, actions, rewards, terminations, truncations, seed), README.md, collection.json (the facts that the
-    card is rendered from) and returns.png. The same settings give the same bytes, with the same versions of packages.
+    (observations, actions, rewards, terminations, truncations, seed), README.md, collection.json (the summary that
+    the card is rendered from) and returns.png. The same settings give the same bytes, with the same versions of
+    packages.
 
     On SIGINT (Ctrl-C) or SIGTERM the episodes that have ended by then are written, and the card says so.
 

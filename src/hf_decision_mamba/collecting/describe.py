@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,9 @@ from ..data.recording import EpisodeStatistics
 from ..evaluation.environments import action_bounds, install_hint
 from ..evaluation.scores import score_reference
 from ..reporting.figures import drawing
-from ..reporting.files import replacing_together
+from ..reporting.files import replacing_together, write_json
 from ..reporting.versions import package_versions
-from ..sharing.dataset_card import FACTS_FILE, PICTURE, write_dataset_card
+from ..sharing.dataset_card import PICTURE, SUMMARY_FILE, write_dataset_card
 from .settings import TENTHS, CollectSettings
 from .stable_baselines import PREFIX
 
@@ -29,30 +28,30 @@ if TYPE_CHECKING:
 
 
 def describe_environment(settings: CollectSettings, envs: VectorEnv) -> dict[str, Any]:
-    """Facts that stand in the front matter of the card, where `load_trajectories` finds them."""
+    """Return the environment's metadata for the front matter of the card, where `load_trajectories` finds them."""
     shown, taken = envs.single_observation_space, envs.single_action_space
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "id": settings.env_id,
         "env_kwargs": settings.env_kwargs or None,
         "obs_shape": [int(size) for size in shown.shape or ()] if is_frame(shown) else None,
         "observation_parts": getattr(envs, "observation_parts", None),
         **describe_actions(settings.env_id, taken),
     }
-    facts["action_start"] = facts.get("action_start") or None
+    metadata["action_start"] = metadata.get("action_start") or None
     bounds = action_bounds(taken)
     if bounds is not None:
-        facts["action_low"], facts["action_high"] = bounds
-    facts = {name: value for name, value in facts.items() if value is not None}
+        metadata["action_low"], metadata["action_high"] = bounds
+    metadata = {name: value for name, value in metadata.items() if value is not None}
     limit = settings.max_episode_steps or (envs.spec.max_episode_steps if envs.spec is not None else None)
     if limit is not None:
-        facts["max_episode_steps"] = int(limit)
+        metadata["max_episode_steps"] = int(limit)
     versions = package_versions()
     played: Any = envs
     modules = {base.__module__.split(".")[0] for base in type(played.envs[0].unwrapped).__mro__}
     modules |= {"mujoco"} if hasattr(played.envs[0].unwrapped, "mujoco_renderer") else set()
     simulators = {"mujoco": "mujoco", "ale_py": "ale-py"}
     return {
-        **facts,
+        **metadata,
         "gymnasium": versions["gymnasium"],
         **{package: versions[package] for module, package in simulators.items() if module in modules},
     }
@@ -65,10 +64,10 @@ def describe_collection(
     environment: dict[str, Any],
     complete: bool,
 ) -> None:
-    """Write the facts, the picture and the card."""
+    """Write the summary, the picture and the card."""
     used = ["stable-baselines3"] if settings.train or settings.policy.startswith(PREFIX) else []
     reference = score_reference(settings.env_id)
-    facts = {
+    summary = {
         "command": settings.command(output),
         "complete": complete,
         "settings": {
@@ -81,8 +80,8 @@ def describe_collection(
         "parts": _parts(statistics.returns) if settings.train is not None else None,
         "versions": package_versions(*used),
     }
-    with replacing_together(output, FACTS_FILE) as draft:
-        (draft / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with replacing_together(output, SUMMARY_FILE) as draft:
+        write_json(draft / SUMMARY_FILE, summary)
         returns, lengths = np.array(statistics.returns), np.array(statistics.lengths)
         with drawing(PICTURE, install_hint(settings.env_id)):
             draw_histograms(draft / PICTURE, settings.env_id, returns, lengths)
@@ -90,7 +89,7 @@ def describe_collection(
 
 
 def _parts(returns: list[float]) -> list[dict[str, float]]:
-    """How the returns developed: mean and best of ten equal parts of the episodes, or of each if there are fewer."""
+    """Return mean and best of the returns in ten equal parts of the episodes, or of each if there are fewer."""
     parts = np.array_split(np.array(returns), min(TENTHS, len(returns)))
     ends = np.cumsum([len(part) for part in parts])
     return [

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..acting.policy import Mode
+from ..reporting.files import command_line, portable
 from .stable_baselines import ALGORITHMS, PREFIX
 
 RANDOM, EXPERT = "random", "expert"
@@ -115,20 +113,15 @@ class CollectSettings:
 
     @property
     def policy_name(self) -> str:
-        """The policy as others may read it: without the folders of this machine, where its path was absolute."""
-        return re.sub(r"(?<![^:])(?:~|/|[A-Za-z]:[\\/]).*[\\/]", "", self.policy)
+        """The policy as others may read it: without the folders of this machine."""
+        return portable(self.policy)
 
     def command(self, output: Path) -> str:
         """Return the command that collects this data set again."""
-        words = ["hf-decision-mamba", "collect", self.env_id]
-        for name, default in _DEFAULTS.items():
-            value = self.policy_name if name == "policy" else getattr(self, name)
-            if value == default:
-                continue
-            option = f"--{name.replace('_', '-')}"
-            value = json.dumps(value) if isinstance(value, dict) else value
-            words += [option] if value is True else [option, f"{value}"]
-        return shlex.join([*words, "--output", output.name])
+        given = {name: value for name, value in vars(self).items() if name in _DEFAULTS and value != _DEFAULTS[name]}
+        if "policy" in given:
+            given["policy"] = self.policy_name
+        return command_line("collect", self.env_id, **given, output=output.name)
 
 
 _DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(CollectSettings) if entry.name != "env_id"}

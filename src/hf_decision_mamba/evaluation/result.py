@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..reporting.figures import BLUE, DARK, GREY, PALE_GREY, RED, drawing, new_figure, number, save_figure, tidy
-from ..reporting.files import EVALUATION_FILES, replacing_together
+from ..reporting.files import (
+    EPISODES_FILE,
+    EVALUATION_FILE,
+    EVALUATION_FILES,
+    RETURNS_FILE,
+    replacing_together,
+    write_json,
+)
 from ..reporting.tables import table_lines
 from .environments import install_hint
 from .scores import normalized_score, score_reference
@@ -143,11 +149,11 @@ class EvaluationResult:
         ]
         table, (last, *others) = pa.Table.from_pylist(self.episodes, schema=pa.schema(columns)), EVALUATION_FILES
         with replacing_together(folder, last, others) as draft:
-            pq.write_table(table, draft / "evaluation.parquet")
-            (draft / "evaluation.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            with drawing("returns.png", install_hint(self.env_id)):
-                save_figure(self.plot(dataset_return_mean, dataset_return_max), draft / "returns.png")
-        written = [folder / name for name in ("evaluation.parquet", "evaluation.json", "returns.png")]
+            pq.write_table(table, draft / EPISODES_FILE)
+            write_json(draft / EVALUATION_FILE, self.to_dict())
+            with drawing(RETURNS_FILE, install_hint(self.env_id)):
+                save_figure(self.plot(dataset_return_mean, dataset_return_max), draft / RETURNS_FILE)
+        written = [folder / name for name in (EPISODES_FILE, EVALUATION_FILE, RETURNS_FILE)]
         return [path for path in written if path.is_file()]
 
     def to_dict(self) -> dict[str, Any]:

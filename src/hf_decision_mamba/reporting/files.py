@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +14,16 @@ from typing import Any
 
 #: Of one target return, and of each of several. The first is the name that the Hub shows on top of such models' pages.
 VIDEO_FILES = ("replay.mp4", "replay-target-*.mp4")
+EVALUATION_FILE, EPISODES_FILE, RETURNS_FILE = "evaluation.json", "evaluation.parquet", "returns.png"
 #: What an evaluation leaves in a folder, the videos included. Without the first, the others mean nothing.
-EVALUATION_FILES = ("evaluation.json", "evaluation.parquet", "returns.png", *VIDEO_FILES)
-SETTINGS_FILE, CURVE_FILE = "train.yaml", "learning_curve.png"
+EVALUATION_FILES = (EVALUATION_FILE, EPISODES_FILE, RETURNS_FILE, *VIDEO_FILES)
+CONFIG_FILE, PROCESSOR_FILE, CARD_FILE = "config.json", "preprocessor_config.json", "README.md"
+TRAINING_FILE, SETTINGS_FILE, CURVE_FILE = "training.json", "train.yaml", "learning_curve.png"
 RUN_FILE = "run.json"  # in each checkpoint to resume from
-RESULT_FILES = (*EVALUATION_FILES, CURVE_FILE, "training.json")
-RUN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", *RESULT_FILES)
+RESULT_FILES = (*EVALUATION_FILES, CURVE_FILE, TRAINING_FILE)
+RUN_FILES = (CONFIG_FILE, "model.safetensors", PROCESSOR_FILE, *RESULT_FILES)
+
+_LARGEST_WRITTEN_OUT = 1e15
 
 
 @contextmanager
@@ -70,12 +76,41 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def portable(value: str) -> str:
-    """A path that means something elsewhere: relative to the working directory, of a path outside only its name."""
-    path = Path(value).expanduser()
+    """Return a path that means something elsewhere: relative to the working directory, of a path outside only its name.
+
+    What is no path of this machine (a Hub repository, an id) stays as it is, and so do prefixes (`sb3:sac:`).
+    """
+    prefix, place = re.fullmatch(r"((?:\w{2,}:(?!//))*)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+    path = Path(place).expanduser()
     if not path.is_absolute() and ".." not in path.parts:
-        return os.path.normpath(value) if value.startswith("./") else value
+        return prefix + (os.path.normpath(place) if place.startswith("./") else place)
     inside = os.path.relpath(path)
-    return path.name if inside.startswith("..") else inside
+    return prefix + (path.name if inside.startswith("..") else inside)
+
+
+def command_line(*words: str, **options: Any) -> str:
+    """Return a command of `hf-decision-mamba` as a shell takes it.
+
+    Args:
+        words: the verb and what stands without an option.
+        options: by their names in Python. What is None or False is left out, True stands for itself, a dictionary is
+            written as JSON, and of a list or tuple each item is a word.
+    """
+    said = ["hf-decision-mamba", *words]
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        said.append(f"--{name.replace('_', '-')}")
+        items = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
+        said += map(_as_word, items)
+    return shlex.join(said)
+
+
+def _as_word(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_WRITTEN_OUT
+    return f"{value:.0f}" if whole else str(value)
 
 
 def video_names(targets: Sequence[float]) -> list[str]:
@@ -83,8 +118,19 @@ def video_names(targets: Sequence[float]) -> list[str]:
     return ["replay.mp4"] if len(targets) == 1 else [f"replay-target-{target:.10g}.mp4" for target in targets]
 
 
+def write_json(path: Path, content: Any, **options: Any) -> None:
+    """Write a JSON file as the whole package does, and never half of it.
+
+    Args:
+        options: of `json.dumps`.
+    """
+    text = json.dumps(content, **{"indent": 2, **options})
+    with replacing(path) as draft:
+        draft.write_text(f"{text}\n", encoding="utf-8", newline="\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when the file does not exist."""
+    """Return the object in a JSON file; an empty one when the file does not exist."""
     if not path.is_file():
         return {}
     try:
@@ -97,6 +143,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def files_at_top(folder: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Paths of the matching files, no deeper than the patterns say. (The Hub client's own match in subfolders too.)"""
+    """Return paths of the matching files, no deeper than the patterns say: the Hub client's match in subfolders too."""
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found)

@@ -35,26 +35,26 @@ UNSHOWN: tuple[type[Exception], ...] = (*DAMAGE, TemplateError)
 logger = logging.getLogger(__name__)
 
 
-def render_card(name: str, metadata: ModelCardData | DatasetCardData, **facts: Any) -> str:
-    """Fill a template with facts: strings become text in which nothing is markup, but for what these functions make.
+def render_card(name: str, metadata: ModelCardData | DatasetCardData, **values: Any) -> str:
+    """Fill a template with values: strings become text in which nothing is markup, but for what these functions make.
 
     Args:
         name: of the template.
-        metadata: the front matter, whose fields are facts too.
+        metadata: the front matter, whose fields are values too.
     """
     template = jinja2.Environment(autoescape=True, finalize=_inert).from_string(
         template_path(name).read_text(encoding="utf-8")
     )
     functions = {"number": number, "whole": whole, "code": code, "literal": literal, "shell": shell, "command": command}
-    return template.render(card_data=Markup(metadata.to_yaml()), **{**metadata.to_dict(), **functions, **facts})
+    return template.render(card_data=Markup(metadata.to_yaml()), **{**metadata.to_dict(), **functions, **values})
 
 
 @contextmanager
-def explaining_facts(where: Path) -> Iterator[None]:
-    """Say that a fact is missing, or is not of the type that a card needs, where Python says so.
+def explaining_values(where: Path) -> Iterator[None]:
+    """Say that a value is missing, or is not of the type that a card needs, where Python says so.
 
     Args:
-        where: the file, or the folder of the files, that the facts are from.
+        where: the file, or the folder of the files, that the values are from.
 
     Raises:
         ValueError: names it.

@@ -13,22 +13,22 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from huggingface_hub.utils import validate_repo_id
 
 from ..model.observations_decision_mamba import describe_parts
-from ..reporting.files import read_json
-from .cards import check_env_id, explaining_facts, literal, render_card, visible, write_card
+from ..reporting.files import CARD_FILE, RETURNS_FILE, read_json
+from .cards import check_env_id, explaining_values, literal, render_card, visible, write_card
 from .push import push_folder
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
-FACTS_FILE = "collection.json"
-PICTURE = "returns.png"
+SUMMARY_FILE = "collection.json"
+PICTURE = RETURNS_FILE
 TAGS = ("offline-rl", "decision-transformer", "trajectories", "gymnasium")
 
-_FILES = ("data/*.parquet", FACTS_FILE, PICTURE, "README.md")
+_FILES = ("data/*.parquet", SUMMARY_FILE, PICTURE, CARD_FILE)
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def is_dataset_folder(folder: str | Path) -> bool:
     """Whether a folder is a data set that `collect` wrote."""
-    return (Path(folder) / FACTS_FILE).is_file()
+    return (Path(folder) / SUMMARY_FILE).is_file()
 
 
 def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> DatasetCard:
@@ -46,13 +46,13 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
     folder = Path(folder)
     if not is_dataset_folder(folder):
         raise FileNotFoundError(
-            f"{folder} is not a collected data set: it has no {FACTS_FILE}. Give the folder that `collect` wrote."
+            f"{folder} is not a collected data set: it has no {SUMMARY_FILE}. Give the folder that `collect` wrote."
         )
-    facts = read_json(folder / FACTS_FILE)
-    with explaining_facts(folder / FACTS_FILE):
-        check_env_id(facts["environment"]["id"], folder / FACTS_FILE)
-        facts = visible(facts)
-        environment, settings = facts["environment"], facts["settings"]
+    summary = read_json(folder / SUMMARY_FILE)
+    with explaining_values(folder / SUMMARY_FILE):
+        check_env_id(summary["environment"]["id"], folder / SUMMARY_FILE)
+        summary = visible(summary)
+        environment, settings = summary["environment"], summary["settings"]
         family = re.sub(r"-v\d+$", "", environment["id"].rsplit("/")[-1].rsplit(":")[-1])
         agent = f"the training of {settings['train'].upper()}" if settings["train"] else _short(settings["policy"])
         title = f"{environment['id']}, {agent}"
@@ -61,7 +61,7 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
             license=settings["license"],
             task_categories=["reinforcement-learning"],
             tags=[*TAGS, *(["mujoco"] if "mujoco" in environment else []), family.lower()],
-            size_categories=[next((name for most, name in _SIZES if facts["episodes"] < most), "1M<n<10M")],
+            size_categories=[next((name for most, name in _SIZES if summary["episodes"] < most), "1M<n<10M")],
             configs=[
                 {
                     "config_name": "default",
@@ -76,7 +76,7 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
             metadata,
             title=title,
             source=literal(repo_id or folder.as_posix()),
-            facts=facts,
+            facts=summary,
             settings=settings,
             environment=environment,
             has_plot=(folder / PICTURE).is_file(),
@@ -90,7 +90,7 @@ def write_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Pat
 
     Args: as `render_dataset_card`.
     """
-    return write_card(Path(folder) / "README.md", render_dataset_card(folder, repo_id=repo_id))
+    return write_card(Path(folder) / CARD_FILE, render_dataset_card(folder, repo_id=repo_id))
 
 
 def push_dataset_to_hub(

@@ -19,9 +19,22 @@ from ..model.observations_decision_mamba import describe_parts
 from ..reporting.checks import wrong_type
 from ..reporting.env_ids import registering_module
 from ..reporting.figures import number
-from ..reporting.files import EVALUATION_FILES, files_at_top, read_json, video_names
+from ..reporting.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    CURVE_FILE,
+    EVALUATION_FILE,
+    EVALUATION_FILES,
+    PROCESSOR_FILE,
+    RETURNS_FILE,
+    SETTINGS_FILE,
+    TRAINING_FILE,
+    files_at_top,
+    read_json,
+    video_names,
+)
 from ..reporting.stretches import WITHOUT_WARM_UP, all_of, is_of_one_piece, varying_settings
-from .cards import check_env_id, code, explaining_facts, literal, render_card, visible, write_card
+from .cards import check_env_id, code, explaining_values, literal, render_card, visible, write_card
 from .push import push_folder
 from .remote_code import CODE_FILES, write_model_code
 
@@ -36,13 +49,13 @@ WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors")
 CHECKPOINT_FILES = (
     *WEIGHT_FILES,
     "model.safetensors.index.json",
-    "config.json",
-    "preprocessor_config.json",
-    "training.json",
-    "train.yaml",
-    "learning_curve.png",
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    TRAINING_FILE,
+    SETTINGS_FILE,
+    CURVE_FILE,
     *EVALUATION_FILES,
-    "README.md",
+    CARD_FILE,
     *CODE_FILES,
 )
 
@@ -65,22 +78,22 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             is no gymnasium id.
     """
     folder = _folder(folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{folder} is not a checkpoint folder: it has no config.json. Give the folder that `save_pretrained` wrote."
         )
-    names = ("config.json", "preprocessor_config.json", "evaluation.json", "training.json")
+    names = (CONFIG_FILE, PROCESSOR_FILE, EVALUATION_FILE, TRAINING_FILE)
     files = [read_json(folder / name) for name in names]
-    with explaining_facts(folder):
-        for name, facts in zip(names, [*files[:3], files[3].get("dataset") or {}], strict=True):
-            check_env_id(facts.get("env_id"), folder / name)
+    with explaining_values(folder):
+        for name, said in zip(names, [*files[:3], files[3].get("dataset") or {}], strict=True):
+            check_env_id(said.get("env_id"), folder / name)
         config, processor, evaluation, training = map(visible, files)
         dataset = training.get("dataset") or {}
         env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
         model_name = visible(repo_id.split("/")[-1] if repo_id else folder.resolve().name)
         sources = [] if dataset.get("in_memory") else str(dataset.get("name")).split(" + ")
         on_hub = [name for name in sources if _is_hub_id(name)]
-        varying, stretches = _stretches(training, folder / "training.json")
+        varying, stretches = _stretches(training, folder / TRAINING_FILE)
         metadata = ModelCardData(
             library_name=LIBRARY_NAME,
             license=LICENSE,
@@ -88,7 +101,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             tags=[tag for tag in (*TAGS, str(config.get("model_type")).replace("_", "-"), env_id) if tag],
             datasets=on_hub or None,
             model_name=model_name,
-            eval_results=_eval_results(evaluation, folder / "evaluation.json") or None,
+            eval_results=_eval_results(evaluation, folder / EVALUATION_FILE) or None,
         )
         if not metadata.eval_results:
             metadata.pop("model_name")  # part of model-index; on its own it would become a stray metadata field
@@ -98,7 +111,7 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             model_name=model_name,
             repo_id=repo_id,
             model_id=literal(repo_id or folder.as_posix()),
-            settings_path="train.yaml" if repo_id else (folder / "train.yaml").as_posix(),
+            settings_path=SETTINGS_FILE if repo_id else (folder / SETTINGS_FILE).as_posix(),
             env_id=env_id,
             env_module=registering_module(env_id),
             env_arguments=_arguments(
@@ -114,10 +127,10 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             stretches=stretches,
             repeats=is_of_one_piece(training),
             best=_best_evaluation(training.get("history") or {}),
-            has_plot=(folder / "returns.png").is_file(),
+            has_plot=(folder / RETURNS_FILE).is_file(),
             videos=_videos(evaluation, folder),
-            has_curve=(folder / "learning_curve.png").is_file(),
-            has_settings=(folder / "train.yaml").is_file(),
+            has_curve=(folder / CURVE_FILE).is_file(),
+            has_settings=(folder / SETTINGS_FILE).is_file(),
             versions={**(training.get("versions") or {}), **(evaluation.get("versions") or {})},
             duration=_duration,
             bounds=_bounds,
@@ -135,7 +148,7 @@ def write_model_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
         The path of README.md. A README.md that differs from what was rendered is kept as it is; delete it to have the
         card rendered again.
     """
-    return write_card(_folder(folder) / "README.md", render_model_card(folder, repo_id=repo_id))
+    return write_card(_folder(folder) / CARD_FILE, render_model_card(folder, repo_id=repo_id))
 
 
 def push_to_hub(
@@ -195,7 +208,7 @@ def push_to_hub(
         dry_run=dry_run,
         token=token,
         commit_message=commit_message,
-        left_out=() if (folder / EVALUATION_FILES[0]).is_file() else EVALUATION_FILES,  # an interrupted evaluation's
+        left_out=() if (folder / EVALUATION_FILE).is_file() else EVALUATION_FILES,  # an interrupted evaluation's
     )
 
 

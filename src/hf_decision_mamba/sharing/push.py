@@ -8,7 +8,6 @@ no large file that has arrived is sent again, and a commit that has arrived is r
 import json
 import logging
 import re
-import shlex
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from ..reporting.files import files_at_top
+from ..reporting.files import command_line, files_at_top
 from ..reporting.tables import table_lines
 
 logger = logging.getLogger(__name__)
@@ -272,12 +271,9 @@ class _Push:
         return f"{_detail(error)}."
 
     def _command(self) -> str:
-        words = ["hf-decision-mamba", "push", str(self.folder), self.repo_id]
-        words += ["--private"] if self.private else []
-        words += ["--revision", self.revision] if self.revision is not None else []
-        words += ["--create-pr"] if self.create_pr else []
-        words += ["--commit-message", self.message] if self.message != _COMMIT_MESSAGES[self.repo_type] else []
-        return shlex.join(words)
+        options = {name: getattr(self, name) for name in ("private", "revision", "create_pr")}
+        message = None if self.message == _COMMIT_MESSAGES[self.repo_type] else self.message
+        return command_line("push", str(self.folder), self.repo_id, **options, commit_message=message)
 
 
 # What an error of the client means

@@ -13,12 +13,12 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..model import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
-from ..reporting.files import replacing
+from ..reporting.files import CONFIG_FILE, PROCESSOR_FILE, replacing, write_json
 
 #: The classes behind transformers' `Auto` classes, by the file of a checkpoint that names them.
 AUTO_CLASSES: dict[str, dict[str, type]] = {
-    "config.json": {"AutoConfig": DecisionMambaConfig, "AutoModel": DecisionMambaModel},
-    "preprocessor_config.json": {
+    CONFIG_FILE: {"AutoConfig": DecisionMambaConfig, "AutoModel": DecisionMambaModel},
+    PROCESSOR_FILE: {
         "AutoFeatureExtractor": DecisionMambaProcessor,
         "AutoProcessor": DecisionMambaProcessor,
     },
@@ -53,7 +53,7 @@ def write_model_code(folder: str | Path) -> list[Path]:
         FileNotFoundError: the folder holds no config.json.
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if config.get("model_type") != DecisionMambaConfig.model_type:
         return []
     for name, source in _SOURCES.items():
@@ -73,5 +73,4 @@ def _reference(cls: type) -> str:
 def _set_auto_map(path: Path, auto_map: dict[str, str]) -> None:
     """Note the classes in a JSON file, written as transformers writes it; never half written."""
     content = json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map}
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    write_json(path, content, sort_keys=True)
