@@ -168,7 +168,8 @@ def test_what_a_model_does_not_have_is_left_out(model, context_length, missing, 
     assert [name for name in sorted(numbers) if numbers[name] is None] == missing
 
 
-def test_images_and_discrete_actions_of_a_data_set():
+def test_images_and_discrete_actions_of_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what lies outside of the working folder has only its name
     found = inspect_checkpoint(breakout_policy(), "here", data=str(BREAKOUT), episodes=2, progress=False)
     assert sorted(found.left_out) == ["return_conditioning"] and found.conditioning is None
     assert found.protocol["data"] == "breakout-tiny.parquet" and found.action_spread is None
