@@ -1,8 +1,11 @@
 """What pictures and tables have in common: numbers that say something, however small they are."""
 
+import logging
+from pathlib import Path
+
 import pytest
 
-from hf_decision_mamba.reporting.figures import number
+from hf_decision_mamba.reporting.figures import drawing, new_figure, number, save_figure
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,19 @@ def test_numbers_that_stand_together_end_at_the_same_digit() -> None:
     values = [-0.012, 0.0015, 0.01]
     assert [number(value, 1, beside=values) for value in values] == ["-0.012", "0.0015", "0.01"]
     assert [number(value, 1, beside=[3234.66]) for value in (3234.66, 8.0123, 0.0)] == ["3,234.7", "8.0", "0.0"]
+
+
+def test_a_notebook_shows_a_figure_and_its_file_is_finer(tmp_path: Path) -> None:
+    figure = new_figure(2.0, 1.0)
+    shown = figure._repr_png_()
+    save_figure(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "b.png")
+    width = [int.from_bytes(png[16:20], "big") for png in (shown, (tmp_path / "a.png").read_bytes())]
+    assert width == [144, 300]
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_without_matplotlib_work_goes_on_and_a_warning_says_what_is_missing(caplog) -> None:
+    with caplog.at_level(logging.WARNING), drawing("returns.png", "pip install matplotlib"):
+        raise ImportError("No module named 'matplotlib'")
+    assert "returns.png was not drawn: matplotlib is not installed (pip install matplotlib)" in caplog.text

@@ -11,6 +11,7 @@ from hf_decision_mamba.training.record import (
     draw_learning_curve,
     learning_history,
     other_settings,
+    plot_learning_curve,
     read_run,
     write_run,
 )
@@ -72,6 +73,21 @@ def test_curves_show_what_was_logged_twice(drawn, tmp_path: Path):
         if "normalised" in label:
             assert shown == {1: 3.0, 2: 4.0}
         assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_the_curve_of_a_folder_is_that_of_its_history(tmp_path: Path):
+    history = learning_history([*LOG, {"step": 8, "eval_loss": 0.25, "eval_normalized_score": 60.0}])
+    record = {"history": history, "loss_function": "cross-entropy"}
+    (tmp_path / "training.json").write_text(json.dumps(record))  # with steps as texts
+    for run, title in ((history, "loss"), (tmp_path, "cross-entropy"), (str(tmp_path), "cross-entropy")):
+        losses, scores = plot_learning_curve(run).axes
+        curves = {line.get_label(): (*line.get_xdata(), *line.get_ydata()) for line in losses.lines}
+        assert curves == {"training": (2, 4, 0.5, 0.25), "held-out episodes": (4, 8, 0.375, 0.25)}
+        assert [*scores.lines[0].get_ydata()] == [50, 60] and losses.get_title(loc="left") == title
+    with pytest.raises(FileNotFoundError, match="no folder of a finished run"):
+        plot_learning_curve(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="No curve: none of loss, eval_loss"):
+        plot_learning_curve({"loss": {1: 0.5}})
 
 
 RUN = {"seed": 42, "preset": "dmm", "per_device_train_batch_size": 64, "dataset_revision": "abc"}

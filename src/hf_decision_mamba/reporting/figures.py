@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,17 +34,19 @@ def new_figure(width: float, height: float, dpi: int = 150) -> Figure:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure: Figure = _shown_in_notebooks()(figsize=(width, height), dpi=dpi, layout="constrained")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"pictures need matplotlib ({error}): pip install matplotlib") from error
+    figure: Figure = _shown_in_notebooks(Figure)(figsize=(width, height), dpi=dpi, layout="constrained")
     return figure
 
 
 @cache
-def _shown_in_notebooks() -> type[Figure]:
-    from matplotlib.figure import Figure
+def _shown_in_notebooks(base: type[Any]) -> type[Any]:
+    """Return a class of figures that notebooks show without pyplot, too."""
 
-    class ShownFigure(Figure):
-        """A figure that notebooks show without pyplot, too."""
-
+    class ShownFigure(base):
         def _repr_png_(self) -> bytes:
             drawn = io.BytesIO()
             self.savefig(drawn, format="png", dpi=_SCREEN_DPI, metadata={"Software": None})
