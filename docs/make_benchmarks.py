@@ -17,6 +17,7 @@ SECTIONS = {
     "decision": "One decision",
     "scaling": "Cost against the context length",
     "batched_evaluation": "Scoring many episodes",
+    "cpu_kernels": "Why the kernels are not simpler",
 }
 HEADER = """# Benchmarks
 
@@ -24,6 +25,14 @@ What our models cost on a CPU, beside their peers: transformers' Decision Transf
 section is one command that measured its lines in turn, round by round; ratios mean more than numbers. A median stands
 with its quartiles and the number of measurements; the results file holds the extremes too. What was aimed at is listed
 with what was reached, met or not. Written by `python docs/make_benchmarks.py`.
+"""
+DECISIONS = """Compiled code is this package's largest burden, so whatever is within 10% of something simpler goes. What
+stays:
+
+* The vector type (`vector_cpu.py`), instead of plain numba loops, which LLVM vectorises only while they are short.
+* torch's own OpenMP team, instead of numba's threads: their layer `omp` ends forked processes that use it, their layer
+  `workqueue` a process in which two Python threads scan at once.
+* The fused decision, instead of the exported file, which also reads no windows.
 """
 
 
@@ -132,6 +141,29 @@ def batched_evaluation(report: dict[str, Any]) -> str:
     return text + table(["", "episodes/s", "steps/s", "of the time in the environment", "n"], rows)
 
 
+def cpu_kernels(report: dict[str, Any]) -> str:
+    """The decisions, and for each question how much slower the simpler ways are."""
+    text = DECISIONS
+    questions = {
+        "vectors": "Milliseconds of processor time, one thread:",
+        "decision": "The same, for the exported file in onnxruntime:",
+        "threads": "Milliseconds that pass, with torch's number of threads:",
+    }
+    for question, intro in questions.items():
+        lines = [line for line in report["results"] if line["question"] == question]
+        if not lines:
+            text += f"\nNot measured: {question}, which needs an idle machine (`--questions {question}`).\n"
+            continue
+        names = list(lines[0]["times"])
+        head = ["", "width", *names, *(f"{name} / {names[0]}" for name in names[1:])]
+        rows = []
+        for line in lines:
+            medians = [number(line["times"][name]["median"]) for name in names]
+            rows.append([line["what"], str(line["width"]), *medians, *map(number, line["ratios"].values())])
+        text += f"\n{intro}\n\n" + table(head, rows)
+    return text
+
+
 def target(line: dict[str, Any]) -> list[str]:
     """A target as cells: what it is, what was reached, the limit, whether it is met."""
     unit = line["unit"] and f" {line['unit']}"
@@ -153,6 +185,8 @@ def render() -> str:
     """The page as text."""
     text = HEADER
     for stem, title in SECTIONS.items():
+        if not (RESULTS / f"{stem}.json").exists():
+            continue  # not measured yet
         report = load(stem)
         text += f"\n## {title}\n\n{globals()[stem](report)}{footer(report, stem)}"
     return text
