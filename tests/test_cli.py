@@ -205,7 +205,7 @@ def test_inspect_data_fails_where_training_would(tmp_path, capsys):
     assert stop.value.code == 1
     printed = capsys.readouterr().out
     assert "what is there:" in printed and "no column 'r'" in printed
-    assert json.loads((tmp_path / "inspection.json").read_text())["readable"] is False
+    assert json.loads((tmp_path / "data_overview.json").read_text())["readable"] is False
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from .analysis.page import NUMBERS, PAGE, write_inspection
 from .collecting.collect import collect
 from .collecting.settings import CollectSettings
 from .collecting.stable_baselines import ALGORITHMS
-from .data.overview import inspect_source
+from .data.overview import overview_of
 from .evaluation.environments import install_hint, parse_env_kwargs
 from .evaluation.rollouts import evaluate_policy
 from .evaluation.video import import_imageio, record_videos
@@ -299,7 +299,7 @@ def _collect(arguments: argparse.Namespace) -> None:
 
 
 def _inspect_data(arguments: argparse.Namespace) -> None:
-    found = inspect_source(
+    found = overview_of(
         arguments.source,
         config=arguments.config,
         revision=arguments.revision,

@@ -1,4 +1,4 @@
-"""Inspection: what is in a source in numbers, what is wrong with it, and what is there when it cannot be read."""
+"""Overview: what is in a source in numbers, what is wrong with it, and what is there when it cannot be read."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_decision_mamba.data import load_trajectories
-from hf_decision_mamba.data.listing import contents
-from hf_decision_mamba.data.overview import inspect_source
+from hf_decision_mamba.data.histograms import draw_histograms
+from hf_decision_mamba.data.listing import listing
+from hf_decision_mamba.data.overview import overview_of
 from hf_decision_mamba.data.statistics import spread
 
 DATA = Path(__file__).parent
@@ -39,22 +40,28 @@ def episode(steps: int = 4, **changes) -> dict:
 
 def test_the_numbers_are_those_that_training_uses():
     source = DATA / "hopper-tiny-v5.parquet"
-    found, trajectories = inspect_source(source), load_trajectories(source)
-    statistics, facts = trajectories.statistics(), found.facts
-    assert found.readable and (facts["episodes"], facts["transitions"]) == (statistics.episodes, statistics.transitions)
-    assert facts["observations"]["mean"] == statistics.state_mean.tolist()
-    assert facts["observations"]["std"] == statistics.state_std.tolist()
-    assert facts["actions"]["low"] == statistics.action_low.tolist()
-    assert facts["returns"]["median"] == np.median(trajectories.returns())
-    assert (facts["terminated"], facts["truncated"]) == (statistics.terminated, statistics.truncated)
+    found, trajectories = overview_of(source), load_trajectories(source)
+    statistics, summary = trajectories.statistics(), found.summary
+    assert found.readable and (summary["episodes"], summary["transitions"]) == (
+        statistics.episodes,
+        statistics.transitions,
+    )
+    assert summary["observations"]["mean"] == statistics.state_mean.tolist()
+    assert summary["observations"]["std"] == statistics.state_std.tolist()
+    assert summary["actions"]["low"] == statistics.action_low.tolist()
+    assert summary["returns"]["median"] == np.median(trajectories.returns())
+    assert (summary["terminated"], summary["truncated"]) == (statistics.terminated, statistics.truncated)
     text = found.text()
     assert f"{statistics.transitions:,}" in text and "observation 10" in text and "action 2" in text
 
 
 def test_frames_and_discrete_actions_are_counted():
-    found = inspect_source(DATA / "breakout-tiny.parquet")
-    assert found.facts["observations"] == {"type": "image", "height": 84, "width": 84}
-    assert found.facts["actions"]["number"] == 4 and sum(found.facts["actions"]["counts"]) == found.facts["transitions"]
+    found = overview_of(DATA / "breakout-tiny.parquet")
+    assert found.summary["observations"] == {"type": "image", "height": 84, "width": 84}
+    assert (
+        found.summary["actions"]["number"] == 4
+        and sum(found.summary["actions"]["counts"]) == found.summary["transitions"]
+    )
     text = found.text()
     assert "grey frames of 84 x 84" in text and "4 discrete ones" in text and "no problems found" in text
 
@@ -76,26 +83,26 @@ def test_frames_and_discrete_actions_are_counted():
     ],
 )
 def test_what_should_be_known_before_training_is_said(episodes, remark):
-    found = inspect_source(episodes)
+    found = overview_of(episodes)
     assert found.readable and any(remark in problem for problem in found.problems)
     assert remark in found.text()
 
 
 def test_small_returns_keep_their_digits_and_a_scale_that_hides_them_is_named():
     episodes = [episode(2, rewards=[0.0, 0.001 * number], actions=np.array([[1.0], [0.0]])) for number in (1, 12)]
-    found = inspect_source(episodes, action_type="discrete", return_scale=5.0)
-    assert found.facts["return_scale"] == 0.012 and found.facts["actions"]["type"] == "discrete"
+    found = overview_of(episodes, action_type="discrete", return_scale=5.0)
+    assert found.summary["return_scale"] == 0.012 and found.summary["actions"]["type"] == "discrete"
     lines = [" ".join(line.split()) for line in found.text().splitlines()]
     assert "return 0.0065 0.0055 0.001 0.0016 0.0038 0.0065 0.0093 0.0115 0.012" in lines
     assert "return scale 0.012: what returns-to-go are divided by if no other is given" in lines
     assert "return_scale 5 makes returns-to-go of 0.001 to 0.012 ones of 0.0002 to 0.0024" in found.problems[-1]
-    assert inspect_source(episodes, action_type="discrete").problems == found.problems[:-1]
+    assert overview_of(episodes, action_type="discrete").problems == found.problems[:-1]
     with pytest.raises(ValueError, match="return_scale=0 must be a positive number"):
-        inspect_source(episodes, return_scale=0)
+        overview_of(episodes, return_scale=0)
 
 
 def test_warnings_of_loading_are_problems_and_not_printed(capsys):
-    found = inspect_source(SAMPLES / "door-human.parquet")
+    found = overview_of(SAMPLES / "door-human.parquet")
     assert found.readable and "outside of its space; it is clipped" in found.problems[0]
     assert capsys.readouterr().err.count("clipped") == 0
 
@@ -116,9 +123,9 @@ def test_warnings_of_loading_are_problems_and_not_printed(capsys):
     ],
 )
 def test_what_cannot_be_read_is_shown_all_the_same(source, arguments, problem, there):
-    found = inspect_source(source, **arguments)
+    found = overview_of(source, **arguments)
     assert not found.readable and problem in found.problems[-1]
-    assert any(there in line for line in found.contents), found.contents
+    assert any(there in line for line in found.listing), found.listing
     text = found.text()
     assert "what is there:" in text and "problems found:" in text and "inspect-data" not in text
 
@@ -126,15 +133,15 @@ def test_what_cannot_be_read_is_shown_all_the_same(source, arguments, problem, t
 def test_the_first_row_shows_types_and_shapes(tmp_path):
     columns = {"obs": [[[0.5, 1.0], [2.0, 3.0], [4.0, 5.0]]], "frames": [b"1234"], "task": ["open the door"]}
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
-    lines = [" ".join(line.split()) for line in contents(tmp_path / "rows.parquet")]
+    lines = [" ".join(line.split()) for line in listing(tmp_path / "rows.parquet")]
     assert "obs list<list<double>> first row: 3 x 2" in lines
     assert "frames binary first row: 4 bytes" in lines and "task string first row: 'open the door'" in lines
 
 
 def test_a_damaged_file_is_no_traceback(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more")
-    found = inspect_source(tmp_path / "bad.parquet")
-    assert "corrupted" in found.problems[-1] and "cannot be opened" in found.contents[-1]
+    found = overview_of(tmp_path / "bad.parquet")
+    assert "corrupted" in found.problems[-1] and "cannot be opened" in found.listing[-1]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +160,7 @@ def test_a_folder_shows_itself_alone(card, said, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({name.split("/")[-1]: [1]}), tmp_path / f"{name}.parquet")
     (tmp_path / "made" / "README.md").write_text(f"---\n{card}\n---\n")
-    lines = contents(tmp_path / "made")
+    lines = listing(tmp_path / "made")
     assert "table cannot be opened" in lines[-1] and said in lines[-1] and len(lines) == 4
 
 
@@ -164,19 +171,31 @@ def test_an_hdf5_file_shows_itself_alone(tmp_path):
         file.create_virtual_dataset("observations", layout)
         file["elsewhere"] = h5py.ExternalLink("/etc/passwd", "a")
         file["\x1b[2J" + "long" * 1000] = [1.0]
-    lines = contents(tmp_path / "a.hdf5")
+    lines = listing(tmp_path / "a.hdf5")
     assert "  observations  in other files" in lines and not any("elsewhere" in line for line in lines)
     assert max(map(len, lines)) <= 320 and any(line.startswith("  \\x1b[2Jlong") for line in lines)
 
 
 def test_files_that_are_saved_say_the_same(tmp_path):
-    found = inspect_source([episode(3), episode(4), episode(5)])
+    found = overview_of([episode(3), episode(4), episode(5)])
     written = found.save(tmp_path / "out")
-    assert [path.name for path in written] == ["inspection.json", "returns.png"]
+    assert [path.name for path in written] == ["data_overview.json", "returns.png"] and all(map(Path.is_file, written))
     assert json.loads(written[0].read_text()) == json.loads(json.dumps(found.to_dict()))
-    assert written[1].read_bytes().startswith(b"\x89PNG")
-    unreadable = inspect_source({"obs": [1.0]})
-    assert [path.name for path in unreadable.save(tmp_path / "other")] == ["inspection.json"]
+    unreadable = overview_of({"obs": [1.0]})
+    assert [path.name for path in unreadable.save(tmp_path / "other")] == ["data_overview.json"]
+
+
+def test_the_picture_counts_returns_and_lengths(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    draw_histograms(tmp_path / "returns.png", "made", np.array([1.0, 2.0, 2.0, 9.0]), np.array([4, 4, 4, 4]))
+    returns, lengths = drawn[0].axes
+    assert drawn[0].get_suptitle() == "made: 4 episodes, 16 steps"
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in returns.patches]
+    assert (bars[0][0], bars[-1][1]) == pytest.approx((1, 9)) and sum(height for _, _, height in bars) == 4
+    assert [height for low, high, height in bars if low <= 2 < high] == [3]
+    assert list(returns.lines[0].get_xdata()) == [2, 2] and list(lengths.lines[0].get_xdata()) == [4, 4]
+    assert [(bar.get_x(), bar.get_height()) for bar in lengths.patches if bar.get_height()] == [(3.5, 4)]
 
 
 def test_the_spread_of_one_number_is_that_number():

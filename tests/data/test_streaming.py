@@ -248,7 +248,7 @@ def test_several_sources_are_one_stream(tmp_path: Path) -> None:
     (one / "train-00000.json").write_text('{"env_id": "Hopper-v5"}')
     stream = open_stream([one, str(two / "*.parquet")])
     assert [Path(file).parent.name for file in stream.files] == ["one", "two", "two"]
-    assert (stream.name, stream.facts.env_id) == ("one + train-00000 + train-00001", "Hopper-v5")
+    assert (stream.name, stream.metadata.env_id) == ("one + train-00000 + train-00001", "Hopper-v5")
     (two / "train-00000.json").write_text('{"env_id": "Walker2d-v5"}')
     with pytest.raises(ValueError, match=r"one/train-00000.json says env_id='Hopper-v5', and .* says 'Walker2d-v5'"):
         open_stream([one, two])

@@ -31,15 +31,15 @@ _UNFINISHED = "unfinished-"
 
 
 def cache_folder() -> Path:
-    """Where the entries are. Deleting it, or a folder in it, does no harm."""
+    """Return the folder of the entries. Deleting it, or an entry, does no harm."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "hf_decision_mamba"
 
 
-def cached(label: str, identity: list[object], read: Callable[[], Trajectories]) -> Trajectories:
+def cached(source_name: str, identity: list[object], read: Callable[[], Trajectories]) -> Trajectories:
     """Return what `read` returns, from the cache where it has been read before, with the warnings that it gave.
 
     Args:
-        label: what messages call the data set.
+        source_name: what messages call the data set.
         identity: all that decides what is read; JSON.
         read: reads it.
     """
@@ -50,10 +50,10 @@ def cached(label: str, identity: list[object], read: Callable[[], Trajectories])
     entry = cache_folder() / key
     if entry.is_dir():
         try:
-            trajectories, facts = Trajectories.open(entry)
-            warnings = facts["warnings"]
+            trajectories, more = Trajectories.open(entry)
+            warnings = more["warnings"]
         except Exception as error:  # whatever a damaged file leads to
-            logger.warning("data set %r: its cache %s is damaged (%s), so it is read again", label, entry, error)
+            logger.warning("data set %r: its cache %s is damaged (%s), so it is read again", source_name, entry, error)
         else:
             _warn(warnings)
             return trajectories
@@ -66,7 +66,7 @@ def cached(label: str, identity: list[object], read: Callable[[], Trajectories])
     try:
         return _keep(trajectories, entry, warnings)
     except OSError as error:
-        logger.warning("data set %r is not kept in the cache %s: %s", label, entry.parent, error)
+        logger.warning("data set %r is not kept in the cache %s: %s", source_name, entry.parent, error)
         return trajectories
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .metadata import SourceFacts
+from .metadata import SourceMetadata
 from .storage import blocks
 from .trajectories import Trajectories, locate
 
@@ -45,14 +45,14 @@ class Column:
     """One column of all episodes: values (N, ...), and what errors call it.
 
     Args:
-        label: the data set, as the user called it.
-        theirs: the column's name there.
+        source_name: the data set, as the user called it.
+        source_column: the column's name there.
         values: one row a step.
         offsets: (E + 1,) where the episodes begin and end; None while that is not known.
     """
 
-    label: str
-    theirs: str
+    source_name: str
+    source_column: str
     values: np.ndarray
     offsets: NDArray[np.int64] | None = None
 
@@ -69,9 +69,9 @@ class Column:
     def at(self, row: int) -> str:
         """Say where a row of the values is."""
         if self.offsets is None:
-            return f"data set {self.label!r}, step {row}, column {self.theirs!r}"
+            return f"data set {self.source_name!r}, step {row}, column {self.source_column!r}"
         episode, step = locate(self.offsets, row)
-        return f"data set {self.label!r}, episode {episode}, step {step}, column {self.theirs!r}"
+        return f"data set {self.source_name!r}, episode {episode}, step {step}, column {self.source_column!r}"
 
     def as_type(self, dtype: type[np.generic]) -> np.ndarray:
         """Return the values as this type. What does not fit becomes infinite, which `check_finite` reports."""
@@ -89,7 +89,8 @@ class Column:
         if self.values.shape[1:] == (1,):
             return replace(self, values=self.values[:, 0])
         raise ValueError(
-            f"data set {self.label!r}, column {self.theirs!r}: {self.values.shape[1]} values a step; expected one"
+            f"data set {self.source_name!r}, column {self.source_column!r}: {self.values.shape[1]} values a step; "
+            "expected one"
         )
 
     def as_flags(self) -> NDArray[np.bool_]:
@@ -106,18 +107,18 @@ class Column:
 
 
 def find_columns(
-    label: str,
+    source_name: str,
     found: Iterable[str],
     columns: Mapping[str, str],
     aliases: Mapping[str, tuple[str, ...]] = ALIASES,
     needed: tuple[str, ...] = VALUES,
 ) -> dict[str, str]:
-    """Return the source's names of its columns, by ours.
+    """Return the source's names of its columns, by our names.
 
     Args:
-        label: what errors call the data set.
+        source_name: what errors call the data set.
         found: the columns that the source has.
-        columns: the user's names for some of them, by ours.
+        columns: the user's names for some of them, by our names.
         aliases: our columns, and the names to look for.
         needed: those that a source must have.
 
@@ -125,21 +126,24 @@ def find_columns(
         ValueError: a needed or mapped column is not there, or what is mapped is none of our columns.
     """
     found = list(found)
-    unknown = [ours for ours in columns if ours not in aliases]
+    unknown = [column for column in columns if column not in aliases]
     if unknown:
         raise ValueError(f"columns: {unknown[0]!r} is none of our columns; map from {', '.join(aliases)}")
     names = {}
-    for ours, usual in aliases.items():
-        wanted = (columns[ours],) if ours in columns else usual
+    for column, usual in aliases.items():
+        wanted = (columns[column],) if column in columns else usual
         present = [name for name in wanted if name in found]
         if present and found.count(present[0]) > 1:
-            raise ValueError(f"data set {label!r} has more than one column {present[0]!r}; rename or remove the others")
-        if present:
-            names[ours] = present[0]
-        elif ours in columns or ours in needed:
             raise ValueError(
-                f"data set {label!r} has no column {wanted[0]!r} for the {ours}; its columns are {', '.join(found)}. "
-                f'Say which one it is with columns={{"{ours}": "..."}}'
+                f"data set {source_name!r} has more than one column {present[0]!r}; rename or remove the others"
+            )
+        if present:
+            names[column] = present[0]
+        elif column in columns or column in needed:
+            raise ValueError(
+                f"data set {source_name!r} has no column {wanted[0]!r} for the {column}; its columns are "
+                f"{', '.join(found)}. "
+                f'Say which one it is with columns={{"{column}": "..."}}'
             )
     return names
 
@@ -147,7 +151,7 @@ def find_columns(
 def without_spare_dones(names: Mapping[str, str]) -> dict[str, str]:
     """Leave out `dones` where terminations or truncations say more."""
     spare = "terminations" in names or "truncations" in names
-    return {ours: theirs for ours, theirs in names.items() if not (spare and ours == "dones")}
+    return {column: source_column for column, source_column in names.items() if not (spare and column == "dones")}
 
 
 def ends_with_observation(seen: NDArray[np.int64], others: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -162,13 +166,13 @@ def ends_with_observation(seen: NDArray[np.int64], others: Sequence[NDArray[np.i
     return agreed
 
 
-def tell_left_out(label: str, left_out: int, episodes: int) -> None:
+def warn_left_out(source_name: str, left_out: int, episodes: int) -> None:
     """Say how many episodes had an observation after their last action, where not all or none of them had."""
     if 0 < left_out < episodes:
         logger.warning(
             "data set %r: %d of %d episodes have an observation after their last action, which is left out; the others "
             "have none",
-            label,
+            source_name,
             left_out,
             episodes,
         )
@@ -181,19 +185,19 @@ def check_lengths(columns: Mapping[str, Column]) -> None:
         ValueError: it has not; names the episode, and the column that differs from the others.
     """
     first = columns.get("observations", columns["actions"])  # some adaptors read frames when the rest is known
-    lengths = {ours: column.lengths for ours, column in columns.items()}
+    lengths = {name: found.lengths for name, found in columns.items()}
     different = np.flatnonzero(np.any([counts != first.lengths for counts in lengths.values()], axis=0))
     if len(different):
-        counts = {columns[ours].theirs: int(counts[different[0]]) for ours, counts in lengths.items()}
+        counts = {columns[name].source_column: int(counts[different[0]]) for name, counts in lengths.items()}
         raise ValueError(
-            f"data set {first.label!r}, episode {different[0]}: the number of steps differs, {uneven(counts)}; every "
-            "step needs a value in each column"
+            f"data set {first.source_name!r}, episode {different[0]}: the number of steps differs, {uneven(counts)}; "
+            "every step needs a value in each column"
         )
     empty = np.flatnonzero(first.lengths == 0)
     if len(empty):
         raise ValueError(
-            f"data set {first.label!r}, episode {empty[0]} is empty in column {first.theirs!r}; every episode needs "
-            "one step or more, so remove it"
+            f"data set {first.source_name!r}, episode {empty[0]} is empty in column {first.source_column!r}; every "
+            "episode needs one step or more, so remove it"
         )
 
 
@@ -207,48 +211,48 @@ def uneven(counts: Mapping[str, int]) -> str:
     return f"{', '.join(f'{count} in column {column!r}' for column, count in odd.items())} and {usual} in the others"
 
 
-def assemble(name: str, columns: Mapping[str, Column], facts: SourceFacts) -> Trajectories:
+def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata) -> Trajectories:
     """Make trajectories of the columns, by the rules of `load_trajectories`.
 
     Args:
         name: what cards call the data set.
         columns: by our names, with known offsets. Vectors are (N, D) numbers, images (N, H, W) uint8, actions (N,) or
             (N, A) numbers or true and false, everything else (N,) or (N, 1).
-        facts: what else the source says about itself, or the user about it.
+        metadata: what else the source says about itself, or the user about it.
 
     Raises:
         ValueError: an episode is not what it should be.
     """
     check_lengths(columns)
-    actions, discrete = _actions(columns["actions"], facts)
+    actions, discrete = _actions(columns["actions"], metadata)
     offsets = actions.known_offsets
-    flags = {ours: _flags_at_ends(columns[ours].one_a_step()) for ours in FLAGS if ours in columns}
+    flags = {column: _flags_at_ends(columns[column].one_a_step()) for column in FLAGS if column in columns}
     terminations, truncations = _endings(flags, offsets)
     images = columns["observations"].values.dtype == np.uint8 and columns["observations"].values.ndim == 3
-    start = facts.first_action() if discrete else 0
+    start = metadata.first_action() if discrete else 0
     return Trajectories(
         observations=columns["observations"].as_type(np.uint8 if images else np.float32),
-        actions=actions.values - start if discrete else _within_space(actions, facts),
+        actions=actions.values - start if discrete else _within_space(actions, metadata),
         rewards=columns["rewards"].one_a_step().as_type(np.float32),
         terminations=terminations,
         truncations=truncations,
         starts=offsets[:-1],
         lengths=np.diff(offsets),
         name=name,
-        env_id=facts.env_id,
-        num_actions=_num_actions(columns["actions"], facts) if discrete else None,
+        env_id=metadata.env_id,
+        num_actions=_num_actions(columns["actions"], metadata) if discrete else None,
         action_start=start,
-        observation_parts=None if images else facts.parts(columns["observations"].values.shape[1]),
-        env_kwargs=facts.environment_kwargs(),
+        observation_parts=None if images else metadata.parts(columns["observations"].values.shape[1]),
+        env_kwargs=metadata.environment_kwargs(),
     )
 
 
-def _actions(column: Column, facts: SourceFacts) -> tuple[Column, bool]:
+def _actions(column: Column, metadata: SourceMetadata) -> tuple[Column, bool]:
     """Return the actions as discrete ones, (N,) int64, or as numbers (N, A); and whether they are discrete.
 
     One integer a step is a discrete action. What else could be one is numbers, as long as nothing says more.
     """
-    values, said = column.values, facts.said_action_type()
+    values, said = column.values, metadata.said_action_type()
     single = values.ndim == 1 or values.shape[1:] == (1,)
     if said == "discrete" or (said is None and single and values.dtype.kind in "iu"):
         return replace(column, values=_discrete(column)), True
@@ -259,8 +263,8 @@ def _actions(column: Column, facts: SourceFacts) -> tuple[Column, bool]:
             "data set %r, column %r: the actions are %s, and nothing says whether they are discrete: they are taken as "
             "continuous. action_type='discrete' (--action_type discrete) makes discrete actions of them, 'continuous' "
             "says that this is right",
-            column.label,
-            column.theirs,
+            column.source_name,
+            column.source_column,
             kind,
         )
     return numbers, False
@@ -279,7 +283,7 @@ def _like_discrete(values: np.ndarray) -> str | None:
 
 
 def _is_one_hot(values: np.ndarray) -> NDArray[np.bool_]:
-    """Whether each row is a single 1 among zeros, (N,)."""
+    """Return whether each row is a single 1 among zeros, (N,)."""
     return ((values == 0) | (values == 1)).all(axis=1) & (values.sum(axis=1) == 1)
 
 
@@ -310,9 +314,9 @@ def _discrete(column: Column) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def _num_actions(column: Column, facts: SourceFacts) -> int | None:
-    """Return how many discrete actions there are, where facts or one-hot rows say it."""
-    said, width = facts.action_count(), column.values.shape[1:]
+def _num_actions(column: Column, metadata: SourceMetadata) -> int | None:
+    """Return how many discrete actions there are, where metadata or one-hot rows say it."""
+    said, width = metadata.action_count(), column.values.shape[1:]
     return width[0] if said is None and width and width[0] > 1 else said
 
 
@@ -342,10 +346,10 @@ def _endings(
     return terminations, truncations | (last & ~terminations)
 
 
-def _within_space(column: Column, facts: SourceFacts) -> NDArray[np.float32]:
+def _within_space(column: Column, metadata: SourceMetadata) -> NDArray[np.float32]:
     """Return continuous actions (N, A) within their space, as the environment would have clipped them."""
     actions = column.as_type(np.float32)
-    known = facts.action_bounds(actions.shape[1])
+    known = metadata.action_bounds(actions.shape[1])
     low, high = (np.float32(-1), np.float32(1)) if known is None else known
     outside, farthest, most, first = 0, (0, 0), np.float32(0), 0
     for block in blocks(actions):

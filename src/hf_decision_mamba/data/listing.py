@@ -7,7 +7,7 @@ is checked here, and nothing is loaded but a first row where the format allows i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi
 
-from .formats import d4rl, dt_pickle, hub, minari
+from .formats import dt_pickle, hub, minari
 from .formats.rows import check_inside, check_unpacked, shown
 from .metadata import check_card
-from .request import is_repository_id
-from .sources import named_sources
+from .sources import named_sources, source_type
 
 _LONGEST_LINE = 300
 _FILES_SHOWN = 20
 _COLUMNS_SHOWN = 100
 
 
-def contents(source: object, *, config: str | None = None, revision: str | None = None) -> list[str]:
+def listing(source: object, *, config: str | None = None, revision: str | None = None) -> list[str]:
     """Describe what a source holds, one line each.
 
     Args:
@@ -52,15 +51,20 @@ def _lines(source: object, config: str | None, revision: str | None) -> list[str
         return [_unopened(error)]
     if names is None:
         return _values(source)
-    found = {str(name): _named(str(name), Path(name).expanduser(), config, revision) for name in names}
+    found = {str(name): _named(name, config, revision) for name in names}
     if len(found) == 1:
         return next(iter(found.values()))
     return [line for name, lines in found.items() for line in (f"{name}:", *(f"  {line}" for line in lines))]
 
 
-def _named(text: str, path: Path, config: str | None, revision: str | None) -> list[str]:
+def _named(source: str | Path, config: str | None, revision: str | None) -> list[str]:
+    """Describe what a name stands for."""
+    path = Path(source).expanduser()
     try:
-        return _opened(text, path, config, revision)
+        found = source_type(source)
+        if found is None:
+            return [f"there is no file or folder {path.absolute()}"]
+        return _LISTINGS[found](str(source), path, config, revision)
     except Exception as error:  # every format has errors of its own, and all of them are answers here
         return [_unopened(error)]
 
@@ -69,30 +73,18 @@ def _unopened(error: Exception) -> str:
     return f"it cannot be opened: {type(error).__name__}: {_one_line(error)}"
 
 
-def _opened(text: str, path: Path, config: str | None, revision: str | None) -> list[str]:
-    ending = path.suffix.lower()
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = _listed([f"{file.relative_to(path).as_posix()}  {_size(file.stat().st_size)}" for file in found])
-        if hub.is_saved(path):
-            return [*lines, *contents(hub.open_saved(text, path))]
-        tables = any(map(hub.builder_of, found))
-        return [*lines, *(_table(text, name=config) if tables else [])]
-    builder = hub.builder_of(path)
-    if path.is_file() and builder is not None:
-        return [_size(path.stat().st_size), *_table(builder, data_files=str(path))]
-    if path.is_file() and ending in d4rl.SUFFIXES:
-        return _hdf5(path)
-    if path.is_file() and ending in dt_pickle.SUFFIXES:
-        return _values(dt_pickle.arrays_of(text, path))
-    if path.is_file():
-        return [f"a file of {_size(path.stat().st_size)}, which begins with {_beginning(path)}"]
-    if text.startswith(minari.PREFIX):
-        return _minari(text)
-    if is_repository_id(text):
-        files = HfApi().list_repo_files(text, repo_type="dataset", revision=revision)
-        return [*_listed(files), *_table(text, name=config, revision=revision)]
-    return [f"there is no file or folder {path.absolute()}"]
+def _folder(source_name: str, path: Path, config: str | None, revision: str | None) -> list[str]:
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = _listed([f"{file.relative_to(path).as_posix()}  {_size(file.stat().st_size)}" for file in found])
+    if hub.is_saved(path):
+        return [*lines, *listing(hub.open_saved(source_name, path))]
+    tables = any(map(hub.builder_of, found))
+    return [*lines, *(_table(source_name, name=config) if tables else [])]
+
+
+def _repository(source_name: str, path: Path, config: str | None, revision: str | None) -> list[str]:
+    files = HfApi().list_repo_files(source_name, repo_type="dataset", revision=revision)
+    return [*_listed(files), *_table(source_name, name=config, revision=revision)]
 
 
 def _listed(files: Sequence[str]) -> list[str]:
@@ -103,7 +95,7 @@ def _listed(files: Sequence[str]) -> list[str]:
 
 
 def _table(path: str, **options: Any) -> list[str]:
-    """Columns of every split of a table, and the shapes of its first row; read as a stream, as far as that."""
+    """Describe the columns of every split of a table, and its first row; it is read as a stream, as far as that."""
     try:
         check_card(Path(path) / "README.md")
         files: dict[Any, list[str]] = datasets.load_dataset_builder(path, **options).config.data_files or {}
@@ -136,7 +128,7 @@ def _type(found: pa.DataType) -> str:
 
 
 def _shape(value: Any) -> str:
-    """A value in few words: how many of what."""
+    """Describe a value in few words: how many of what."""
     if isinstance(value, np.ndarray):
         return f"{' x '.join(map(str, value.shape)) or 'one'} of {value.dtype}"
     if isinstance(value, (bytes, bytearray)):
@@ -154,7 +146,7 @@ def _shape(value: Any) -> str:
 
 
 def _values(source: object) -> list[str]:
-    """Arrays in memory: a list of episodes, or flat columns."""
+    """Describe arrays in memory: a list of episodes, or flat columns."""
     if isinstance(source, Mapping):
         return ["columns:", *(f"  {name}  {_shape(value)}" for name, value in list(source.items())[:_COLUMNS_SHOWN])]
     if isinstance(source, Sequence) and not isinstance(source, (str, bytes)):
@@ -180,8 +172,8 @@ def _hdf5(path: Path) -> list[str]:
     return ["arrays:", *lines[:_COLUMNS_SHOWN], *([f"  and {more:,} more"] if more > 0 else [])]
 
 
-def _minari(text: str) -> list[str]:
-    data = minari.open_minari(text, text.removeprefix(minari.PREFIX))
+def _minari(source_name: str) -> list[str]:
+    data = minari.open_minari(source_name, source_name.removeprefix(minari.PREFIX))
     return [
         f"{data.total_episodes:,} episodes, {data.total_steps:,} steps",
         f"observations: {data.observation_space}",
@@ -206,3 +198,20 @@ def _size(count: float) -> str:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+#: What describes each of `SOURCE_TYPES`, of a name, the path that it is, a configuration and a revision.
+_LISTINGS: dict[str, Callable[[str, Path, str | None, str | None], list[str]]] = {
+    **dict.fromkeys(("replay", "saved", "folder"), _folder),
+    "table": lambda name, path, *_: [
+        _size(path.stat().st_size),
+        *_table(str(hub.builder_of(path)), data_files=str(path)),
+    ],
+    "hdf5": lambda name, path, *_: _hdf5(path),
+    "pickle": lambda name, path, *_: _values(dt_pickle.arrays_of(name, path)),
+    "other file": lambda name, path, *_: [
+        f"a file of {_size(path.stat().st_size)}, which begins with {_beginning(path)}"
+    ],
+    "minari": lambda name, *_: _minari(name),
+    "repository": _repository,
+}

@@ -33,8 +33,8 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 #: A larger JSON file beside the data holds data itself.
 _LARGEST_JSON = 1 << 20
-#: The facts beside the environment's id.
-SAID = (
+#: The names of what is said beside the environment's id.
+FIELDS = (
     *("obs_shape", "observation_parts", "action_type", "num_actions", "action_start", "action_low", "action_high"),
     *("max_episode_steps", "env_kwargs"),
 )
@@ -52,7 +52,7 @@ _YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is not 
 
 
 @dataclass(frozen=True)
-class SourceFacts:
+class SourceMetadata:
     """What the file `where` says; values are checked where they are needed, so that others cannot stand in the way."""
 
     where: str | None = None
@@ -67,9 +67,9 @@ class SourceFacts:
     action_start: Any = None
     env_kwargs: Any = None
 
-    def over(self, others: SourceFacts) -> SourceFacts:
-        """Return these facts, and the others where these say nothing."""
-        where = " or ".join(facts.where for facts in (self, others) if facts.where is not None)
+    def over(self, others: SourceMetadata) -> SourceMetadata:
+        """Return this metadata, and the other where this says nothing."""
+        where = " or ".join(metadata.where for metadata in (self, others) if metadata.where is not None)
         said = {name: value for name, value in vars(self).items() if value is not None}
         return replace(others, **{**said, "where": where or None})
 
@@ -89,7 +89,7 @@ class SourceFacts:
         )
 
     def said_action_type(self) -> str | None:
-        """Return what the actions are, when it is said: by name, or by facts that only one of the two kinds has.
+        """Return what the actions are, when it is said: by name, or by what only one of the two types has.
 
         Raises:
             ValueError: `action_type` is something else.
@@ -195,7 +195,7 @@ class SourceFacts:
 def registered_step_limit(env_id: str | None) -> int | None:
     """Return the time limit of an environment by gymnasium's registry, which makes and imports no environment.
 
-    Of a version that is no longer there, such as `"HalfCheetah-v2"`, it is that of all the other ones, if they agree.
+    A version that is no longer there, such as `"HalfCheetah-v2"`, has that of all the other ones, if they agree.
 
     Returns:
         None where there is no limit, or it cannot be told.
@@ -215,16 +215,16 @@ def registered_step_limit(env_id: str | None) -> int | None:
     return limits.pop() if len(limits) == 1 else None
 
 
-def facts_of_card(card: Path) -> SourceFacts:
+def metadata_of_card(card: Path) -> SourceMetadata:
     """Read the front matter of a data set's card, if there is one."""
     if not card.is_file():
-        return SourceFacts()
+        return SourceMetadata()
     try:
         data = check_card(card)
     except ValueError as error:
         logger.warning("%s", error)
-        return SourceFacts()
-    return facts_of(card, data.get("environment") if isinstance(data, Mapping) else None, env_id="id")
+        return SourceMetadata()
+    return metadata_of(card, data.get("environment") if isinstance(data, Mapping) else None, env_id="id")
 
 
 def check_card(card: Path) -> Any:
@@ -280,7 +280,7 @@ def beside(file: Path) -> Path:
     return unpacked.with_suffix(".json")
 
 
-def agreed(found: Iterable[SourceFacts], otherwise: str = "") -> SourceFacts:
+def agreed(found: Iterable[SourceMetadata], otherwise: str = "") -> SourceMetadata:
     """Return what several files say of the same data.
 
     Args:
@@ -292,23 +292,23 @@ def agreed(found: Iterable[SourceFacts], otherwise: str = "") -> SourceFacts:
     """
     places: list[str | None] = []
     said: dict[str, tuple[Any, str | None]] = {}
-    for facts in found:
-        places.append(facts.where)
-        for name in ("env_id", *SAID):
-            value = getattr(facts, name)
+    for metadata in found:
+        places.append(metadata.where)
+        for name in ("env_id", *FIELDS):
+            value = getattr(metadata, name)
             if value is None:
                 continue
-            first, where = said.setdefault(name, (value, facts.where))
+            first, where = said.setdefault(name, (value, metadata.where))
             if first != value:
                 raise ValueError(
-                    f"{where} says {name}={first!r}, and {facts.where} says {value!r}, but their data are read as one; "
-                    f"correct one of them{otherwise}"
+                    f"{where} says {name}={first!r}, and {metadata.where} says {value!r}, but their data are read as "
+                    f"one; correct one of them{otherwise}"
                 )
     sayers = dict.fromkeys([str(where) for _, where in said.values()]) or filter(None, places[:1])
-    return SourceFacts(" and ".join(sayers) or None, **{name: value for name, (value, _) in said.items()})
+    return SourceMetadata(" and ".join(sayers) or None, **{name: value for name, (value, _) in said.items()})
 
 
-def facts_beside(file: Path) -> SourceFacts:
+def metadata_beside(file: Path) -> SourceMetadata:
     """Read the JSON file beside a data file, if there is one.
 
     Raises:
@@ -316,13 +316,13 @@ def facts_beside(file: Path) -> SourceFacts:
     """
     path = beside(file)
     if path == file or not path.is_file() or path.stat().st_size > _LARGEST_JSON:
-        return SourceFacts()
+        return SourceMetadata()
     try:
         # Only the first value: episodes saved as lines of JSON beside those saved as parquet are no damaged file.
-        facts, _ = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").strip())
+        metadata, _ = json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8").strip())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, which describes {file.name}, is not JSON ({error}); correct or remove it") from error
-    return facts_of(path, facts)
+    return metadata_of(path, metadata)
 
 
 def describe_observations(what: str, space: Space) -> list[dict[str, Any]] | None:
@@ -379,19 +379,19 @@ def _add_parts(what: str, space: Space, path: list[str | int], parts: list[dict[
 
 
 def is_frame(space: Space) -> bool:
-    """Whether a space's observations are grey frames (height, width)."""
+    """Return whether a space's observations are grey frames (height, width)."""
     return space.dtype == np.uint8 and len(space.shape or ()) == 2
 
 
 def has_channels(space: Space) -> bool:
-    """Whether a space's observations are bytes of frames with an axis of channels, of which data keep one frame."""
+    """Return whether a space's observations are bytes of frames with an axis of channels; data keep one frame."""
     shape = space.shape or ()
     picture = len(shape) == 3 and (1 in shape or sorted(shape)[1] >= _SMALLEST_PICTURE)
     return space.dtype == np.uint8 and picture
 
 
 def describe_actions(what: str, space: Space) -> dict[str, Any]:
-    """Return a space of actions in the words of `SourceFacts`.
+    """Return a space of actions in the words of `SourceMetadata`.
 
     Args:
         what: whose actions these are, for errors.
@@ -444,15 +444,15 @@ def describe_env_kwargs(spec: EnvSpec) -> dict[str, Any] | None:
         return None
 
 
-def facts_of(where: Path | str, facts: object, env_id: str = "env_id") -> SourceFacts:
+def metadata_of(where: Path | str, metadata: object, env_id: str = "env_id") -> SourceMetadata:
     """Return what a mapping says that stands at `where`, in which `env_id` is the name of the environment's id."""
-    if not isinstance(facts, Mapping):
-        return SourceFacts()
-    name = facts.get(env_id)
-    return SourceFacts(
+    if not isinstance(metadata, Mapping):
+        return SourceMetadata()
+    name = metadata.get(env_id)
+    return SourceMetadata(
         where=str(where),
         env_id=name if isinstance(name, str) else None,
-        **{said: facts.get(said) for said in SAID},
+        **{said: metadata.get(said) for said in FIELDS},
     )
 
 
@@ -461,7 +461,7 @@ def _is_count(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value as an error shows it."""
+    """Return a value as an error shows it."""
     try:
         return reprlib.repr(value)
     except ValueError:  # a number of more digits than Python shows

@@ -22,71 +22,72 @@ from ..reporting.files import replacing_together
 from ..reporting.tables import count_in_words, table_lines
 from .cache import noted_warnings
 from .histograms import draw_histograms
-from .listing import contents
+from .listing import listing
 from .sources import Source, load_trajectories
 from .statistics import CONSTANT_STD, TrajectoryStatistics, spread
 from .trajectories import Trajectories
 
+_FILE = "data_overview.json"
 _PACKAGE = __name__.split(".")[0]
 _DIMENSIONS_SHOWN = 50
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Overview:
     """What was found in a source.
 
     Args:
         source: what the user called it.
-        facts: numbers about it, ready for JSON; empty when it cannot be read.
+        summary: numbers about it, ready for JSON; empty when it cannot be read.
         problems: what is wrong, or should be known before training: the error, the warnings, and more.
-        contents: when it cannot be read, what it holds instead.
+        listing: when it cannot be read, what it holds instead.
         returns, lengths: of each episode, (E,).
     """
 
     source: str
-    facts: dict[str, Any]
+    summary: dict[str, Any]
     problems: list[str]
-    contents: list[str] = field(default_factory=list)
+    listing: list[str] = field(default_factory=list)
     returns: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def readable(self) -> bool:
-        """Whether the source could be read as trajectories."""
-        return bool(self.facts)
+        """Return whether the source could be read as trajectories."""
+        return bool(self.summary)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the single episodes, ready for JSON."""
         return {
             "source": self.source,
             "readable": self.readable,
-            **self.facts,
+            **self.summary,
             "problems": self.problems,
-            "contents": self.contents,
+            "listing": self.listing,
         }
 
     def text(self) -> str:
         """Return everything as text for a terminal."""
         lines = [self.source, ""]
         if self.readable:
-            lines += [*_summary(self.facts), "", *_spreads(self.facts), "", *_dimensions(self.facts), ""]
+            lines += [*_summary_lines(self.summary), "", *_spreads(self.summary), "", *_dimensions(self.summary), ""]
         else:
-            lines += ["what is there:", *(f"  {line}" for line in self.contents), ""]
+            lines += ["what is there:", *(f"  {line}" for line in self.listing), ""]
         lines += ["problems found:", *(f"  - {problem}" for problem in self.problems)]
         return "\n".join(lines if self.problems else [*lines[:-1], "no problems found"])
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write inspection.json, and returns.png where there are returns.
+        """Write data_overview.json, and returns.png where there are returns.
 
         Returns:
             The files written.
 
         Raises:
-            ImportError: matplotlib is not installed; inspection.json is written all the same.
+            ImportError: matplotlib is not installed; data_overview.json is written all the same.
         """
         folder, missing = Path(folder), None
-        with replacing_together(folder, "inspection.json", ["returns.png"]) as draft:
-            (draft / "inspection.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with replacing_together(folder, _FILE, ["returns.png"]) as draft:
+            (draft / _FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
             try:
                 if self.readable:
                     draw_histograms(draft / "returns.png", self.source, self.returns, self.lengths)
@@ -94,10 +95,10 @@ class Inspection:
                 missing = error
         if missing is not None:
             raise missing
-        return [folder / name for name in ("inspection.json", "returns.png") if (folder / name).is_file()]
+        return [folder / name for name in (_FILE, "returns.png") if (folder / name).is_file()]
 
 
-def inspect_source(
+def overview_of(
     source: Source,
     *,
     config: str | None = None,
@@ -106,14 +107,14 @@ def inspect_source(
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
     return_scale: float | None = None,
-) -> Inspection:
+) -> Overview:
     """Read a source as training would, and say what is there.
 
     Args: as `load_trajectories`, and
         return_scale: what returns-to-go would be divided by, to see what is left of them; not negative.
 
     Returns:
-        The inspection. Errors of reading are among its problems: nothing is raised for what is wrong with the data.
+        The overview. Errors of reading are among its problems: nothing is raised for what is wrong with the data.
 
     Raises:
         TypeError: the source is of no known kind.
@@ -121,7 +122,7 @@ def inspect_source(
     """
     if return_scale is not None and not 0 < return_scale < np.inf:
         raise ValueError(f"return_scale={return_scale} must be a positive number")
-    label = _label(source)
+    source_name = _source_name(source)
     try:
         with _warnings() as found:
             trajectories = load_trajectories(
@@ -129,15 +130,15 @@ def inspect_source(
             )
             statistics = trajectories.statistics()
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        there = contents(source, config=config, revision=revision)
-        return Inspection(label, {}, [*found, _without_hint(error)], there)
-    facts = _facts(trajectories, statistics)
+        there = listing(source, config=config, revision=revision)
+        return Overview(source_name, {}, [*found, _without_hint(error)], there)
+    summary = _summary(trajectories, statistics)
     remark = None if return_scale is None else statistics.remark_on_scale(return_scale)
-    problems = [*found, *_remarks(facts), *([] if remark is None else [remark])]
-    return Inspection(label, facts, problems, [], trajectories.returns(), trajectories.lengths)
+    problems = [*found, *_remarks(summary), *([] if remark is None else [remark])]
+    return Overview(source_name, summary, problems, [], trajectories.returns(), trajectories.lengths)
 
 
-def _label(source: Source) -> str:
+def _source_name(source: Source) -> str:
     """Return what the user called the source."""
     if isinstance(source, (str, Path)):
         return str(source)
@@ -156,12 +157,12 @@ def _warnings() -> Iterator[list[str]]:
 
 
 def _without_hint(error: BaseException) -> str:
-    """The error's text, without the advice to do what is being done."""
+    """Return the error's text, without the advice to do what is being done."""
     lines = [line for line in str(error).splitlines() if "inspect-data" not in line]
     return " ".join(lines) or type(error).__name__
 
 
-def _facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+def _summary(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
     return {
         "name": trajectories.name,
         "env_id": trajectories.env_id,
@@ -173,12 +174,12 @@ def _facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict
         "lengths": spread(trajectories.lengths),
         "return_scale": statistics.return_scale,
         "rewards": {"min": float(trajectories.rewards.min()), "max": float(trajectories.rewards.max())},
-        "observations": _observation_facts(trajectories, statistics),
-        "actions": _action_facts(trajectories, statistics),
+        "observations": _observation_summary(trajectories, statistics),
+        "actions": _action_summary(trajectories, statistics),
     }
 
 
-def _observation_facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+def _observation_summary(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
     if statistics.state_mean is None or statistics.state_std is None:
         height, width = trajectories.frame_shape
         return {"type": "image", "height": height, "width": width}
@@ -199,7 +200,7 @@ def _observation_facts(trajectories: Trajectories, statistics: TrajectoryStatist
     }
 
 
-def _action_facts(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+def _action_summary(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
     if statistics.action_counts is not None:
         return {"type": "discrete", "number": trajectories.act_dim, "counts": statistics.action_counts.tolist()}
     assert statistics.action_low is not None and statistics.action_high is not None
@@ -214,23 +215,23 @@ def _action_facts(trajectories: Trajectories, statistics: TrajectoryStatistics) 
     }
 
 
-def _remarks(facts: Mapping[str, Any]) -> list[str]:
-    """What loads, but should be known before training."""
+def _remarks(summary: Mapping[str, Any]) -> list[str]:
+    """Say what loads, but should be known before training."""
     remarks = []
-    observations, actions, returns = facts["observations"], facts["actions"], facts["returns"]
+    observations, actions, returns = summary["observations"], summary["actions"], summary["returns"]
     constant = observations.get("constant")
     if constant:
         what = f"dimension{'s' if len(constant) > 1 else ''} {_enumerated(constant)}"
         remarks.append(f"{what} of the observations never change: they are centred, not scaled, and tell nothing")
-    if returns["min"] == returns["max"] and facts["episodes"] > 1:
+    if returns["min"] == returns["max"] and summary["episodes"] > 1:
         remarks.append(f"every episode returns {returns['min']:g}: a model cannot learn what a return asks for")
     if actions["type"] == "discrete":
         never = [action for action, count in enumerate(actions["counts"]) if not count]
         if never:
             remarks.append(f"of {actions['number']} discrete actions, {_enumerated(never)} never happen")
-    if facts["episodes"] == 1:
+    if summary["episodes"] == 1:
         remarks.append("there is one episode: none can be held out, so train with --held_out_fraction 0")
-    if facts["env_id"] is None:
+    if summary["env_id"] is None:
         remarks.append("nothing says which environment it is from: without --env_id no model of it can be scored")
     return remarks
 
@@ -242,44 +243,45 @@ def _enumerated(numbers: list[int]) -> str:
 # The text
 
 
-def _summary(facts: Mapping[str, Any]) -> list[str]:
-    observations, actions = facts["observations"], facts["actions"]
+def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    observations, actions = summary["observations"], summary["actions"]
     if observations["type"] == "image":
         seen = f"grey frames of {observations['height']} x {observations['width']}"
     else:
         seen = count_in_words(observations["dimensions"], "dimension")
     if actions["type"] == "discrete":
-        shares = [f"{100 * count / facts['transitions']:.1f}%" for count in actions["counts"]]
+        shares = [f"{100 * count / summary['transitions']:.1f}%" for count in actions["counts"]]
         done = f"{actions['number']} discrete ones, taken in {', '.join(shares[:20])} of the steps"
     else:
         reach = f"from {min(actions['low']):.4g} to {max(actions['high']):.4g}"
         done = f"{count_in_words(actions['dimensions'], 'dimension')} {reach}"
-    rewards = facts["rewards"]
+    rewards = summary["rewards"]
     rows = {
-        "environment": facts["env_id"] or "unknown",
-        "episodes": f"{facts['episodes']:,}: {facts['terminated']:,} terminated, {facts['truncated']:,} truncated",
-        "transitions": f"{facts['transitions']:,}",
+        "environment": summary["env_id"] or "unknown",
+        "episodes": f"{summary['episodes']:,}: {summary['terminated']:,} terminated, {summary['truncated']:,} "
+        "truncated",
+        "transitions": f"{summary['transitions']:,}",
         "observations": seen,
         "actions": done,
         "rewards": f"{rewards['min']:.4g} to {rewards['max']:.4g} a step",
-        "return scale": f"{number(facts['return_scale'])}: what returns-to-go are divided by if no other is given",
+        "return scale": f"{number(summary['return_scale'])}: what returns-to-go are divided by if no other is given",
     }
     return [f"{name:12}  {value}" for name, value in rows.items()]
 
 
-def _spreads(facts: Mapping[str, Any]) -> list[str]:
+def _spreads(summary: Mapping[str, Any]) -> list[str]:
     rows = [
-        [name, *(number(value, 1, beside=facts[key].values()) for value in facts[key].values())]
+        [name, *(number(value, 1, beside=summary[key].values()) for value in summary[key].values())]
         for name, key in (("return", "returns"), ("length", "lengths"))
     ]
-    return table_lines(["of an episode", *facts["returns"]], rows)
+    return table_lines(["of an episode", *summary["returns"]], rows)
 
 
-def _dimensions(facts: Mapping[str, Any]) -> list[str]:
-    """Mean, deviation and range of every dimension; the first two are what training normalises observations with."""
+def _dimensions(summary: Mapping[str, Any]) -> list[str]:
+    """Return mean, deviation and range of every dimension; training normalises observations with the first two."""
     rows = []
     for name in ("observation", "action"):
-        found = facts[f"{name}s"]
+        found = summary[f"{name}s"]
         for dimension in range(min(found.get("dimensions", 0), _DIMENSIONS_SHOWN)):
             numbers = [f"{found[key][dimension]:.4g}" for key in ("mean", "std", "low", "high")]
             if dimension in found.get("constant", ()):

@@ -185,7 +185,7 @@ class EpisodeWriter:
 
 
 def _leaves(schema: pa.Schema) -> list[Any]:
-    """The columns as parquet names them."""
+    """Return the columns as parquet names them."""
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     columns = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
@@ -279,7 +279,7 @@ class EpisodeStatistics:
 
 
 def _rows(values: RunningStatistics) -> list[dict[str, float]]:
-    """One row for each dimension: mean, std (of the population), low, high."""
+    """Return one row for each dimension: mean, std (of the population), low, high."""
     names = ("mean", "std", "low", "high")
     columns = zip(*(getattr(values, name).tolist() for name in names), strict=True)
     return [dict(zip(names, row, strict=True)) for row in columns]

@@ -12,7 +12,7 @@ import datasets
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from .metadata import SourceFacts
+from .metadata import SourceMetadata
 
 #: The Hub keeps a parquet copy of many data sets, also of those made by a script, at this revision.
 PARQUET_REVISION = "refs/convert/parquet"
@@ -22,7 +22,7 @@ _REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def is_repository_id(source: str) -> bool:
-    """Whether this could be a repository of the Hub, `organisation/name`."""
+    """Return whether this could be a repository of the Hub, `organisation/name`."""
     return _REPOSITORY_ID.fullmatch(source) is not None
 
 
@@ -51,13 +51,13 @@ class Request:
     columns: Mapping[str, str] = field(default_factory=dict)
     action_type: str | None = None
 
-    def facts(self, said: SourceFacts) -> SourceFacts:
+    def metadata(self, said: SourceMetadata) -> SourceMetadata:
         """Return what the source says about itself, but where the user says something else.
 
         Raises:
             ValueError: `action_type` is no such type.
         """
-        mine = SourceFacts(action_type=self.action_type)
+        mine = SourceMetadata(action_type=self.action_type)
         mine.said_action_type()
         return mine.over(said)
 

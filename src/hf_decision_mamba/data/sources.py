@@ -1,4 +1,4 @@
-"""From where people keep trajectories to `Trajectories`: what a source is decides which adaptor reads it.
+"""Sources become `Trajectories`: the type of a source decides which adaptor reads it.
 
 The formats themselves are in `formats`, a file for each.
 """
@@ -6,7 +6,7 @@ The formats themselves are in `formats`, a file for each.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
@@ -17,7 +17,7 @@ import datasets
 from .cache import cached, files_of
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.rows import DAMAGE, in_short, shown
-from .metadata import COMPRESSED, SourceFacts, facts_beside
+from .metadata import COMPRESSED, SourceMetadata, metadata_beside
 from .request import PARQUET_REVISION, Request, is_repository_id, resolved_commit
 from .splits import choose_episodes, only_train
 from .trajectories import Trajectories, concatenate
@@ -26,12 +26,9 @@ from .trajectories import Trajectories, concatenate
 Named: TypeAlias = str | Path | Sequence[str | Path]
 Source: TypeAlias = Named | datasets.Dataset | datasets.DatasetDict | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
-_FILES: dict[str, Callable[[str, Path, Mapping[str, str], SourceFacts], Trajectories]] = {
-    **dict.fromkeys(d4rl.SUFFIXES, d4rl.read_d4rl),
-    **dict.fromkeys(dt_pickle.SUFFIXES, dt_pickle.read_dt_pickle),
-}
 _LONGEST_MESSAGE = 1500
-_ENDINGS = (*hub.BUILDERS, *_FILES)
+_SINGLE_FILES = (*d4rl.SUFFIXES, *dt_pickle.SUFFIXES)  # each a data set
+_ENDINGS = (*hub.BUILDERS, *_SINGLE_FILES)
 _NAMES_SHOWN = 4  # of several sources, in the name of what they are together
 
 
@@ -84,13 +81,13 @@ def load_trajectories(
             - a folder of the DQN replay data set: a game, a run of it, or its `replay_logs`.
             - a list of dicts of arrays, one an episode, or a dict of flat arrays of all episodes.
             - a list of any of the above that have a name, or a pattern of paths such as "runs/*.parquet": their
-              episodes together, one source after the other. Each is read by its own rules and facts; their columns must
-              have the same dimensions, and their environments, where they say them, must be one.
+              episodes together, one source after the other. Each is read by its own rules and metadata; their columns
+              must have the same dimensions, and their environments, where they say them, must be one.
         config: the data set's configuration, where it has several; always with the revision of parquet copies. For a
             DQN replay, the number of transitions to take, or "all".
         revision: branch, tag or commit of a Hub repository.
         split: which split to read; slices such as "train[:10%]" are taken by whole episodes, of each source.
-        columns: names of the source's columns by ours, for example `{"observations": "obs"}`.
+        columns: names of the source's columns by our names, for example `{"observations": "obs"}`.
         action_type: what the actions are, where their numbers do not say it: "discrete" makes integers of whole
             numbers, true and false, and one-hot rows; "continuous" leaves integers the numbers that they are.
 
@@ -98,7 +95,7 @@ def load_trajectories(
         FileNotFoundError: nothing is at the source; says what was looked for.
         ConnectionError: the Hub cannot be reached.
         ImportError: the package that reads this format is not installed; says which extra to install.
-        TypeError: the source is not one of the kinds above.
+        TypeError: the source is not one of the types above.
         ValueError: the source cannot be read, or an episode is not what it should be; names data set, episode, step and
             column where there are such.
     """
@@ -106,7 +103,7 @@ def load_trajectories(
     names = named_sources(source)
     if names is None:
         return _checked(source, request)
-    label = " ".join(map(str, names))
+    source_name = " ".join(map(str, names))
 
     def read() -> Trajectories:
         try:
@@ -115,13 +112,13 @@ def load_trajectories(
         except DAMAGE as error:
             if _is_of_the_machine(error):
                 raise
-            said = str(error) if isinstance(error, ValueError) else _unreadable(label, error)
+            said = str(error) if isinstance(error, ValueError) else _unreadable(source_name, error)
             raise ValueError(
-                f"{shown(said, _LONGEST_MESSAGE)}\n`hf-decision-mamba inspect-data {label}` shows what is there"
+                f"{shown(said, _LONGEST_MESSAGE)}\n`hf-decision-mamba inspect-data {source_name}` shows what is there"
             ) from error
 
     identities = [_identity(name, request) for name in names]
-    return read() if None in identities else cached(label, [*identities], read)
+    return read() if None in identities else cached(source_name, [*identities], read)
 
 
 def named_sources(source: object) -> list[str | Path] | None:
@@ -187,7 +184,7 @@ def _together(parts: list[Trajectories]) -> Trajectories:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether files, the disk or the network are to blame; Arrow and HDF5 say so too where it is what is in a file."""
+    """Return whether files, disk or network are to blame; Arrow and HDF5 say so too where it is what is in a file."""
     said_by_us = isinstance(error.__cause__, OSError)
     return isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError or said_by_us)
 
@@ -198,16 +195,11 @@ def _unreadable(source: str, error: Exception) -> str:
 
 def _identity(source: str | Path, request: Request) -> list[object] | None:
     """Return all that decides what is read, or None where that cannot be told."""
-    text, path = str(source), Path(source).expanduser()
+    name, path = str(source), Path(source).expanduser()
+    found = source_type(source)
+    state = None if found is None else SOURCE_TYPES[found].state(name, path, request)
     asked = [request.config, request.split, sorted(request.columns.items()), request.action_type]
-    if path.exists():
-        return [str(path.absolute()), files_of(path), request.revision, *asked]
-    if text.startswith(minari.PREFIX):
-        return [text, files_of(minari.find_minari(text)), request.revision, *asked]
-    if is_repository_id(text):
-        commit = resolved_commit(text, request.revision)
-        return None if commit is None else [text, commit, request.revision == PARQUET_REVISION, *asked]
-    return None
+    return None if state is None else [*state, *asked]
 
 
 def _read(source: Source, request: Request) -> Trajectories:
@@ -220,13 +212,21 @@ def _read(source: Source, request: Request) -> Trajectories:
             "train on its name or folder with --streaming true (open_stream)"
         )
     if isinstance(source, (str, Path)):
-        return _read_named(str(source), Path(source).expanduser(), request, anywhere=isinstance(source, str))
+        found, name, path = source_type(source), str(source), Path(source).expanduser()
+        if found is None:
+            raise FileNotFoundError(
+                f"no data set at {name!r}: there is no file or folder {path.absolute()}, and it is not a repository id "
+                f"of the Hub (organisation/name) nor a Minari id ({minari.PREFIX}name)"
+            )
+        return SOURCE_TYPES[found].read(name, path, request)
     if isinstance(source, (Sequence, Mapping)) and not isinstance(source, bytes):
-        label = "arrays in memory"
+        source_name = "arrays in memory"
         return _by_episodes(
-            label,
+            source_name,
             request,
-            lambda: arrays.read_arrays(source, label, label, request.columns, request.facts(SourceFacts())),
+            lambda: arrays.read_arrays(
+                source, source_name, source_name, request.columns, request.metadata(SourceMetadata())
+            ),
             refused=("config", "revision"),
         )
     raise TypeError(
@@ -236,35 +236,34 @@ def _read(source: Source, request: Request) -> Trajectories:
     )
 
 
-def _read_named(text: str, path: Path, request: Request, anywhere: bool) -> Trajectories:
-    """Read a source that a text names; a `Path` is not looked for `anywhere` but on this machine."""
-    ending = path.suffix.lower()
-    if path.is_dir():
-        logs = dqn_replay.find_logs(path)
-        if logs is None and hub.is_saved(path):
-            return hub.read_saved(text, path, request)
-        if logs is None:
-            _refuse_folder_of_files(text, path)
-            return hub.read_folder(text, path, request)
-        replay = partial(dqn_replay.read_dqn_replay, text, path, logs, request.config, request.facts(SourceFacts()))
-        return _by_episodes(text, request, replay, refused=("revision", "columns"))
-    if path.is_file():
-        builder = hub.builder_of(path)
-        if builder is not None:
-            return hub.read_file(text, path, builder, request)
-        if ending not in _FILES:
-            raise ValueError(f"{text}: cannot read a file of this kind; {_advice(ending)}")
-        file = partial(_FILES[ending], text, path, request.columns, request.facts(facts_beside(path)))
-        return _by_episodes(text, request, file, refused=("config", "revision"))
-    if anywhere and text.startswith(minari.PREFIX):
-        by_id = partial(minari.read_minari, text, request.facts(SourceFacts()))
-        return _by_episodes(text, request, by_id, refused=("config", "revision", "columns"))
-    if anywhere and is_repository_id(text) and ending not in _ENDINGS:
-        return hub.read_repository(text, request)
-    raise FileNotFoundError(
-        f"no data set at {text!r}: there is no file or folder {path.absolute()}, and it is not a repository id of the "
-        f"Hub (organisation/name) nor a Minari id ({minari.PREFIX}name)"
-    )
+def _read_replay(source_name: str, path: Path, request: Request) -> Trajectories:
+    metadata = request.metadata(SourceMetadata())
+    read = partial(dqn_replay.read_dqn_replay, source_name, path, request.config, metadata)
+    return _by_episodes(source_name, request, read, refused=("revision", "columns"))
+
+
+def _read_folder(source_name: str, path: Path, request: Request) -> Trajectories:
+    _refuse_folder_of_files(source_name, path)
+    return hub.read_folder(source_name, path, request)
+
+
+def _read_single(
+    reader: Callable[[str, Path, Mapping[str, str], SourceMetadata], Trajectories],
+    source_name: str,
+    path: Path,
+    request: Request,
+) -> Trajectories:
+    read = partial(reader, source_name, path, request.columns, request.metadata(metadata_beside(path)))
+    return _by_episodes(source_name, request, read, refused=("config", "revision"))
+
+
+def _refuse_file(source_name: str, path: Path, request: Request) -> Trajectories:
+    raise ValueError(f"{source_name}: cannot read a file of this kind; {_advice(path.suffix.lower())}")
+
+
+def _read_minari(source_name: str, path: Path, request: Request) -> Trajectories:
+    read = partial(minari.read_minari, source_name, request.metadata(SourceMetadata()))
+    return _by_episodes(source_name, request, read, refused=("config", "revision", "columns"))
 
 
 def _advice(ending: str) -> str:
@@ -279,19 +278,86 @@ def _advice(ending: str) -> str:
     return f"known endings: {', '.join(_ENDINGS)}"
 
 
-def _refuse_folder_of_files(text: str, path: Path) -> None:
+def _refuse_folder_of_files(source_name: str, path: Path) -> None:
     """Refuse a folder of files that are each a data set, unless there are tables too (.json may be beside a file)."""
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _FILES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SINGLE_FILES)
     if files and not any(file.suffix.lower() in {*hub.BUILDERS} - {".json"} for file in path.rglob("*")):
         raise ValueError(
-            f"the folder {text} holds files that are each a data set; name one of them, such as {files[0]}, or several"
+            f"the folder {source_name} holds files that are each a data set; name one of them, such as {files[0]}, or "
+            "several"
         )
 
 
 def _by_episodes(
-    label: str, request: Request, read: Callable[[], Trajectories], refused: tuple[str, ...]
+    source_name: str, request: Request, read: Callable[[], Trajectories], refused: tuple[str, ...]
 ) -> Trajectories:
     """Read a source that knows no splits; slices are taken by whole episodes."""
-    request.refuse(f"the data set {label}", *refused)
-    only_train(request.split, label)
-    return choose_episodes(read(), request.split, label)
+    request.refuse(f"the data set {source_name}", *refused)
+    only_train(request.split, source_name)
+    return choose_episodes(read(), request.split, source_name)
+
+
+def _state_of_files(source_name: str, path: Path, request: Request) -> list[object] | None:
+    return [str(path.absolute()), files_of(path), request.revision]
+
+
+def _state_of_minari(source_name: str, path: Path, request: Request) -> list[object] | None:
+    return [source_name, files_of(minari.find_minari(source_name)), request.revision]
+
+
+def _state_of_repository(source_name: str, path: Path, request: Request) -> list[object] | None:
+    commit = resolved_commit(source_name, request.revision)
+    return None if commit is None else [source_name, commit, request.revision == PARQUET_REVISION]
+
+
+@dataclass(frozen=True)
+class SourceType:
+    """One type of what a name can stand for. Its functions take the name, and the path that it would be.
+
+    Args:
+        matches: whether it is of this type, which is asked in the order of `SOURCE_TYPES`.
+        read: reads it.
+        state: returns what says that it is as it was when it was read before; None where nothing does.
+    """
+
+    matches: Callable[[str, Path], bool]
+    read: Callable[[str, Path, Request], Trajectories]
+    state: Callable[[str, Path, Request], list[object] | None] = _state_of_files
+
+
+def _file(*suffixes: str) -> Callable[[str, Path], bool]:
+    return lambda name, path: path.is_file() and path.suffix.lower() in suffixes
+
+
+#: The types of named sources; the first one that matches is what is there.
+SOURCE_TYPES = {
+    "replay": SourceType(lambda name, path: path.is_dir() and dqn_replay.find_logs(path) is not None, _read_replay),
+    "saved": SourceType(lambda name, path: path.is_dir() and hub.is_saved(path), hub.read_saved),
+    "folder": SourceType(lambda name, path: path.is_dir(), _read_folder),
+    "table": SourceType(lambda name, path: path.is_file() and hub.builder_of(path) is not None, hub.read_file),
+    "hdf5": SourceType(_file(*d4rl.SUFFIXES), partial(_read_single, d4rl.read_d4rl)),
+    "pickle": SourceType(_file(*dt_pickle.SUFFIXES), partial(_read_single, dt_pickle.read_dt_pickle)),
+    "other file": SourceType(lambda name, path: path.is_file(), _refuse_file),
+    "minari": SourceType(
+        lambda name, path: name.startswith(minari.PREFIX),
+        _read_minari,
+        _state_of_minari,
+    ),
+    "repository": SourceType(
+        lambda name, path: is_repository_id(name) and path.suffix.lower() not in _ENDINGS,
+        lambda name, path, request: hub.read_repository(name, request),
+        _state_of_repository,
+    ),
+}
+
+
+def source_type(source: str | Path) -> str | None:
+    """Return which of `SOURCE_TYPES` a name stands for; a `Path` is looked for on this machine alone.
+
+    Returns:
+        None where there is nothing of that name.
+    """
+    name, path = str(source), Path(source).expanduser()
+    elsewhere = () if isinstance(source, str) else ("minari", "repository")
+    types = (found for found, one in SOURCE_TYPES.items() if found not in elsewhere and one.matches(name, path))
+    return next(types, None)

@@ -18,13 +18,13 @@ def whole_split(split: str) -> str:
     return re.sub(r"\[.*?\]", "", split)
 
 
-def choose_episodes(trajectories: Trajectories, split: str, label: str) -> Trajectories:
+def choose_episodes(trajectories: Trajectories, split: str, source_name: str) -> Trajectories:
     """Return the episodes of a split, in their order.
 
     Args:
         trajectories: all episodes of the split.
         split: its name, or a slice of it such as "train[:10%]".
-        label: what errors call the data set.
+        source_name: what errors call the data set.
 
     Raises:
         ValueError: the split cannot be understood, or has no episodes.
@@ -36,15 +36,15 @@ def choose_episodes(trajectories: Trajectories, split: str, label: str) -> Traje
     try:
         pieces = datasets.ReadInstruction.from_spec(split).to_absolute({name: trajectories.num_episodes})
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"data set {label!r} cannot be loaded with split={split!r}: {error}") from error
+        raise ValueError(f"data set {source_name!r} cannot be loaded with split={split!r}: {error}") from error
     for piece in pieces:
         chosen[piece.from_ : piece.to] = True
     if not chosen.any():
-        raise ValueError(f"data set {label!r} has no episodes in split {split!r}; choose another split or source")
+        raise ValueError(f"data set {source_name!r} has no episodes in split {split!r}; choose another split or source")
     return trajectories.select(chosen).compact()
 
 
-def only_train(split: str, label: str) -> None:
+def only_train(split: str, source_name: str) -> None:
     """Refuse a split that a source without splits does not have.
 
     Raises:
@@ -52,6 +52,6 @@ def only_train(split: str, label: str) -> None:
     """
     if whole_split(split) != "train":
         raise ValueError(
-            f"data set {label!r} cannot be loaded with split={split!r}: its one split is 'train', of which slices such "
-            "as 'train[:10%]' are taken by whole episodes"
+            f"data set {source_name!r} cannot be loaded with split={split!r}: its one split is 'train', of which "
+            "slices such as 'train[:10%]' are taken by whole episodes"
         )

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from .statistics import TrajectoryStatistics
 
-_FACTS = "trajectories.json"
+_METADATA = "trajectories.json"
 _AT_ONCE = 1 << 24  # bytes that are read or written at a time
 _IN_MEMORY = 1 << 26  # bytes of a column that may be in memory while it is made; a longer one is made on the disk
 
 
-def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write columns and facts into an empty folder.
+def save_columns(folder: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write columns and metadata into an empty folder.
 
     Raises:
         OSError: something cannot be written; what is in the folder is then of no use.
@@ -40,16 +40,16 @@ def save_columns(folder: Path, columns: Mapping[str, np.ndarray], facts: Mapping
             for block in blocks(values):
                 file.write(np.ascontiguousarray(block).data)  # `tofile` does not notice a disk that is nearly full
     forms = {name: [values.dtype.str, list(values.shape)] for name, values in columns.items()}
-    _write_json(folder / _FACTS, {"columns": forms, "facts": dict(facts)})
+    _write_json(folder / _METADATA, {"columns": forms, "metadata": dict(metadata)})
 
 
 def open_columns(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the memory-mapped columns and the facts that `save_columns` wrote.
+    """Return the memory-mapped columns and the metadata that `save_columns` wrote.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, RecursionError: a file is missing or damaged.
     """
-    said = _read_json(folder / _FACTS)
+    said = _read_json(folder / _METADATA)
     columns = {}
     for name, form in said["columns"].items():
         # A file that is cut short is refused here: it is shorter than its header says.
@@ -57,7 +57,7 @@ def open_columns(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if [values.dtype.str, list(values.shape)] != form:
             raise ValueError(f"{name}.npy holds {values.dtype} of shape {values.shape}")
         columns[name] = values
-    return columns, said["facts"]
+    return columns, said["metadata"]
 
 
 def kept_statistics(

@@ -27,7 +27,7 @@ from .formats.episode_rows import read_episode_rows
 from .formats.hub import find_parquet
 from .formats.rows import TableRows, check_unpacked, reading
 from .formats.step_rows import RobotInfo, has_one_row_per_step, read_step_rows, step_columns
-from .metadata import SourceFacts, agreed
+from .metadata import SourceMetadata, agreed
 from .request import Request, is_repository_id
 from .sources import Named, joined_names, named_sources
 from .trajectories import Trajectories, concatenate
@@ -44,19 +44,19 @@ class EpisodeStream:
     """Tables in parquet files, here or on the Hub, with a row an episode, or a row a step and episodes one by one.
 
     Args:
-        label: what errors call it.
+        source_name: what errors call it.
         name: what cards call it.
         files: paths, or hf:// on the Hub.
-        columns: names of its columns by ours, where they differ.
-        facts: what else it says about itself.
+        columns: names of its columns by our names, where they differ.
+        metadata: what else it says about itself.
         held_out: the number of episodes at the beginning of a file that are not in the stream, by file.
     """
 
-    label: str
+    source_name: str
     name: str
     files: tuple[str, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
-    facts: SourceFacts = field(default_factory=SourceFacts)
+    metadata: SourceMetadata = field(default_factory=SourceMetadata)
     held_out: Mapping[str, int] = field(default_factory=dict)
 
     def sample(self, steps: int, held_out_fraction: float) -> tuple[EpisodeStream, Trajectories, Trajectories | None]:
@@ -86,7 +86,7 @@ class EpisodeStream:
             if not found:
                 continue
             begun = concatenate(found)
-            stream = replace(stream, facts=replace(stream.facts, action_type=begun.action_type))
+            stream = replace(stream, metadata=replace(stream.metadata, action_type=begun.action_type))
             share = round(held_out_fraction * begun.num_episodes)
             counts[file] = max(share, int(held_out_fraction > 0 and not held_out))
             out = np.arange(begun.num_episodes) < counts[file]
@@ -94,11 +94,12 @@ class EpisodeStream:
             train += [] if out.all() else [begun.select(~out)]
         if not train:
             raise ValueError(
-                f"data set {self.label!r} has too few episodes at the beginning of its files to learn from and hold out"
+                f"data set {self.source_name!r} has too few episodes at the beginning of its files to learn from and "
+                "hold out"
             )
         known = concatenate(train)
-        facts = replace(stream.facts, num_actions=known.num_actions)
-        return replace(stream, facts=facts, held_out=counts), known, concatenate(held_out) if held_out else None
+        metadata = replace(stream.metadata, num_actions=known.num_actions)
+        return replace(stream, metadata=metadata, held_out=counts), known, concatenate(held_out) if held_out else None
 
     def episodes(self, file: str, part: int = 0, parts: int = 1) -> Iterator[Trajectories]:
         """Yield the episodes of a file, a few at a time; with `parts`, every so many-th one, from number `part` on.
@@ -106,27 +107,27 @@ class EpisodeStream:
         Raises:
             ValueError: the file cannot be read, or an episode is not what it should be.
         """
-        first, facts = 0, self.facts
+        first, metadata = 0, self.metadata
         for found, numbers in self._pieces(file):
             episodes = first + np.arange(numbers[-1] + 1)
             wanted = (episodes % parts == part) & (episodes >= self.held_out.get(file, 0))
-            label = f"{self.label}, {Path(file).name} from episode {first}"
+            source_name = f"{self.source_name}, {Path(file).name} from episode {first}"
             first += len(episodes)
             rows = TableRows(found.filter(pa.array(wanted[numbers])))
             if "episodes" in self._names(found.schema):
-                read = read_step_rows(rows, label, label, self.columns, facts, RobotInfo(), tell=False)
+                read = read_step_rows(rows, source_name, source_name, self.columns, metadata, RobotInfo(), warn=False)
             else:
-                read = read_episode_rows(rows, label, label, self.columns, facts, tell=False)
+                read = read_episode_rows(rows, source_name, source_name, self.columns, metadata, warn=False)
             if read is not None:
                 read.check_finite()
-                facts = replace(facts, action_type=read.action_type)  # of which only the first episodes are asked
+                metadata = replace(metadata, action_type=read.action_type)  # of which only the first episodes are asked
                 yield replace(read, name=self.name)
 
     def _names(self, schema: pa.Schema) -> dict[str, str]:
-        """Return the table's names of the columns that are read, by ours."""
+        """Return the table's names of the columns that are read, by our names."""
         if has_one_row_per_step(schema, self.columns):
-            return step_columns(self.label, schema, self.columns, RobotInfo())
-        return without_spare_dones(find_columns(self.label, schema.names, self.columns))
+            return step_columns(self.source_name, schema, self.columns, RobotInfo())
+        return without_spare_dones(find_columns(self.source_name, schema.names, self.columns))
 
     def _pieces(self, file: str) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
         """Yield whole episodes, a few rows at a time, and for each row which episode of them it is."""
@@ -153,7 +154,9 @@ class EpisodeStream:
 
     def _numbers(self, episodes: pa.ChunkedArray) -> NDArray[np.int64]:
         """Return 0 for the rows of the first episode, 1 for those of the next, and so on."""
-        values = without_lists_of_one(episodes, lambda row: f"data set {self.label!r}, an episode's number").to_numpy()
+        values = without_lists_of_one(
+            episodes, lambda row: f"data set {self.source_name!r}, an episode's number"
+        ).to_numpy()
         return np.cumsum(np.concatenate([[False], values[1:] != values[:-1]]))
 
     def shard(self, order: np.ndarray, part: int, parts: int) -> Iterator[Trajectories]:
@@ -172,9 +175,9 @@ class EpisodeStream:
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
         # What is asked for is what is fetched: Arrow knows best which parts of a file it needs.
         source: Any = HfFileSystem().open(file, cache_type="none") if file.startswith("hf://") else file
-        with reading(self.label, f"the file {file}"):
+        with reading(self.source_name, f"the file {file}"):
             table = pq.ParquetFile(source, pre_buffer=True)
-            check_unpacked(self.label, file, table.metadata)
+            check_unpacked(self.source_name, file, table.metadata)
             try:
                 yield table
             finally:
@@ -253,8 +256,8 @@ class WindowStream(IterableDataset[dict[str, Tensor]]):
                 yield fresh
             if not total:
                 raise ValueError(
-                    f"data set {self.episodes.label!r} has fewer episodes to stream than the {parts} processes and "
-                    "workers that read it; use fewer (--dataloader_num_workers)"
+                    f"data set {self.episodes.source_name!r} has fewer episodes to stream than the {parts} processes "
+                    "and workers that read it; use fewer (--dataloader_num_workers)"
                 )
 
 
@@ -269,7 +272,7 @@ def open_stream(
 ) -> EpisodeStream:
     """Find the episodes of parquet files, folders or Hub repositories, without reading or downloading them.
 
-    Args: as `load_trajectories`; of several sources, the facts have to agree.
+    Args: as `load_trajectories`; of several sources, the metadata has to agree.
 
     Raises:
         FileNotFoundError, ConnectionError: there is no such data set, or the Hub cannot be reached.
@@ -282,15 +285,15 @@ def open_stream(
         raise TypeError(f"a stream comes from paths or repositories of the Hub, not from {type(source).__name__}")
     found = [_find(str(name), request) for name in names]
     return EpisodeStream(
-        label=" ".join(map(str, names)),
+        source_name=" ".join(map(str, names)),
         name=joined_names([name for _, name, _ in found]),
         files=tuple(file for files, _, _ in found for file in files),
         columns=request.columns,
-        facts=request.facts(agreed([facts for _, _, facts in found])),
+        metadata=request.metadata(agreed([metadata for _, _, metadata in found])),
     )
 
 
-def _find(source: str, request: Request) -> tuple[list[str], str, SourceFacts]:
+def _find(source: str, request: Request) -> tuple[list[str], str, SourceMetadata]:
     """Return the parquet files of a source, what cards call it, and what it says about itself."""
     path = Path(source).expanduser()
     if not path.exists() and not is_repository_id(source):

@@ -40,11 +40,11 @@ FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, eq=False)
 class _Store:
-    """Columns that belong together: of these `rewards` are these `returns_to_go`, and one folder holds what is mapped.
+    """Columns that belong together: these `returns_to_go` are of these `rewards`, and one folder holds what is mapped.
 
     Args:
         columns: those of `FORMS`, and the returns-to-go of their episodes.
-        starts, lengths: of all their episodes, (E,), in the order of the rows.
+        starts, lengths: where their episodes are, (E,), in the order of the rows.
         num_actions: discrete actions that there are, of which all of `actions` are.
         folder: where `Trajectories.save` wrote the columns, when they are memory-mapped.
     """
@@ -56,7 +56,7 @@ class _Store:
     folder: Path | None = None
 
     def holds(self, trajectories: Trajectories) -> bool:
-        """Whether trajectories have these very columns, and episodes of these."""
+        """Return whether trajectories have these very columns, and episodes of these."""
         if any(self.columns.get(name) is not getattr(trajectories, name) for name in FORMS):
             return False
         place = np.searchsorted(self.starts, trajectories.starts).clip(max=len(self.starts) - 1)
@@ -86,8 +86,8 @@ class Trajectories:
         env_id: the gymnasium id of the environment it was recorded in, when the source says so.
         num_actions: discrete actions that there are, when the source says so; default the largest one taken + 1.
         action_start: number of the environment's first discrete action, which is 0 in `actions`.
-        observation_parts: of which parts the environment's observations are concatenated, when the source says so (see
-            `facts.describe_observations`).
+        observation_parts: the parts that the environment's observations are concatenated from, when the source says so
+            (see `metadata.describe_observations`).
         env_kwargs: keyword arguments that the environment was made with, when the source says so.
 
     Raises:
@@ -135,7 +135,7 @@ class Trajectories:
         """Join episodes that are kept one by one.
 
         Args:
-            episodes: of each the columns observations, actions, rewards, terminations and truncations, of T rows and
+            episodes: each with the columns observations, actions, rewards, terminations and truncations, of T rows and
                 the types that the class takes. `load_trajectories` takes other types and names, and checks more.
             name, metadata: as the class takes them.
 
@@ -371,7 +371,7 @@ class Trajectories:
         return cls(**of_forms, starts=starts, lengths=lengths, **kept, _store=store), more
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Workers that are handed memory-mapped trajectories open them again, instead of getting a copy."""
+        """Let workers that are handed memory-mapped trajectories open them again, instead of getting a copy."""
         if self._store.folder is None:
             return super().__reduce_ex__(protocol)
         return _reopen, (self._store.folder, {**self._kept(), "starts": self.starts, "lengths": self.lengths})
@@ -437,11 +437,12 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     first = parts[0]
     for part in parts:
         for column in FORMS:
-            mine, theirs = getattr(first, column), getattr(part, column)
-            if (mine.dtype, mine.shape[1:]) != (theirs.dtype, theirs.shape[1:]):
+            expected, found = getattr(first, column), getattr(part, column)
+            if (expected.dtype, expected.shape[1:]) != (found.dtype, found.shape[1:]):
                 raise ValueError(
-                    f"data set {part.name!r}, column {column!r}: {theirs.dtype} of {theirs.shape[1:]} a step, where "
-                    f"other episodes have {mine.dtype} of {mine.shape[1:]}; every step needs the same dimensions"
+                    f"data set {part.name!r}, column {column!r}: {found.dtype} of {found.shape[1:]} a step, where "
+                    f"other episodes have {expected.dtype} of {expected.shape[1:]}; every step needs the same "
+                    "dimensions"
                 )
     columns = {name: np.concatenate([part._store.columns[name] for part in parts]) for name in first._store.columns}
     num_actions = max((part.num_actions for part in parts if part.num_actions is not None), default=None)

@@ -22,13 +22,13 @@ from .trajectories import Trajectories, offsets_of
 
 
 def window_settings(processor: DecisionMambaProcessor) -> dict[str, Any]:
-    """The arguments of `WindowDataset` that show a model what it sees when it acts."""
+    """Return the arguments of `WindowDataset` that show a model what it sees when it acts."""
     names = ("state_mean", "state_std", "action_mid", "action_scale", "return_scale", "frame_stack")
     return {name: getattr(processor, name) for name in names}
 
 
 #: Label of a padded step: the loss leaves it out, and transformers' Trainer does not count it.
-IGNORED_LABEL = -100.0
+IGNORED_LABEL = -100
 
 #: Where a window may begin.
 Placement: TypeAlias = Literal["full", "anywhere"]
@@ -297,20 +297,21 @@ def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Ten
 
 
 def _vector(
-    name: str, values: ArrayLike | None, default: float, dimensions: int | None, label: str
+    name: str, values: ArrayLike | None, default: float, dimensions: int | None, source_name: str
 ) -> NDArray[np.float32] | None:
     """Return `values` as (dimensions,) float32, or the default in each; None for what has none and takes no values."""
     if dimensions is None:
         if values is None:
             return None
         raise ValueError(
-            f"{name} has no meaning for {label!r}, which has images or discrete actions there: the model divides "
+            f"{name} has no meaning for {source_name!r}, which has images or discrete actions there: the model divides "
             "pixels by 255, and counts actions; leave it out"
         )
     vector = np.full(dimensions, default, np.float32) if values is None else np.asarray(values, dtype=np.float32)
     if vector.shape != (dimensions,) or not np.isfinite(vector).all():
         raise ValueError(
-            f"{name} must be {dimensions} finite numbers, one for each dimension of {label!r}; got shape {vector.shape}"
+            f"{name} must be {dimensions} finite numbers, one for each dimension of {source_name!r}; got shape "
+            f"{vector.shape}"
         )
     return vector
 

@@ -17,7 +17,7 @@ from . import storage
 from .trajectories import Trajectories
 from .windows import WindowDataset
 
-#: Of the memory that is free on a GPU the data may take this share: the rest is for the model and its activations.
+#: The data may take this share of the memory that is free on a GPU: the rest is for the model and its activations.
 _SHARE_OF_FREE_MEMORY = 0.25
 _COLUMNS = ("observations", "actions", "rewards", "returns_to_go")
 
@@ -52,7 +52,7 @@ class DeviceWindowDataset(WindowDataset):
 
 
 def fits(trajectories: Trajectories, device: torch.device) -> bool:
-    """Whether the columns of a data set take up little enough of the memory that is free on a GPU."""
+    """Return whether the columns of a data set take up little enough of the memory that is free on a GPU."""
     free, _ = torch.cuda.mem_get_info(device)
     return sum(getattr(trajectories, name).nbytes for name in _COLUMNS) <= _SHARE_OF_FREE_MEMORY * free
 

@@ -46,7 +46,7 @@ from ..data import (
     WindowStream,
     collate,
 )
-from ..data.windows import window_settings
+from ..data.windows import IGNORED_LABEL, window_settings
 from ..model import DecisionMambaProcessor
 from ..reporting.checks import wrong_type
 from ..reporting.console import say
@@ -63,16 +63,16 @@ _OF_ARGUMENTS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
 
 
 def action_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the errors, and number of entries that count (label not -100), of every row: (b,), (b,).
+    """Sum of the errors, and number of entries that count (label not `IGNORED_LABEL`), of every row: (b,), (b,).
 
     Squared errors of continuous actions (b, K, A); cross-entropies of the logits (b, K, A) of discrete ones, whose
     labels are integers (b, K).
     """
-    counted = labels != -100
+    counted = labels != IGNORED_LABEL
     if labels.is_floating_point():
         errors = torch.where(counted, predictions.float() - labels.float(), 0.0).square()
     else:
-        errors = F.cross_entropy(predictions.float().mT, labels, ignore_index=-100, reduction="none")
+        errors = F.cross_entropy(predictions.float().mT, labels, ignore_index=IGNORED_LABEL, reduction="none")
     return errors.flatten(1).sum(1), counted.flatten(1).sum(1)
 
 

@@ -326,7 +326,8 @@ def test_a_table_of_episodes_may_number_them(tmp_path: Path) -> None:
         ({"action": [[0.0], [0.0], [0.0, 1.0], [0.0], [0.0]]}, "episode 0, step 2, column 'action': 2 numbers, where"),
         (
             {"action": ["a"] * 5},
-            "column 'action': expected one row per step with a list of numbers, or one number, found s",
+            r"column 'action': expected one row per step with a list of numbers, or one number, found s.*; convert the "
+            r"column, or map another one with columns=\{\.\.\.\}",
         ),
         (
             {"observation.state": ["a"] * 5},

@@ -14,18 +14,18 @@ import pyarrow.compute as pc
 
 
 def is_list(found: pa.DataType) -> bool:
-    """Whether a value of this type is a list."""
+    """Return whether a value of this type is a list."""
     found = storage_type(found)
     return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
 
 
 def is_binary(found: pa.DataType) -> bool:
-    """Whether a column of this type holds bytes."""
+    """Return whether a column of this type holds bytes."""
     return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found))
 
 
 def is_text(found: pa.DataType) -> bool:
-    """Whether a value of this type is text."""
+    """Return whether a value of this type is text."""
     return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
 
 
@@ -58,7 +58,7 @@ def item_type(found: pa.DataType, depth: int) -> pa.DataType | None:
 
 
 def is_number(found: pa.DataType | None, or_flag: bool = False) -> bool:
-    """Whether a value of this type is one number; with `or_flag`, also true or false."""
+    """Return whether a value of this type is one number; with `or_flag`, also true or false."""
     if found is None:
         return False
     number = pa.types.is_integer(found) or pa.types.is_floating(found)

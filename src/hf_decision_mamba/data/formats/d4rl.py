@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metadata import SAID, SourceFacts, facts_of
+from ..metadata import FIELDS, SourceMetadata, metadata_of
 from ..trajectories import Trajectories
 from .arrays import flat_columns, read_flat_arrays
 from .rows import ALWAYS_UNPACKED, reading
@@ -35,14 +35,14 @@ _LONGEST_FACT = 1 << 16  # bytes of what a file says about its environment
 _CHECKSUM = 4  # bytes that fletcher32 adds to a chunk
 
 
-def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFacts) -> Trajectories:
+def read_d4rl(source_name: str, path: Path, columns: Mapping[str, str], metadata: SourceMetadata) -> Trajectories:
     """Read a D4RL file.
 
     Args:
-        text: what errors call it.
+        source_name: what errors call it.
         path: where it is.
-        columns: names of its columns by ours, where they differ.
-        facts: what is known about it; the file is asked for the rest.
+        columns: names of its columns by our names, where they differ.
+        metadata: what is known about it; the file is asked for the rest.
 
     Raises:
         ImportError: h5py is not installed.
@@ -52,9 +52,9 @@ def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFa
         import h5py
     except ImportError as error:
         raise ImportError(
-            f'{text}: HDF5 files need h5py ({error}); install it with: pip install "hf_decision_mamba[hdf5]"'
+            f'{source_name}: HDF5 files need h5py ({error}); install it with: pip install "hf_decision_mamba[hdf5]"'
         ) from error
-    with reading(text, "the file"), h5py.File(path, "r") as file:
+    with reading(source_name, "the file"), h5py.File(path, "r") as file:
         # What is linked from elsewhere is not looked at.
         names = [name for name in file if isinstance(name, str)]  # h5py gives bytes where a name is no text
         found: dict[str, Any] = {name: file[name] if _is_inside(file, name) else None for name in names}
@@ -62,30 +62,33 @@ def read_d4rl(text: str, path: Path, columns: Mapping[str, str], facts: SourceFa
         groups = [f"{name}/" for name in found if name not in columns_found]
         if not columns_found and groups:
             raise ValueError(
-                f"data set {text!r} has no columns, only groups: {', '.join(groups[:5])}; D4RL's files have "
+                f"data set {source_name!r} has no columns, only groups: {', '.join(groups[:5])}; D4RL's files have "
                 "observations, actions, rewards, terminals at the top (a Minari data set is read by its id, "
                 "minari:NAME)"
             )
-        wanted = {theirs: found[theirs] for theirs in flat_columns(text, columns_found, columns).values()}
-        _check_stored(text, wanted.items(), path.stat().st_size)
-        arrays: dict[str, np.ndarray] = {theirs: values[()] for theirs, values in wanted.items()}
-        said = _said(text, file)
-        facts = facts.over(facts_of(f"the metadata of {text}", said)) if said else facts
-    return read_flat_arrays(arrays, text, path.stem, columns, facts)
+        wanted = {
+            source_column: found[source_column]
+            for source_column in flat_columns(source_name, columns_found, columns).values()
+        }
+        _check_stored(source_name, wanted.items(), path.stat().st_size)
+        arrays: dict[str, np.ndarray] = {source_column: values[()] for source_column, values in wanted.items()}
+        said = _stored_metadata(source_name, file)
+        metadata = metadata.over(metadata_of(f"the metadata of {source_name}", said)) if said else metadata
+    return read_flat_arrays(arrays, source_name, path.stem, columns, metadata)
 
 
-def _said(text: str, file: Any) -> dict[str, Any]:
+def _stored_metadata(source_name: str, file: Any) -> dict[str, Any]:
     """Return what a file says about its environment."""
     import h5py
 
     group = file["metadata"] if "metadata" in file and _is_inside(file, "metadata") else None
     said = {}
-    for name in ("env_id", *SAID):
+    for name in ("env_id", *FIELDS):
         kept = None
         if isinstance(group, h5py.Group) and name in group and _is_inside(group, name):
             kept = group[name]
         if isinstance(kept, h5py.Dataset) and kept.shape == () and kept.dtype.itemsize <= _LONGEST_FACT:
-            _check_place(f"data set {text!r}, 'metadata/{name}'", kept)
+            _check_place(f"data set {source_name!r}, 'metadata/{name}'", kept)
             value = kept[()]
         else:
             value = file.attrs.get(name)
@@ -95,11 +98,11 @@ def _said(text: str, file: Any) -> dict[str, Any]:
     return said
 
 
-def check_all_stored(text: str, path: Path) -> None:
+def check_all_stored(source_name: str, path: Path) -> None:
     """Check all that an HDF5 file holds, which another package will read, as the columns of a D4RL file are checked.
 
     Args:
-        text: what errors call the data set.
+        source_name: what errors call the data set.
         path: the file.
 
     Raises:
@@ -108,11 +111,11 @@ def check_all_stored(text: str, path: Path) -> None:
     """
     import h5py
 
-    with reading(text, f"the file {path}"), h5py.File(path, "r") as file:
-        _check_stored(text, _everything(text, file), path.stat().st_size, texts=True)
+    with reading(source_name, f"the file {path}"), h5py.File(path, "r") as file:
+        _check_stored(source_name, _everything(source_name, file), path.stat().st_size, texts=True)
 
 
-def _everything(text: str, file: Any) -> Iterator[tuple[str, Any]]:
+def _everything(source_name: str, file: Any) -> Iterator[tuple[str, Any]]:
     """Yield all values of a file with their names; None for links to something else."""
     import h5py
 
@@ -126,7 +129,7 @@ def _everything(text: str, file: Any) -> Iterator[tuple[str, Any]]:
             item = group[name]
             place = h5py.h5o.get_info(item.id).addr
             if place in seen:
-                raise ValueError(f"data set {text!r}: {full!r} is in the file under two names; keep one")
+                raise ValueError(f"data set {source_name!r}: {full!r} is in the file under two names; keep one")
             seen.add(place)
             if isinstance(item, h5py.Group):
                 groups.append((f"{full}/", item))
@@ -134,11 +137,11 @@ def _everything(text: str, file: Any) -> Iterator[tuple[str, Any]]:
                 yield full, item
 
 
-def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int, texts: bool = False) -> None:
+def _check_stored(source_name: str, columns: Iterable[tuple[str, Any]], size: int, texts: bool = False) -> None:
     """Check that columns are numbers which are in their file of so many bytes, before any of them is read.
 
     Args:
-        text: what errors call the data set.
+        source_name: what errors call the data set.
         columns: names, and each an `h5py.Dataset`; None for a link to something else.
         size: of the file.
         texts: whether there may be texts, and other values of any length.
@@ -148,7 +151,7 @@ def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int, text
     """
     stored = taken = 0
     for name, values in columns:
-        where = f"data set {text!r}, column {name!r}"
+        where = f"data set {source_name!r}, column {name!r}"
         deflated = _check_place(where, values)
         shape, dtype = values.shape, values.dtype
         if dtype.kind not in ("biufSO" if texts else "biuf") or shape is None:
@@ -171,7 +174,7 @@ def _check_stored(text: str, columns: Iterable[tuple[str, Any]], size: int, text
 
 
 def _is_inside(group: Any, name: str | bytes) -> bool:
-    """Whether a name of a group, as h5py gives it, stands for something in the file itself."""
+    """Return whether a name of a group, as h5py gives it, stands for something in the file itself."""
     import h5py
 
     encoded = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")

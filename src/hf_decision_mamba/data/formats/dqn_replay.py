@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..columns import Column, assemble
-from ..metadata import SourceFacts, facts_of_card
+from ..metadata import SourceMetadata, metadata_of_card
 from ..trajectories import Trajectories
 from .rows import reading
 
@@ -52,7 +52,7 @@ def find_logs(path: Path) -> Path | None:
     return None
 
 
-def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None, facts: SourceFacts) -> Trajectories:
+def read_dqn_replay(source_name: str, path: Path, steps: str | None, metadata: SourceMetadata) -> Trajectories:
     """Read whole episodes of a game, by the papers' protocol.
 
     While more transitions are wanted, a checkpoint is drawn at random, always by the same seed, and the next ten
@@ -60,18 +60,17 @@ def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None, facts:
     both ends of a checkpoint, and episodes with steps that the agent's buffer calls invalid.
 
     Args:
-        text: what errors call it.
-        path: the folder that the user named.
-        logs: the folder of the logs, see `find_logs`.
+        source_name: what errors call it.
+        path: the folder that the user named, in which `find_logs` finds some.
         steps: number of transitions wanted, or "all"; default 500,000, which take 3.5 GB of memory.
-        facts: what is known about it; the card is asked for the rest.
+        metadata: what is known about it; the card is asked for the rest.
 
     Raises:
         ValueError: the files are damaged or do not belong together, or hold no whole episode.
     """
-    wanted = _wanted(text, steps)
+    wanted, logs = _wanted(source_name, steps), find_logs(path) or path
     numbers = sorted(int(found[1]) for file in logs.iterdir() if (found := _CHECKPOINT.fullmatch(file.name)))
-    checkpoints = [_Checkpoint.open(text, logs, number) for number in numbers]
+    checkpoints = [_Checkpoint.open(source_name, logs, number) for number in numbers]
     chosen = _choose(checkpoints, wanted)
     episodes = [
         (checkpoint, checkpoint.starts[:count], checkpoint.ends[:count])
@@ -79,11 +78,11 @@ def read_dqn_replay(text: str, path: Path, logs: Path, steps: str | None, facts:
         if count
     ]
     if not episodes:
-        raise ValueError(f"data set {text!r} holds no whole episode in {logs}; more checkpoints may")
-    return _trajectories(text, path, logs, episodes, facts)
+        raise ValueError(f"data set {source_name!r} holds no whole episode in {logs}; more checkpoints may")
+    return _trajectories(source_name, path, logs, episodes, metadata)
 
 
-def _wanted(text: str, steps: str | None) -> float:
+def _wanted(source_name: str, steps: str | None) -> float:
     if steps is None:
         return DEFAULT_STEPS
     if steps == "all":
@@ -91,8 +90,8 @@ def _wanted(text: str, steps: str | None) -> float:
     if steps.isascii() and steps.isdigit() and int(steps) > 0:
         return int(steps)
     raise ValueError(
-        f'data set {text!r}: config={steps!r} is no number of transitions of a DQN replay; give one such as "500000", '
-        'or "all"'
+        f"data set {source_name!r}: config={steps!r} is no number of transitions of a DQN replay; give one such as "
+        '"500000", or "all"'
     )
 
 
@@ -116,7 +115,7 @@ def _choose(checkpoints: list[_Checkpoint], wanted: float) -> list[int]:
 class _Checkpoint:
     """One checkpoint: where its files are, its small columns, and (first row, row after the last) of its episodes."""
 
-    text: str
+    source_name: str
     logs: Path
     number: int
     actions: np.ndarray
@@ -125,37 +124,37 @@ class _Checkpoint:
     ends: NDArray[np.int64]
 
     @classmethod
-    def open(cls, text: str, logs: Path, number: int) -> _Checkpoint:
+    def open(cls, source_name: str, logs: Path, number: int) -> _Checkpoint:
         """Read the small columns, and find the whole episodes."""
         actions, rewards, terminals = (
-            _read_column(text, _file(logs, name, number), kinds)
+            _read_column(source_name, _file(logs, name, number), kinds)
             for name, kinds in (("action", "iu"), ("reward", "iuf"), ("terminal", "biu"))
         )
         rows = len(terminals)
         if len(actions) != rows or len(rewards) != rows:
             raise ValueError(
-                f"data set {text!r}: checkpoint {number} has {len(actions)} actions, {len(rewards)} rewards and {rows} "
-                "terminals; get it again"
+                f"data set {source_name!r}: checkpoint {number} has {len(actions)} actions, {len(rewards)} rewards "
+                f"and {rows} terminals; get it again"
             )
-        flags = Column(f"{text}, checkpoint {number}", "terminal", terminals).as_flags()
-        ends = np.flatnonzero(flags[: _rows_written(text, logs, number, rows)]) + 1
+        flags = Column(f"{source_name}, checkpoint {number}", "terminal", terminals).as_flags()
+        ends = np.flatnonzero(flags[: _rows_written(source_name, logs, number, rows)]) + 1
         starts = np.concatenate([[0], ends])[: len(ends)]
-        invalid = _invalid_rows(text, logs, number)
+        invalid = _invalid_rows(source_name, logs, number)
         whole = np.searchsorted(invalid, starts) == np.searchsorted(invalid, ends)
         whole[: number > 0] = False  # its beginning is in the checkpoint before
-        return cls(text, logs, number, actions, rewards, starts[whole], ends[whole])
+        return cls(source_name, logs, number, actions, rewards, starts[whole], ends[whole])
 
     def frames(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames (T, H, W) of the episodes between these rows, in order."""
         path, row = _file(self.logs, "observation", self.number), 0
-        with _reading(self.text, path) as file:
-            shape, dtype = _header(self.text, path, file)
+        with _reading(self.source_name, path) as file:
+            shape, dtype = _header(self.source_name, path, file)
             frame = shape[1:]
             if dtype != np.uint8 or len(shape) != 3 or shape[0] != len(self.actions) or not _is_frame(frame):
                 raise ValueError(
-                    f"data set {self.text!r}: {path.name} holds {dtype} of shape {shape}; expected single frames of "
-                    f"uint8, ({len(self.actions)}, height, width), one for each action, of 1 to {_LARGEST_SIDE} pixels "
-                    "a side"
+                    f"data set {self.source_name!r}: {path.name} holds {dtype} of shape {shape}; expected single "
+                    f"frames of uint8, ({len(self.actions)}, height, width), one for each action, of 1 to "
+                    f"{_LARGEST_SIDE} pixels a side"
                 )
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
                 while row < start:
@@ -165,11 +164,11 @@ class _Checkpoint:
 
 
 def _trajectories(
-    text: str,
+    source_name: str,
     path: Path,
     logs: Path,
     episodes: list[tuple[_Checkpoint, NDArray[np.int64], NDArray[np.int64]]],
-    facts: SourceFacts,
+    metadata: SourceMetadata,
 ) -> Trajectories:
     """Read the frames of the episodes into one array, and leave out what stands before their beginnings."""
     observations: NDArray[np.uint8] | None = None
@@ -181,8 +180,8 @@ def _trajectories(
                 observations = np.empty((steps, *frames.shape[1:]), np.uint8)
             if frames.shape[1:] != observations.shape[1:]:
                 raise ValueError(
-                    f"data set {text!r}: frames of checkpoint {checkpoint.number} are {frames.shape[1:]}, others "
-                    f"{observations.shape[1:]}; they are not of one game"
+                    f"data set {source_name!r}: frames of checkpoint {checkpoint.number} are {frames.shape[1:]}, "
+                    f"others {observations.shape[1:]}; they are not of one game"
                 )
             blank = _blank_frames(frames)
             offsets.append(offsets[-1] + len(frames) - blank)
@@ -199,9 +198,9 @@ def _trajectories(
         "rewards": np.concatenate(rewards),
         "terminations": terminations,
     }
-    read = {ours: Column(text, ours, values, bounds) for ours, values in columns.items()}
+    read = {column: Column(source_name, column, values, bounds) for column, values in columns.items()}
     card = path if (path / "README.md").is_file() else logs
-    return assemble(_name(path, logs), read, facts.over(facts_of_card(card / "README.md")))
+    return assemble(_name(path, logs), read, metadata.over(metadata_of_card(card / "README.md")))
 
 
 def _name(path: Path, logs: Path) -> str:
@@ -220,43 +219,45 @@ def _is_frame(shape: tuple[int, ...]) -> bool:
     return all(1 <= side <= _LARGEST_SIDE for side in shape)
 
 
-def _rows_written(text: str, logs: Path, number: int, rows: int) -> int:
+def _rows_written(source_name: str, logs: Path, number: int, rows: int) -> int:
     """Return how many rows of the buffer were ever written: all, but while the agent fills it for the first time."""
     path = logs / f"add_count_ckpt.{number}.gz"
     if not path.is_file():
         return rows
-    count = _read_array(text, path, "iu")
+    count = _read_array(source_name, path, "iu")
     if count.size != 1 or count.min() < 0:
-        raise ValueError(f"data set {text!r}: {path.name} holds shape {count.shape}; expected one number of rows")
+        raise ValueError(
+            f"data set {source_name!r}: {path.name} holds shape {count.shape}; expected one number of rows"
+        )
     return min(rows, int(count.item()))
 
 
-def _invalid_rows(text: str, logs: Path, number: int) -> np.ndarray:
+def _invalid_rows(source_name: str, logs: Path, number: int) -> np.ndarray:
     """Return the rows around the buffer's end and beginning, which do not follow on one another, in their order."""
     path = logs / f"invalid_range_ckpt.{number}.gz"
-    return np.sort(_read_array(text, path, "iuf").ravel()) if path.is_file() else np.empty(0)
+    return np.sort(_read_array(source_name, path, "iuf").ravel()) if path.is_file() else np.empty(0)
 
 
 def _file(logs: Path, name: str, number: int) -> Path:
     return logs / f"$store$_{name}_ckpt.{number}.gz"
 
 
-def _read_column(text: str, path: Path, kinds: str) -> np.ndarray:
-    values = _read_array(text, path, kinds)
+def _read_column(source_name: str, path: Path, kinds: str) -> np.ndarray:
+    values = _read_array(source_name, path, kinds)
     if values.ndim != 1:
-        raise ValueError(f"data set {text!r}: {path.name} holds shape {values.shape}; expected one value a step")
+        raise ValueError(f"data set {source_name!r}: {path.name} holds shape {values.shape}; expected one value a step")
     return values
 
 
-def _read_array(text: str, path: Path, kinds: str) -> np.ndarray:
+def _read_array(source_name: str, path: Path, kinds: str) -> np.ndarray:
     """Return the array of a small file."""
-    with _reading(text, path) as file:
-        shape, dtype = _header(text, path, file)
+    with _reading(source_name, path) as file:
+        shape, dtype = _header(source_name, path, file)
         if dtype.kind not in kinds:
-            raise ValueError(f"data set {text!r}: {path.name} holds values of type {dtype}; get it again")
+            raise ValueError(f"data set {source_name!r}: {path.name} holds values of type {dtype}; get it again")
         if math.prod(shape) > _MOST_ROWS:
             raise ValueError(
-                f"data set {text!r}: {path.name} holds shape {shape}; expected at most {_MOST_ROWS:,} rows"
+                f"data set {source_name!r}: {path.name} holds shape {shape}; expected at most {_MOST_ROWS:,} rows"
             )
         content = file.read(math.prod(shape) * dtype.itemsize)
         return np.frombuffer(content, dtype).reshape(shape) if content else np.empty(shape, dtype)
@@ -274,7 +275,7 @@ def _read_frames(file: BinaryIO, shape: tuple[int, ...], count: int) -> NDArray[
     return frames
 
 
-def _header(text: str, path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(source_name: str, path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read the header of a .npy file: no Python of it is parsed, and nothing that needs a pickle is accepted."""
     version = np.lib.format.read_magic(file)
     length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
@@ -284,7 +285,9 @@ def _header(text: str, path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.
     shape = tuple(int(count.strip(b" L")) for count in found[3].split(b",") if count.strip())
     dtype = np.dtype(found[1].decode())
     if dtype.hasobject or (found[2] == b"True" and len(shape) > 1):
-        raise ValueError(f"data set {text!r}: {path.name} holds values of type {dtype} in an order that is not read")
+        raise ValueError(
+            f"data set {source_name!r}: {path.name} holds values of type {dtype} in an order that is not read"
+        )
     size, most = math.prod(shape) * dtype.itemsize, _MOST_DEFLATED * path.stat().st_size
     if size > most:
         raise ValueError(f"its header says {size:,} bytes, but the file can hold at most {most:,}")
@@ -292,9 +295,9 @@ def _header(text: str, path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.
 
 
 @contextmanager
-def _reading(text: str, path: Path) -> Iterator[BinaryIO]:
+def _reading(source_name: str, path: Path) -> Iterator[BinaryIO]:
     """Open a file, and name it where it cannot be read."""
     if not path.is_file():
-        raise ValueError(f"data set {text!r}: the file {path} is missing; a checkpoint needs it")
-    with reading(text, f"the file {path}"), gzip.open(path, "rb") as file:
+        raise ValueError(f"data set {source_name!r}: the file {path} is missing; a checkpoint needs it")
+    with reading(source_name, f"the file {path}"), gzip.open(path, "rb") as file:
         yield file  # type: ignore[misc]

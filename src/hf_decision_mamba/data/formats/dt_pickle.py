@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ..metadata import SourceFacts
+from ..metadata import SourceMetadata
 from ..trajectories import Trajectories
 from .arrays import read_arrays
 from .rows import in_short
@@ -40,24 +40,24 @@ _MOST_REPEATED = 5
 _CODE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(2|4|8|12|16))")
 
 
-def read_dt_pickle(text: str, path: Path, columns: Mapping[str, str], facts: SourceFacts) -> Trajectories:
+def read_dt_pickle(source_name: str, path: Path, columns: Mapping[str, str], metadata: SourceMetadata) -> Trajectories:
     """Read a pickle of episodes, `[{"observations": array, "actions": array, ...}, ...]`, or of flat columns.
 
     Args:
-        text: what errors call it.
+        source_name: what errors call it.
         path: where it is.
-        columns: names of its columns by ours, where they differ.
-        facts: what is known about it.
+        columns: names of its columns by our names, where they differ.
+        metadata: what is known about it.
 
     Raises:
         ValueError: the pickle holds anything but lists and dicts of NumPy arrays and numbers, or is damaged; or an
             episode is not what it should be.
     """
-    content = arrays_of(text, path)
-    return read_arrays(content, text, path.stem, columns, facts)
+    content = arrays_of(source_name, path)
+    return read_arrays(content, source_name, path.stem, columns, metadata)
 
 
-def arrays_of(text: str, path: Path) -> list[Any] | dict[str, Any]:
+def arrays_of(source_name: str, path: Path) -> list[Any] | dict[str, Any]:
     """Return the content of a pickle when it is one that this project reads."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -67,15 +67,16 @@ def arrays_of(text: str, path: Path) -> list[Any] | dict[str, Any]:
         columns = [_columns(episode, budget) for episode in episodes]
     except Refused as refusal:
         raise ValueError(
-            f"data set {text!r} is not read: {refusal}. Of pickles, only lists and dicts of NumPy arrays and numbers "
-            "are, as others can run any code; save the episodes as parquet, for example with "
+            f"data set {source_name!r} is not read: {refusal}. Of pickles, only lists and dicts of NumPy arrays and "
+            "numbers are, as others can run any code; save the episodes as parquet, for example with "
             "datasets.Dataset.from_list(episodes).to_parquet(...)"
         ) from None
     except OSError:
         raise
     except Exception as error:  # `pickletools` and NumPy have many ways to say that bytes are not what they should be
         raise ValueError(
-            f"data set {text!r} cannot be read: the pickle is corrupted or truncated ({in_short(error)}); get it again"
+            f"data set {source_name!r} cannot be read: the pickle is corrupted or truncated ({in_short(error)}); get "
+            "it again"
         ) from error
     return columns if isinstance(result, list) else columns[0]
 
@@ -113,7 +114,7 @@ def _columns(episode: Any, budget: Budget) -> dict[str, np.ndarray]:
 
 
 def _is_value(item: Any, budget: Budget) -> bool:
-    """Whether an item is a number or an array, of which the bytes are counted."""
+    """Return whether an item is a number or an array, of which the bytes are counted."""
     is_array = isinstance(item, (np.ndarray, _Array))
     budget.spend(max(item.nbytes, 1) if is_array else 1)
     return is_array or isinstance(item, (bool, int, float))
@@ -152,7 +153,7 @@ class _Type:
             self._order = state[1]
 
     def dtype(self) -> np.dtype[Any]:
-        """The type."""
+        """Return the type."""
         return np.dtype(self._order + self._code.lstrip("<>=|") if self._order else self._code)
 
 
@@ -209,11 +210,11 @@ def _scalar(described: Any, content: Any) -> Any:
     return _array(content, described, ()).item()
 
 
-def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
+def _encoded(source_name: Any, encoding: Any = "latin1") -> bytes:
     """Return the bytes that the old protocols write as text."""
-    if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+    if type(source_name) is not str or type(encoding) is not str or encoding != "latin1":
         raise Refused("it encodes text")
-    return text.encode("latin1")
+    return source_name.encode("latin1")
 
 
 def _no_bytes() -> bytes:

@@ -20,7 +20,7 @@ _AT_ONCE = 256  # steps that are compared at a time
 
 
 def is_picture(found: pa.DataType | None) -> bool:
-    """Whether a value of this type is an encoded picture, as `datasets.Image` stores it."""
+    """Return whether a value of this type is an encoded picture, as `datasets.Image` stores it."""
     return found is not None and pa.types.is_struct(found) and {"bytes", "path"} <= {field.name for field in found}
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from ..metadata import COMPRESSED, SourceFacts, agreed, beside, check_card, facts_beside, facts_of_card
+from ..metadata import COMPRESSED, SourceMetadata, agreed, beside, check_card, metadata_beside, metadata_of_card
 from ..request import PARQUET_REVISION, Request
 from ..splits import choose_episodes, whole_split
 from ..trajectories import Trajectories
@@ -50,19 +50,16 @@ def builder_of(file: Path) -> str | None:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    """Return whether `save_to_disk` of `datasets` wrote this folder."""
     return any((folder / name).is_file() for name in _SAVED)
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A table that could be opened: its rows, what errors call it (as the user did), what cards call it, its facts."""
+class _Table:
+    """The rows of a table, and whether one of them is one step, or one episode."""
 
     rows: Rows
-    label: str
-    name: str
-    facts: SourceFacts = field(default_factory=SourceFacts)
-    info: RobotInfo = field(default_factory=RobotInfo)
+    one_row_per_step: bool
 
 
 def read_loaded(source: datasets.Dataset | datasets.DatasetDict, request: Request) -> Trajectories:
@@ -70,11 +67,10 @@ def read_loaded(source: datasets.Dataset | datasets.DatasetDict, request: Reques
     request.refuse("a data set that is already loaded", "config", "revision")
     rows = next(iter(source.values()), None) if isinstance(source, datasets.DatasetDict) else source
     name = (rows is not None and rows.info.dataset_name) or "data set in memory"
-    opened = _Opened(_rows_of(source, request, "the loaded data set"), label=name, name=name)
-    return _read(opened, request)
+    return _read(_table_of(source, request, "the loaded data set"), name, name, request, SourceMetadata())
 
 
-def open_saved(text: str, path: Path) -> datasets.Dataset | datasets.DatasetDict:
+def open_saved(source_name: str, path: Path) -> datasets.Dataset | datasets.DatasetDict:
     """Open a folder that `save_to_disk` wrote.
 
     Raises:
@@ -87,94 +83,88 @@ def open_saved(text: str, path: Path) -> datasets.Dataset | datasets.DatasetDict
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise  # the disk or the rights to the file are to blame, not the data
-        raise unreadable(text, "a file that save_to_disk wrote", error) from error
+        raise unreadable(source_name, "a file that save_to_disk wrote", error) from error
     return saved
 
 
-def read_saved(text: str, path: Path, request: Request) -> Trajectories:
+def read_saved(source_name: str, path: Path, request: Request) -> Trajectories:
     """Read a folder that `save_to_disk` wrote."""
-    request.refuse(f"the folder {text}, which save_to_disk wrote,", "config", "revision")
-    rows = _rows_of(open_saved(text, path), request, f"the folder {text}")
-    facts = facts_of_card(path / "README.md")
-    return _read(_Opened(rows, label=text, name=path.resolve().name, facts=facts), request)
+    request.refuse(f"the folder {source_name}, which save_to_disk wrote,", "config", "revision")
+    table = _table_of(open_saved(source_name, path), request, f"the folder {source_name}")
+    return _read(table, source_name, path.resolve().name, request, metadata_of_card(path / "README.md"))
 
 
-def read_folder(text: str, path: Path, request: Request) -> Trajectories:
+def read_folder(source_name: str, path: Path, request: Request) -> Trajectories:
     """Read a local folder that is laid out like a data set of the Hub."""
-    request.refuse(f"the local folder {text}", "revision")
+    request.refuse(f"the local folder {source_name}", "revision")
     try:
         place, options = _place(path)
-        rows = _load(text, place, request, name=request.config, **options)
+        table = _load(source_name, place, request, name=request.config, **options)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"the folder {text} holds no data files; looked for {', '.join(BUILDERS)} and the $store$_*_ckpt.N.gz of a "
-            f"DQN replay in {path.absolute()} ({shown(str(error), 300)}); files of other formats are named one by one"
+            f"the folder {source_name} holds no data files; looked for {', '.join(BUILDERS)} and the "
+            f"$store$_*_ckpt.N.gz of a DQN replay in {path.absolute()} ({shown(str(error), 300)}); files of other "
+            "formats are named one by one"
         ) from error
-    info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else RobotInfo()
-    return _read(_Opened(rows, label=text, name=path.resolve().name, facts=_facts_of_folder(path), info=info), request)
+    info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else None
+    return _read(table, source_name, path.resolve().name, request, _metadata_of_folder(path), info)
 
 
-def read_file(text: str, path: Path, builder: str, request: Request) -> Trajectories:
-    """Read one local file; `builder_of` says with which builder."""
-    request.refuse(f"the local file {text}", "config", "revision")
-    rows = _load(text, builder, request, data_files=str(path))
-    return _read(_Opened(rows, label=text, name=beside(path).stem, facts=facts_beside(path)), request)
+def read_file(source_name: str, path: Path, request: Request) -> Trajectories:
+    """Read one local file that `builder_of` knows."""
+    request.refuse(f"the local file {source_name}", "config", "revision")
+    table = _load(source_name, str(builder_of(path)), request, data_files=str(path))
+    return _read(table, source_name, beside(path).stem, request, metadata_beside(path))
 
 
 def read_repository(repo_id: str, request: Request) -> Trajectories:
     """Read a data set of the Hub."""
     with _found_on_the_hub(repo_id):
-        rows = _load_repository(repo_id, request, **_chosen(repo_id, request))
-    info = None
-    if has_one_row_per_step(rows.schema, request.columns):
-        info = _file_of_repository(repo_id, INFO, request)
-    opened = _Opened(
-        rows,
-        label=repo_id,
-        name=repo_id,
-        facts=_facts_of_repository(repo_id, request),
-        info=RobotInfo() if info is None else RobotInfo.read(info),
-    )
-    return _read(opened, request)
+        table = _load_repository(repo_id, request, **_chosen(repo_id, request))
+    info = _file_of_repository(repo_id, INFO, request) if table.one_row_per_step else None
+    metadata = _metadata_of_repository(repo_id, request)
+    return _read(table, repo_id, repo_id, request, metadata, None if info is None else RobotInfo.read(info))
 
 
-def find_parquet(text: str, path: Path, request: Request) -> tuple[list[str], str, SourceFacts]:
+def find_parquet(source_name: str, path: Path, request: Request) -> tuple[list[str], str, SourceMetadata]:
     """Find the parquet files of a source without reading or downloading them.
 
     Returns:
-        Where they are (paths, or hf:// on the Hub), what cards call the data set, and the facts of its card.
+        Where they are (paths, or hf:// on the Hub), what cards call the data set, and the metadata of its card.
 
     Raises:
         FileNotFoundError, ConnectionError: as `load_trajectories`.
         ValueError: there is no such split, or its files are no parquet files.
     """
     if path.is_file():
-        request.refuse(f"the local file {text}", "config", "revision")
-        files, name, facts = {"train": [str(path)]}, beside(path).stem, facts_beside(path)
+        request.refuse(f"the local file {source_name}", "config", "revision")
+        files, name, metadata = {"train": [str(path)]}, beside(path).stem, metadata_beside(path)
     elif path.is_dir():
-        request.refuse(f"the local folder {text}", "revision")
+        request.refuse(f"the local folder {source_name}", "revision")
         place, options = _place(path)
-        files = _files(text, place, name=request.config, **options)
-        name, facts = path.resolve().name, _facts_of_folder(path)
+        files = _files(source_name, place, name=request.config, **options)
+        name, metadata = path.resolve().name, _metadata_of_folder(path)
     else:
-        with _found_on_the_hub(text):
-            files = _files(text, text, revision=request.revision, **_chosen(text, request))
-        name, facts = text, _facts_of_repository(text, request)
+        with _found_on_the_hub(source_name):
+            files = _files(source_name, source_name, revision=request.revision, **_chosen(source_name, request))
+        name, metadata = source_name, _metadata_of_repository(source_name, request)
     found = files.get(request.split)
     if found is None:
-        raise ValueError(f"data set {text!r} has no split {request.split!r} to stream; it has {', '.join(files)}")
+        raise ValueError(
+            f"data set {source_name!r} has no split {request.split!r} to stream; it has {', '.join(files)}"
+        )
     others = [file for file in found if not file.endswith(".parquet")]
     if others:
         raise ValueError(
-            f"data set {text!r} cannot be streamed: only parquet files can, and it holds {others[0]}; load it without "
-            "streaming"
+            f"data set {source_name!r} cannot be streamed: only parquet files can, and it holds {others[0]}; load it "
+            "without streaming"
         )
-    return found, name, facts
+    return found, name, metadata
 
 
-def _files(label: str, path: str, **options: Any) -> dict[str, list[str]]:
+def _files(source_name: str, path: str, **options: Any) -> dict[str, list[str]]:
     """Return the data files of each split."""
-    with _explained(label, options):
+    with _explained(source_name, options):
         found = datasets.load_dataset_builder(path, **options).config.data_files or {}
         chosen = {
             str(split): [str(file) for file in files if not is_about_data(file)] for split, files in found.items()
@@ -187,7 +177,7 @@ def _place(folder: Path) -> tuple[str, dict[str, str]]:
     """Return what `datasets` is to load a folder with, and options; by its files alone if its card cannot be read."""
     try:
         check_card(folder / "README.md")
-    except ValueError:  # `facts_of_card` warns of it
+    except ValueError:  # `metadata_of_card` warns of it
         endings = (file.suffix for file in sorted(folder.rglob("*")))
         builder = next((BUILDERS[ending] for ending in endings if ending in BUILDERS), "parquet")
         return builder, {"data_dir": str(folder), **_data_files(folder)}
@@ -206,7 +196,7 @@ def _data_files(folder: Path) -> dict[str, Any]:
     return {"data_files": DataFilesDict.from_patterns(patterns, str(folder), allowed_extensions=[".parquet"])}
 
 
-def _facts_of_folder(folder: Path) -> SourceFacts:
+def _metadata_of_folder(folder: Path) -> SourceMetadata:
     """Return what a folder's card, and the JSON files beside its data, say together.
 
     Raises:
@@ -214,7 +204,7 @@ def _facts_of_folder(folder: Path) -> SourceFacts:
     """
     files = [] if (folder / INFO).is_file() else filter(builder_of, sorted(folder.rglob("*")))
     one_by_one = ", or name the files that belong together as a list, of which each keeps what is said of it"
-    return agreed([facts_of_card(folder / "README.md"), *map(facts_beside, files)], one_by_one)
+    return agreed([metadata_of_card(folder / "README.md"), *map(metadata_beside, files)], one_by_one)
 
 
 def _chosen(repo_id: str, request: Request) -> dict[str, str | None]:
@@ -243,22 +233,38 @@ def _found_on_the_hub(repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def _facts_of_repository(repo_id: str, request: Request) -> SourceFacts:
+def _metadata_of_repository(repo_id: str, request: Request) -> SourceMetadata:
     card = _file_of_repository(repo_id, "README.md", request)
-    return SourceFacts() if card is None else facts_of_card(card)
+    return SourceMetadata() if card is None else metadata_of_card(card)
 
 
-def _read(opened: _Opened, request: Request) -> Trajectories:
-    """Read the rows for what their columns say that they are."""
-    arguments = opened.rows, opened.label, opened.name, request.columns, request.facts(opened.facts)
-    if has_one_row_per_step(opened.rows.schema, request.columns):
-        steps = read_step_rows(*arguments, opened.info)
-        trajectories = None if steps is None else choose_episodes(steps, request.split, opened.label)
+def _read(
+    table: _Table,
+    source_name: str,
+    name: str,
+    request: Request,
+    metadata: SourceMetadata,
+    info: RobotInfo | None = None,
+) -> Trajectories:
+    """Read the rows of a table.
+
+    Args:
+        table: the rows.
+        source_name: what errors call the data set, as its user did.
+        name: what cards call it.
+        request: what to read of it.
+        metadata: what it says about itself.
+        info: what LeRobot says about it.
+    """
+    arguments = table.rows, source_name, name, request.columns, request.metadata(metadata)
+    if table.one_row_per_step:
+        steps = read_step_rows(*arguments, info or RobotInfo())
+        trajectories = None if steps is None else choose_episodes(steps, request.split, source_name)
     else:
         trajectories = read_episode_rows(*arguments)
     if trajectories is None:
         raise ValueError(
-            f"data set {opened.label!r} has no episodes in split {request.split!r}; choose another split or source"
+            f"data set {source_name!r} has no episodes in split {request.split!r}; choose another split or source"
         )
     return trajectories
 
@@ -272,7 +278,7 @@ def _file_of_repository(repo_id: str, name: str, request: Request) -> Path | Non
         return None
 
 
-def _load_repository(repo_id: str, request: Request, **options: Any) -> Rows:
+def _load_repository(repo_id: str, request: Request, **options: Any) -> _Table:
     """Load rows from the Hub; without a connection, from what an earlier call has downloaded."""
     revision = request.revision
     try:
@@ -285,28 +291,29 @@ def _load_repository(repo_id: str, request: Request, **options: Any) -> Rows:
         raise
 
 
-def _load(label: str, path: str, request: Request, **options: Any) -> Rows:
-    """Open the rows of a split. Of rows that are single steps, open all: slices are taken by whole episodes."""
+def _load(source_name: str, path: str, request: Request, **options: Any) -> _Table:
+    """Open the rows of a split; all rows, where they are single steps: slices are taken by whole episodes."""
 
     def load(split: str) -> Rows:
-        rows = parquet_rows(label, path, split, options)
-        return LoadedRows(_one_split(label, path, split, options)) if rows is None else rows
+        rows = parquet_rows(source_name, path, split, options)
+        return LoadedRows(_one_split(source_name, path, split, options)) if rows is None else rows
 
-    with _explained(label, {**options, "split": request.split}):
+    with _explained(source_name, {**options, "split": request.split}):
         rows = load(request.split)
+        by_step = has_one_row_per_step(rows.schema, request.columns)
         whole = whole_split(request.split)
-        return load(whole) if whole != request.split and has_one_row_per_step(rows.schema, request.columns) else rows
+        return _Table(load(whole) if by_step and whole != request.split else rows, by_step)
 
 
-def _one_split(label: str, path: str, split: str, options: Mapping[str, Any]) -> datasets.Dataset:
+def _one_split(source_name: str, path: str, split: str, options: Mapping[str, Any]) -> datasets.Dataset:
     loaded = datasets.load_dataset(path, split=split, **options)
     if not isinstance(loaded, datasets.Dataset):
-        raise ValueError(f"data set {label!r}: split={split!r} does not name one split")
+        raise ValueError(f"data set {source_name!r}: split={split!r} does not name one split")
     return loaded
 
 
 @contextmanager
-def _explained(label: str, chosen: Mapping[str, Any]) -> Iterator[None]:
+def _explained(source_name: str, chosen: Mapping[str, Any]) -> Iterator[None]:
     """Turn what `datasets` says about unreadable data into one error that says what to do."""
     try:
         yield
@@ -314,26 +321,26 @@ def _explained(label: str, chosen: Mapping[str, Any]) -> Iterator[None]:
         if "scripts are no longer supported" not in str(error):
             raise
         raise ValueError(
-            f"data set {label!r} is made by a script, which `datasets` no longer runs; for a Hub repository load its "
-            f"parquet copy with revision={PARQUET_REVISION!r} and config=..."
+            f"data set {source_name!r} is made by a script, which `datasets` no longer runs; for a Hub repository "
+            f"load its parquet copy with revision={PARQUET_REVISION!r} and config=..."
         ) from error
     except StopIteration as error:
-        raise unreadable(label, _bad_file(Path(label).expanduser()), ValueError("it is empty")) from error
+        raise unreadable(source_name, _bad_file(Path(source_name).expanduser()), ValueError("it is empty")) from error
     except (DatasetGenerationError, pa.ArrowException, *_UNPACKING_ERRORS) as error:
         cause = error.__cause__ or error
         if isinstance(cause, OSError) and cause.errno is not None:
             raise cause from None  # the disk is full or a file may not be opened: the data are not to blame
-        file = _bad_file(Path(label).expanduser())
-        raise unreadable(label, file, cause) from error
+        file = _bad_file(Path(source_name).expanduser())
+        raise unreadable(source_name, file, cause) from error
     except OSError as error:
         if str(error) == "Invalid data stream":
-            raise unreadable(label, _bad_file(Path(label).expanduser()), error) from error
+            raise unreadable(source_name, _bad_file(Path(source_name).expanduser()), error) from error
         raise
     except HFValidationError:
         raise
     except ValueError as error:
         given = ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value is not None)
-        raise ValueError(f"data set {label!r} cannot be loaded with {given}: {error}") from error
+        raise ValueError(f"data set {source_name!r} cannot be loaded with {given}: {error}") from error
 
 
 def _bad_file(source: Path) -> str:
@@ -347,15 +354,16 @@ def _bad_file(source: Path) -> str:
     return "a file"
 
 
-def _rows_of(source: datasets.Dataset | datasets.DatasetDict, request: Request, what: str) -> LoadedRows:
-    """Return the rows of a split of what is loaded. Of rows that are single steps, return all, as `_load` does."""
+def _table_of(source: datasets.Dataset | datasets.DatasetDict, request: Request, what: str) -> _Table:
+    """Return the rows of a split of what is loaded; all rows, where they are single steps, as `_load` does."""
     whole = whole_split(request.split)
     if isinstance(source, datasets.DatasetDict):
         splits = {str(name): rows for name, rows in source.items()}
     else:
         splits = {whole if whole == str(source.split) else "train": source}
     schema = next((rows.features.arrow_schema for rows in splits.values()), pa.schema([]))
-    split = whole if has_one_row_per_step(schema, request.columns) else request.split
+    by_step = has_one_row_per_step(schema, request.columns)
+    split = whole if by_step else request.split
     try:
         lengths = {name: len(rows) for name, rows in splits.items()}
         pieces = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -363,4 +371,5 @@ def _rows_of(source: datasets.Dataset | datasets.DatasetDict, request: Request, 
         raise ValueError(f"{what} has no split {split!r}; it has {', '.join(map(repr, splits))} ({error})") from error
     chosen = [splits[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
     shown = [shown_rows(what, piece) for piece in chosen]
-    return shown[0] if len(shown) == 1 else LoadedRows(datasets.concatenate_datasets([rows.dataset for rows in shown]))
+    rows = shown[0] if len(shown) == 1 else LoadedRows(datasets.concatenate_datasets([one.dataset for one in shown]))
+    return _Table(rows, by_step)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metadata import SourceFacts, describe_actions, describe_env_kwargs, describe_observations, has_channels
+from ..metadata import SourceMetadata, describe_actions, describe_env_kwargs, describe_observations, has_channels
 from ..trajectories import Trajectories
 from .arrays import read_episode_arrays
 from .d4rl import check_all_stored
@@ -25,39 +25,40 @@ _HDF5 = "main_data.hdf5"
 _MOST_EPISODES = 1 << 24
 
 
-def read_minari(text: str, facts: SourceFacts) -> Trajectories:
+def read_minari(source_name: str, metadata: SourceMetadata) -> Trajectories:
     """Read a Minari data set.
 
     Args:
-        text: `minari:` and its id.
-        facts: what is known about it; the data set is asked for the rest.
+        source_name: `minari:` and its id.
+        metadata: what is known about it; the data set is asked for the rest.
 
     Raises:
         ImportError: minari is not installed.
         FileNotFoundError: there is no such data set, or it cannot be downloaded.
         ValueError: its spaces are of a kind that is not read, or an episode is not what it should be.
     """
-    data = open_minari(text, text.removeprefix(PREFIX))
-    facts = facts.over(_facts(text, data))
+    data = open_minari(source_name, source_name.removeprefix(PREFIX))
+    metadata = metadata.over(_metadata(source_name, data))
     folder, taken, episodes = Path(data.storage.data_path), 0, []
     if (folder / _HDF5).is_file():
-        check_all_stored(text, folder / _HDF5)
+        check_all_stored(source_name, folder / _HDF5)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    with reading(text, f"the folder {folder}"):
+    with reading(source_name, f"the folder {folder}"):
         for episode in data.iterate_episodes():
-            episodes.append(_columns(text, data.observation_space, episode))
+            episodes.append(_columns(source_name, data.observation_space, episode))
             taken += episodes[-1]["observations"].nbytes
-            check_taken(text, str(folder), taken, size)
-    return read_episode_arrays(episodes, text, text, {}, facts)
+            check_taken(source_name, str(folder), taken, size)
+    return read_episode_arrays(episodes, source_name, source_name, {}, metadata)
 
 
-def open_minari(text: str, name: str) -> Any:
+def open_minari(source_name: str, name: str) -> Any:
     try:
         import minari
         from minari.storage import get_dataset_path, hosting
     except ImportError as error:
         raise ImportError(
-            f'{text}: Minari data sets need minari ({error}); install it with: pip install "hf_decision_mamba[minari]"'
+            f"{source_name}: Minari data sets need minari ({error}); install it with: "
+            'pip install "hf_decision_mamba[minari]"'
         ) from error
     folder = Path(get_dataset_path(name))
     if not (folder / "data").is_dir():
@@ -65,14 +66,14 @@ def open_minari(text: str, name: str) -> Any:
             hosting.download_dataset(name)
         except Exception as error:  # each of its servers has errors of its own
             raise FileNotFoundError(
-                f"no data set {text!r}: it is not in {get_dataset_path()} (MINARI_DATASETS_PATH), and downloading it "
-                f"failed: {in_short(error)}"
+                f"no data set {source_name!r}: it is not in {get_dataset_path()} (MINARI_DATASETS_PATH), and "
+                f"downloading it failed: {in_short(error)}"
             ) from error
     try:
         _check_metadata(folder / "data" / "metadata.json")
         return minari.load_dataset(name)
     except DAMAGE as error:
-        raise ValueError(f"data set {text!r} cannot be read from {folder}: {in_short(error)}") from error
+        raise ValueError(f"data set {source_name!r} cannot be read from {folder}: {in_short(error)}") from error
 
 
 def _check_metadata(path: Path) -> None:
@@ -89,34 +90,34 @@ def _check_metadata(path: Path) -> None:
         raise ValueError(f"{path.name} counts more than {_MOST_EPISODES:,} episodes")
 
 
-def find_minari(text: str) -> Path:
+def find_minari(source_name: str) -> Path:
     """Return the folder of a Minari data set, which is downloaded if it is not there yet.
 
     Raises:
         ImportError, FileNotFoundError, ValueError: as `read_minari`.
     """
-    name = text.removeprefix(PREFIX)
-    open_minari(text, name)
+    name = source_name.removeprefix(PREFIX)
+    open_minari(source_name, name)
     from minari.storage import get_dataset_path
 
     return Path(get_dataset_path(name))
 
 
-def _facts(text: str, data: Any) -> SourceFacts:
+def _metadata(source_name: str, data: Any) -> SourceMetadata:
     """Return what the data set says about its environment, when its spaces are of a kind that is read."""
     spec = data.env_spec
-    return SourceFacts(
-        where=text,
+    return SourceMetadata(
+        where=source_name,
         env_id=None if spec is None else spec.id,
         env_kwargs=None if spec is None else describe_env_kwargs(spec),
-        observation_parts=_parts(f"data set {text!r}", data.observation_space),
-        **describe_actions(f"data set {text!r}, column 'actions'", data.action_space),
+        observation_parts=_parts(f"data set {source_name!r}", data.observation_space),
+        **describe_actions(f"data set {source_name!r}, column 'actions'", data.action_space),
     )
 
 
-def _columns(text: str, space: Any, episode: Any) -> dict[str, np.ndarray]:
+def _columns(source_name: str, space: Any, episode: Any) -> dict[str, np.ndarray]:
     """Return the columns of an episode of T steps; there are T + 1 observations, or T where the last is not kept."""
-    where = f"data set {text!r}, episode {episode.id}"
+    where = f"data set {source_name!r}, episode {episode.id}"
     return {
         "observations": _observations(where, space, episode.observations),
         "actions": np.asarray(episode.actions),

@@ -75,11 +75,11 @@ class LoadedRows:
             yield from batch.column(0).chunks
 
 
-def shown_rows(label: str, dataset: datasets.Dataset) -> LoadedRows:
+def shown_rows(source_name: str, dataset: datasets.Dataset) -> LoadedRows:
     """Return the rows of a data set as its user sees them.
 
     Args:
-        label: what errors call it.
+        source_name: what errors call it.
         dataset: of which a format may hide columns (`set_format`).
 
     Raises:
@@ -93,8 +93,8 @@ def shown_rows(label: str, dataset: datasets.Dataset) -> LoadedRows:
     for what, is_so in changed.items():
         if is_so:
             raise ValueError(
-                f"data set {label!r} has {what}, which changes what is seen and not what is stored: keep the change "
-                "with .map(..., batched=True) or .cast(...), or read what is stored with .with_format(None)"
+                f"data set {source_name!r} has {what}, which changes what is seen and not what is stored: keep the "
+                "change with .map(..., batched=True) or .cast(...), or read what is stored with .with_format(None)"
             )
     seen = [name for name in dataset.column_names if name in shown["columns"] or shown["output_all_columns"]]
     return LoadedRows(dataset.select_columns(seen))
@@ -121,21 +121,21 @@ class TableRows:
 class ParquetRows:
     """Rows of parquet files: (file, first row, row after the last) in order."""
 
-    label: str
+    source_name: str
     schema: pa.Schema
     parts: tuple[tuple[Path, int, int], ...]
 
     def table(self, columns: list[str]) -> pa.Table:
         tables = [self.schema.empty_table().select(columns)]
         for path, start, stop in self.parts:
-            with reading(self.label, f"the file {path}"):
+            with reading(self.source_name, f"the file {path}"):
                 table = pq.ParquetFile(path).read(columns=columns).select(columns).slice(start, stop - start)
                 tables.append(table.cast(tables[0].schema))
         return pa.concat_tables(tables)
 
     def pieces(self, column: str) -> Iterator[pa.Array]:
         for path, start, stop in self.parts:
-            with reading(self.label, f"the file {path}"):
+            with reading(self.source_name, f"the file {path}"):
                 file, wanted = pq.ParquetFile(path), self.schema.field(column).type
                 said = [*chunks(file.metadata)]
                 rows, row, taken = _rows_at_once(sum(one.unpacked for one in said), file.metadata.num_rows), 0, 0
@@ -143,12 +143,12 @@ class ParquetRows:
                     rows = min(rows, max(_BYTES_AT_ONCE // max(1, *(one.unpacked for one in said)), 1))
                 for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                     first, row, taken = row, row + len(batch), taken + batch.nbytes
-                    check_taken(self.label, str(path), taken, path.stat().st_size)
+                    check_taken(self.source_name, str(path), taken, path.stat().st_size)
                     piece = batch.column(0)[max(start - first, 0) : max(stop - first, 0)]
                     yield piece if piece.type == wanted else piece.cast(wanted)
 
 
-def check_unpacked(label: str, file: str, found: pq.FileMetaData) -> None:
+def check_unpacked(source_name: str, file: str, found: pq.FileMetaData) -> None:
     """Check that a parquet file, here or on the Hub, is as large as what it declares.
 
     Raises:
@@ -157,10 +157,10 @@ def check_unpacked(label: str, file: str, found: pq.FileMetaData) -> None:
     said = [*chunks(found)]
     held = sum(one.packed for one in said)
     size = min(held, os.path.getsize(file)) if os.path.isfile(file) else held
-    check_taken(label, file, sum(one.unpacked for one in said), size)
+    check_taken(source_name, file, sum(one.unpacked for one in said), size)
 
 
-def check_taken(label: str, file: str, taken: int, size: int) -> None:
+def check_taken(source_name: str, file: str, taken: int, size: int) -> None:
     """Check that a file of so many bytes can hold what takes so many when it is unpacked.
 
     Raises:
@@ -168,8 +168,8 @@ def check_taken(label: str, file: str, taken: int, size: int) -> None:
     """
     if taken > ALWAYS_UNPACKED + _MOST_UNPACKED * size:
         raise ValueError(
-            f"data set {label!r}: {file} unpacks to {taken:,} bytes or more, which is over {_MOST_UNPACKED} times its "
-            f"{size:,} bytes; get it again, or save it without compression"
+            f"data set {source_name!r}: {file} unpacks to {taken:,} bytes or more, which is over {_MOST_UNPACKED} "
+            f"times its {size:,} bytes; get it again, or save it without compression"
         )
 
 
@@ -179,11 +179,11 @@ def _rows_at_once(size: int, rows: int) -> int:
 
 
 @contextmanager
-def reading(label: str, what: str) -> Iterator[None]:
+def reading(source_name: str, what: str) -> Iterator[None]:
     """Name what is damaged, in whichever way the library that reads its format says so.
 
     Args:
-        label: the data set, as the user called it; errors that name it pass as they are.
+        source_name: the data set, as the user called it; errors that name it pass as they are.
         what: what is being read, such as "the file a.parquet".
 
     Raises:
@@ -195,16 +195,16 @@ def reading(label: str, what: str) -> Iterator[None]:
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        if isinstance(error, ValueError) and f"data set {label!r}" in str(error):
+        if isinstance(error, ValueError) and f"data set {source_name!r}" in str(error):
             raise
-        raise unreadable(label, what, error) from error
+        raise unreadable(source_name, what, error) from error
 
 
-def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) -> ParquetRows | None:
+def parquet_rows(source_name: str, path: str, split: str, options: Mapping[str, Any]) -> ParquetRows | None:
     """Find the parquet files of a split, as `datasets.load_dataset` would.
 
     Args:
-        label: what errors call the data set.
+        source_name: what errors call the data set.
         path: what to load: a Hub repository, a folder or a builder.
         split: names of splits, with slices such as "train[:10%]".
         options: of `datasets.load_dataset_builder`.
@@ -238,8 +238,8 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
                 f"{', '.join(different)}; make them alike, or give the files as a list"
             )
     for file, about in said.items():
-        with reading(label, f"the file {file}"):
-            check_unpacked(label, str(file), about)
+        with reading(source_name, f"the file {file}"):
+            check_unpacked(source_name, str(file), about)
     counts = {file: about.num_rows for file, about in said.items()}
     lengths = {name: sum(counts[file] for file in local.get(name, ())) for name in found}
     parts: list[tuple[Path, int, int]] = []
@@ -250,7 +250,7 @@ def parquet_rows(label: str, path: str, split: str, options: Mapping[str, Any]) 
             before += counts[file]
             if start < stop:
                 parts.append((file, start, stop))
-    return ParquetRows(label, schema, tuple(parts))
+    return ParquetRows(source_name, schema, tuple(parts))
 
 
 def check_inside(path: str, files: Mapping[str, list[str]]) -> None:
@@ -285,8 +285,8 @@ def _different_columns(one: pa.Schema, other: pa.Schema) -> list[str]:
         inner = item_type(found, depth)
         return depth, pa.types.is_integer(inner) if is_number(inner) else inner
 
-    mine, theirs = ({field.name: plain(field.type) for field in schema} for schema in (one, other))
-    return sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    one_types, other_types = ({field.name: plain(field.type) for field in schema} for schema in (one, other))
+    return sorted(name for name in {*one_types, *other_types} if one_types.get(name) != other_types.get(name))
 
 
 def _local(files: list[str], revision: str | None) -> list[Path]:
@@ -305,15 +305,15 @@ def _local(files: list[str], revision: str | None) -> list[Path]:
 
 
 def is_about_data(file: str) -> bool:
-    """Whether a file of the Hub is one of LeRobot's tables about the data, not of the data."""
+    """Return whether a file of the Hub is one of LeRobot's tables about the data, not of the data."""
     found = _ON_THE_HUB.match(file)
     return found is not None and found["path"].startswith("meta/")
 
 
-def unreadable(label: str, what: str, cause: BaseException) -> ValueError:
+def unreadable(source_name: str, what: str, cause: BaseException) -> ValueError:
     """Return the error for data that are damaged."""
     return ValueError(
-        f"data set {label!r} cannot be read: {what} is corrupted, truncated or not what its ending says "
+        f"data set {source_name!r} cannot be read: {what} is corrupted, truncated or not what its ending says "
         f"({in_short(cause)}); get it again"
     )
 

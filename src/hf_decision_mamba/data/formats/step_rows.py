@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..columns import ALIASES, FLAGS, VALUES, Column, assemble, find_columns, without_spare_dones
-from ..metadata import SourceFacts
+from ..metadata import SourceMetadata
 from ..trajectories import Trajectories
 from .arrow import (
     depth_of,
@@ -82,11 +82,11 @@ class RobotInfo:
 
 
 def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
-    """Whether a table has a column that says the episode, beside columns with one value a row.
+    """Return whether a table has a column that says the episode, beside columns with one value a row.
 
     Args:
         schema: its columns.
-        columns: the user's names for some of them, by ours.
+        columns: the user's names for some of them, by our names.
     """
     if "episodes" in columns or "steps" in columns:
         return True  # only such a table has them
@@ -94,8 +94,8 @@ def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
     if not any(name in types for name in _ALIASES["episodes"]):
         return False
 
-    def present(*ours: str) -> list[str]:
-        wanted = [name for our in ours for name in ([columns[our]] if our in columns else _ALIASES[our])]
+    def present(*names: str) -> list[str]:
+        wanted = [name for column in names for name in ([columns[column]] if column in columns else _ALIASES[column])]
         return [name for name in wanted if name in types]
 
     once = present("rewards", *FLAGS, "successes")
@@ -111,12 +111,12 @@ def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
 
 def read_step_rows(
     rows: Rows,
-    label: str,
+    source_name: str,
     name: str,
     columns: Mapping[str, str],
-    facts: SourceFacts,
+    metadata: SourceMetadata,
     info: RobotInfo,
-    tell: bool = True,
+    warn: bool = True,
 ) -> Trajectories | None:
     """Read the trajectories of a table with one row per step.
 
@@ -125,12 +125,12 @@ def read_step_rows(
 
     Args:
         rows: the opened source.
-        label: what errors call it.
+        source_name: what errors call it.
         name: what cards call it.
-        columns: names of its columns by ours, where they differ.
-        facts: what else it says about itself.
+        columns: names of its columns by our names, where they differ.
+        metadata: what else it says about itself.
         info: what LeRobot says about it.
-        tell: whether to warn of what is not read, or made up.
+        warn: whether to warn of what is not read, or made up.
 
     Returns:
         None if there are no rows.
@@ -138,40 +138,46 @@ def read_step_rows(
     Raises:
         ValueError: a column is missing, or an episode is not what it should be.
     """
-    names = step_columns(label, rows.schema, columns, info)
-    table = rows.table([theirs for theirs in dict.fromkeys(names.values()) if theirs in rows.schema.names])
+    names = step_columns(source_name, rows.schema, columns, info)
+    table = rows.table(
+        [source_column for source_column in dict.fromkeys(names.values()) if source_column in rows.schema.names]
+    )
     if table.num_rows == 0:
         return None
-    table = _with_single_values(label, names, table)
-    order, offsets = _order(label, names, table, tell)
-    if tell:
-        _tell(label, rows.schema, names, info, table.num_rows, len(offsets) - 1)
+    table = _with_single_values(source_name, names, table)
+    order, offsets = _order(source_name, names, table, warn)
+    if warn:
+        _warn_of_unread(source_name, rows.schema, names, info, table.num_rows, len(offsets) - 1)
     read = {
-        ours: Column(label, theirs, _read_column(label, ours, theirs, table, names)[order], offsets)
-        for ours, theirs in names.items()
-        if ours not in _PLACES and theirs in table.column_names
+        column: Column(
+            source_name, source_column, _read_column(source_name, column, source_column, table, names)[order], offsets
+        )
+        for column, source_column in names.items()
+        if column not in _PLACES and source_column in table.column_names
     }
     seen = read["observations"]
     if seen.values.ndim > 2:
         read["observations"] = replace(seen, values=grey_frames(seen.values, offsets[:-1], seen.at))
     if "rewards" not in read:
-        read["rewards"] = _sparse_rewards(label, names, read, offsets, tell)
+        read["rewards"] = _sparse_rewards(source_name, names, read, offsets, warn)
     read.pop("successes", None)
-    return assemble(name, read, facts)
+    return assemble(name, read, metadata)
 
 
-def step_columns(label: str, schema: pa.Schema, columns: Mapping[str, str], info: RobotInfo) -> dict[str, str]:
-    """Return the names of the columns that are read, by ours; one of them may stand for rewards that are made up.
+def step_columns(source_name: str, schema: pa.Schema, columns: Mapping[str, str], info: RobotInfo) -> dict[str, str]:
+    """Return the names of the columns that are read, by our names; one of them may stand for rewards that are made up.
 
     Args, raises: as `read_step_rows`.
     """
     last_step = columns.get("rewards") == _LAST_STEP and _LAST_STEP not in schema.names
-    asked = {ours: theirs for ours, theirs in columns.items() if not (last_step and ours == "rewards")}
-    names = find_columns(label, schema.names, asked, _ALIASES, needed=("actions", "episodes"))
+    asked = {
+        column: source_column for column, source_column in columns.items() if not (last_step and column == "rewards")
+    }
+    names = find_columns(source_name, schema.names, asked, _ALIASES, needed=("actions", "episodes"))
     if "observations" not in names:
         pictures = _pictures(schema, info)
         raise ValueError(
-            f"data set {label!r} has no column 'observation.state' for the observations; its columns are "
+            f"data set {source_name!r} has no column 'observation.state' for the observations; its columns are "
             f"{', '.join(schema.names)}. "
             + (f"Pictures ({', '.join(pictures)}) are not read. " if pictures else "")
             + 'Say which one it is with columns={"observations": "..."}'
@@ -180,7 +186,8 @@ def step_columns(label: str, schema: pa.Schema, columns: Mapping[str, str], info
         names["rewards"] = _LAST_STEP
     if "rewards" not in names and "successes" not in names:
         raise ValueError(
-            f"data set {label!r} has no column 'next.reward' for the rewards, and no 'next.success' to make them of; "
+            f"data set {source_name!r} has no column 'next.reward' for the rewards, and no 'next.success' to make "
+            "them of; "
             f'its columns are {", ".join(schema.names)}. Say which one it is with columns={{"rewards": "..."}}; '
             f'for demonstrations that all succeeded, columns={{"rewards": "{_LAST_STEP}"}} rewards the last step of '
             "each with 1"
@@ -192,58 +199,58 @@ def step_columns(label: str, schema: pa.Schema, columns: Mapping[str, str], info
     return without_spare_dones(names)
 
 
-def _with_single_values(label: str, names: Mapping[str, str], table: pa.Table) -> pa.Table:
+def _with_single_values(source_name: str, names: Mapping[str, str], table: pa.Table) -> pa.Table:
     """Return the table with one value a row wherever a step has one, also where it is in a list of its own."""
-    for ours in sorted(names, key=lambda ours: ours not in _PLACES):  # these first, as errors name them
-        theirs = names[ours]
-        if ours in VALUES[:2] or theirs not in table.column_names:
+    for column in sorted(names, key=lambda column: column not in _PLACES):  # these first, as errors name them
+        source_column = names[column]
+        if column in VALUES[:2] or source_column not in table.column_names:
             continue
-        data = without_lists_of_one(table.column(theirs), partial(_at, label, theirs, table, names))
-        table = table.set_column(table.column_names.index(theirs), theirs, data)
+        data = without_lists_of_one(table.column(source_column), partial(_at, source_name, source_column, table, names))
+        table = table.set_column(table.column_names.index(source_column), source_column, data)
     return table
 
 
-def _at(label: str, theirs: str, table: pa.Table, names: Mapping[str, str], row: int) -> str:
+def _at(source_name: str, source_column: str, table: pa.Table, names: Mapping[str, str], row: int) -> str:
     """Say where a value is: in which episode and step, of what is known of them."""
-    known = {ours: table.column(names[ours])[row].as_py() for ours in _PLACES[:2] if ours in names}
+    known = {column: table.column(names[column])[row].as_py() for column in _PLACES[:2] if column in names}
     step = f"step {known['steps']}" if "steps" in known else f"row {row} of the table"
-    return f"data set {label!r}, episode {known['episodes']}, {step}, column {theirs!r}"
+    return f"data set {source_name!r}, episode {known['episodes']}, {step}, column {source_column!r}"
 
 
 def _sparse_rewards(
-    label: str, names: Mapping[str, str], read: Mapping[str, Column], offsets: NDArray[np.int64], tell: bool
+    source_name: str, names: Mapping[str, str], read: Mapping[str, Column], offsets: NDArray[np.int64], warn: bool
 ) -> Column:
     """Return rewards of 1 at the first success of each episode, or at its last step where all of them are successes."""
     rewards = np.zeros(offsets[-1], np.float32)
     if "rewards" in names:
         rewards[offsets[1:] - 1] = 1
-        return Column(label, names["rewards"], rewards, offsets)
+        return Column(source_name, names["rewards"], rewards, offsets)
     successes = read["successes"]
     steps = np.flatnonzero(successes.as_flags())
     episodes = np.searchsorted(offsets, steps, side="right")
     rewards[steps[np.unique(episodes, return_index=True)[1]]] = 1
-    if tell:
+    if warn:
         logger.warning(
             "data set %r has no rewards: they are 1 at the first step of an episode with %r, which %d of %d episodes "
             "have",
-            label,
-            successes.theirs,
+            source_name,
+            successes.source_column,
             np.count_nonzero(rewards),
             len(offsets) - 1,
         )
-    return Column(label, successes.theirs, rewards, offsets)
+    return Column(source_name, successes.source_column, rewards, offsets)
 
 
 def _order(
-    label: str, names: Mapping[str, str], table: pa.Table, tell: bool
+    source_name: str, names: Mapping[str, str], table: pa.Table, warn: bool
 ) -> tuple[slice | NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows in order, episode by episode, and the offsets of the episodes.
 
     Raises:
         ValueError: a step of an episode is there twice, or not at all, or time goes back in it.
     """
-    episodes, called = _episodes(label, names["episodes"], table)
-    steps = _whole_numbers(label, names["steps"], table.column(names["steps"])) if "steps" in names else None
+    episodes, called = _episodes(source_name, names["episodes"], table)
+    steps = _whole_numbers(source_name, names["steps"], table.column(names["steps"])) if "steps" in names else None
     order: slice | NDArray[np.int64] = slice(None)
     same = episodes[1:] == episodes[:-1]
     if steps is not None and not ((episodes[1:] > episodes[:-1]) | (same & (steps[1:] > steps[:-1]))).all():
@@ -253,32 +260,32 @@ def _order(
     offsets = np.concatenate([[0], np.flatnonzero(~same) + 1, [len(episodes)]]).astype(np.int64)
     numbers = [called(episode) for episode in episodes[offsets[:-1]].tolist()]
     if steps is None:
-        _check_together(label, names["episodes"], numbers)
+        _check_together(source_name, names["episodes"], numbers)
     else:
-        _check_no_gaps(label, names["steps"], numbers, steps, offsets, tell)
+        _check_no_gaps(source_name, names["steps"], numbers, steps, offsets, warn)
     if "times" in names:
-        _check_time(label, names["times"], numbers, table.column(names["times"]), order, offsets)
+        _check_time(source_name, names["times"], numbers, table.column(names["times"]), order, offsets)
     return order, offsets
 
 
-def _check_together(label: str, column: str, numbers: Sequence[object]) -> None:
+def _check_together(source_name: str, source_column: str, numbers: Sequence[object]) -> None:
     """Check that the rows of an episode stand together, where nothing says their order."""
     again = next((number for number, count in Counter(numbers).items() if count > 1), None)
     if again is not None:
         raise ValueError(
-            f"data set {label!r}, column {column!r}: the rows of episode {again} do not stand "
+            f"data set {source_name!r}, column {source_column!r}: the rows of episode {again} do not stand "
             "together, and no column counts the steps; sort the rows, or say which column does with "
             'columns={"steps": "..."}'
         )
 
 
 def _check_no_gaps(
-    label: str,
-    column: str,
+    source_name: str,
+    source_column: str,
     numbers: Sequence[object],
     steps: NDArray[np.int64],
     offsets: NDArray[np.int64],
-    tell: bool,
+    warn: bool,
 ) -> None:
     """Check that the steps of each episode follow on one another; the first one counts as 0, whatever its number."""
     firsts = steps[offsets[:-1]]
@@ -287,7 +294,7 @@ def _check_no_gaps(
     if len(wrong):
         row = int(wrong[0])
         episode = int(np.searchsorted(offsets, row, side="right")) - 1
-        where = f"data set {label!r}, episode {numbers[episode]}, column {column!r}"
+        where = f"data set {source_name!r}, episode {numbers[episode]}, column {source_column!r}"
         if steps[row] == steps[row - 1]:
             raise ValueError(
                 f"{where}: step {steps[row]} is there twice; remove one, number the episodes of different files "
@@ -299,22 +306,22 @@ def _check_no_gaps(
             "episode"
         )
     later = np.flatnonzero(firsts != 0)
-    if tell and len(later):
+    if warn and len(later):
         logger.warning(
             "data set %r: %d of %d episodes do not begin at step 0 of %r, as if their first steps had been cut off "
             "(episode %s begins at %d); each first step that is there counts as step 0",
-            label,
+            source_name,
             len(later),
             len(firsts),
-            column,
+            source_column,
             numbers[later[0]],
             firsts[later[0]],
         )
 
 
 def _check_time(
-    label: str,
-    column: str,
+    source_name: str,
+    source_column: str,
     numbers: Sequence[object],
     data: pa.ChunkedArray,
     order: slice | NDArray[np.int64],
@@ -328,76 +335,80 @@ def _check_time(
         row = int(back.argmax()) + 1
         episode = int(np.searchsorted(offsets, row, side="right")) - 1
         raise ValueError(
-            f"data set {label!r}, episode {numbers[episode]}, step {row - offsets[episode]}, column {column!r}: time "
-            f"goes back from {times[row - 1]} to {times[row]}, so more than one episode has this number, or the steps "
-            "are not in order; number every episode differently"
+            f"data set {source_name!r}, episode {numbers[episode]}, step {row - offsets[episode]}, column "
+            f"{source_column!r}: time goes back from {times[row - 1]} to {times[row]}, so more than one episode has "
+            "this number, or the steps are not in order; number every episode differently"
         )
 
 
-def _episodes(label: str, column: str, table: pa.Table) -> tuple[NDArray[np.int64], Callable[[int], object]]:
+def _episodes(
+    source_name: str, source_column: str, table: pa.Table
+) -> tuple[NDArray[np.int64], Callable[[int], object]]:
     """Return a number for the episode of each row, and what it is called; names are numbered as they appear."""
-    data = table.column(column)
+    data = table.column(source_column)
     if pa.types.is_dictionary(data.type):
         data = data.cast(data.type.value_type)
     if not is_text(data.type):
-        return _whole_numbers(label, column, data), lambda number: number
-    _refuse_missing(label, column, data)
+        return _whole_numbers(source_name, source_column, data), lambda number: number
+    _refuse_missing(source_name, source_column, data)
     encoded = data.dictionary_encode().combine_chunks()
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist().__getitem__
 
 
-def _read_column(label: str, ours: str, theirs: str, table: pa.Table, names: Mapping[str, str]) -> np.ndarray:
+def _read_column(
+    source_name: str, column: str, source_column: str, table: pa.Table, names: Mapping[str, str]
+) -> np.ndarray:
     """Return the values of a column in the table's order, (N,); observations, and actions that are lists, (N, D).
 
     Frames are as `grey_frames` takes them.
     """
-    data = table.column(theirs)
-    found, vector = storage_type(data.type), ours in ("observations", "actions")
-    depth = min(depth_of(found), 3 if ours == "observations" else 1) if vector else 0
-    picture = ours == "observations" and is_picture(found)
+    data = table.column(source_column)
+    found, vector = storage_type(data.type), column in ("observations", "actions")
+    depth = min(depth_of(found), 3 if column == "observations" else 1) if vector else 0
+    picture = column == "observations" and is_picture(found)
     # Rewards may be true and false: `next.success`, `next.done`.
     if not (picture or is_number(item_type(found, depth), or_flag=True) or pa.types.is_null(found)):
-        what = "a list of numbers, or one number" if vector else "true or false" if ours in FLAGS else "one number"
-        what += ", or a frame" if ours == "observations" else ""
+        what = "a list of numbers, or one number" if vector else "true or false" if column in FLAGS else "one number"
+        what += ", or a frame" if column == "observations" else ""
         raise ValueError(
-            f"data set {label!r}, column {theirs!r}: expected one row per step with {what}, found {data.type}; convert "
-            "the column, or map another one with columns={...}"
+            f"data set {source_name!r}, column {source_column!r}: expected one row per step with {what}, found "
+            f"{data.type}; convert the column, or map another one with columns={{...}}"
         )
 
-    at = partial(_at, label, theirs, table, names)
+    at = partial(_at, source_name, source_column, table, names)
     pieces = [storage(chunk) for chunk in data.chunks]
     if picture:
         return decode(pieces, at)
     values = flatten(pieces, depth, at)
-    return values[:, None] if ours == "observations" and not depth else values
+    return values[:, None] if column == "observations" and not depth else values
 
 
-def _whole_numbers(label: str, column: str, data: pa.ChunkedArray) -> NDArray[np.int64]:
+def _whole_numbers(source_name: str, source_column: str, data: pa.ChunkedArray) -> NDArray[np.int64]:
     """Return a column that counts episodes or steps; pandas makes floats of it where a value was missing once."""
     if not is_number(data.type):
         raise ValueError(
-            f"data set {label!r}, column {column!r}: expected one whole number for each step, found {data.type}; "
-            "convert the column, or map another one with columns={...}"
+            f"data set {source_name!r}, column {source_column!r}: expected one whole number for each step, found "
+            f"{data.type}; convert the column, or map another one with columns={{...}}"
         )
-    _refuse_missing(label, column, data)
+    _refuse_missing(source_name, source_column, data)
     values = data.to_numpy()
     whole = values.astype(np.int64)
     wrong = np.flatnonzero(whole != values)
     if len(wrong):
         raise ValueError(
-            f"data set {label!r}, row {wrong[0]} of the table, column {column!r}: expected a whole number, found "
-            f"{values[wrong[0]]}; correct it"
+            f"data set {source_name!r}, row {wrong[0]} of the table, column {source_column!r}: expected a whole "
+            f"number, found {values[wrong[0]]}; correct it"
         )
     return whole
 
 
-def _refuse_missing(label: str, column: str, data: pa.ChunkedArray) -> None:
+def _refuse_missing(source_name: str, source_column: str, data: pa.ChunkedArray) -> None:
     """Refuse a row that nothing says the episode or the step of."""
     missing = np.flatnonzero(pc.is_null(data, nan_is_null=True).to_numpy())
     if len(missing):
         raise ValueError(
-            f"data set {label!r}, row {missing[0]} of the table, column {column!r}: a value is missing; every step "
-            "needs one, so correct or remove the row"
+            f"data set {source_name!r}, row {missing[0]} of the table, column {source_column!r}: a value is missing; "
+            "every step needs one, so correct or remove the row"
         )
 
 
@@ -406,15 +417,19 @@ def _pictures(schema: pa.Schema, info: RobotInfo) -> list[str]:
     return sorted({*info.pictures, *beside})
 
 
-def _tell(label: str, schema: pa.Schema, names: Mapping[str, str], info: RobotInfo, steps: int, episodes: int) -> None:
+def _warn_of_unread(
+    source_name: str, schema: pa.Schema, names: Mapping[str, str], info: RobotInfo, steps: int, episodes: int
+) -> None:
     """Say what of the data set is not read."""
     read = names["observations"]
     pictures = [name for name in _pictures(schema, info) if name != read]
     if pictures:
-        logger.warning("data set %r: pictures are not read (%s)", label, ", ".join(pictures))
+        logger.warning("data set %r: pictures are not read (%s)", source_name, ", ".join(pictures))
     others = [name for name in schema.names if name.startswith("observation.") and name not in (*pictures, read)]
     if others:
-        logger.warning("data set %r: other observations are not read (%s)", label, ", ".join(others))
+        logger.warning("data set %r: other observations are not read (%s)", source_name, ", ".join(others))
     for what, counted, here in (("steps", info.steps, steps), ("episodes", info.episodes, episodes)):
         if counted is not None and counted > here:
-            logger.warning("data set %r: %d of the %d %s that %s counts are here", label, here, counted, what, INFO)
+            logger.warning(
+                "data set %r: %d of the %d %s that %s counts are here", source_name, here, counted, what, INFO
+            )
