@@ -22,17 +22,17 @@ that does not grow. This page is about how to train one, and how far it was seen
 ![Share of right turns against the length of the corridor](memory.svg)
 
 *The passive T-Maze (arXiv 2307.03864): a clue, one of two, at the first step; a corridor in which nothing tells them
-apart; a junction at its end where the clue is asked for. Trained on corridors of 3 to 100 steps of the environment's
+apart; a junction at its end where the clue is asked for. Trained on corridors of 3 to 60 steps of the environment's
 own expert, asked in longer ones, acting in recurrent mode, last checkpoint. A guess is right half of the time. Each
 point is one trained model.*
 
 ## How
 
 ```bash
-hf-decision-mamba collect hf_decision_mamba/TMaze-v0 --env-kwargs '{"length": [3, 100]}' --policy expert \\
+hf-decision-mamba collect hf_decision_mamba/TMaze-v0 --env-kwargs '{"length": [3, 60]}' --policy expert \\
     --episodes 2000 --output runs/maze
 accelerate launch train.py --dataset_name runs/maze --preset dema-bl3d --state_size 16 --train_mode sequences \\
-    --context_length 32 --eval_mode recurrent --max_steps 2500 --warmup_steps 100 \\
+    --context_length 64 --per_device_train_batch_size 32 --max_steps 2500 --warmup_steps 100 --eval_mode recurrent \\
     --time_dilation 0.1 --time_step_min 1e-8 --time_step_max 1e-5 --output_dir runs/maze-dema
 hf-decision-mamba evaluate runs/maze-dema --mode recurrent --env-kwargs '{"length": 10000}'
 ```
@@ -82,7 +82,7 @@ def _draw(runs: dict[tuple[str, str], list[dict[str, Any]]], lengths: list[int])
     figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0.5, color="#9aa0a6", linewidth=1, linestyle=":", label="a guess")
-    axes.axvspan(lengths[0] / 2, 100, color="#f1f3f4", label="trained on")
+    axes.axvspan(3, 60, color="#f1f3f4", label="trained on")
     for (condition, model), found in sorted(runs.items()):
         for number, run in enumerate(found):
             known = {length: run["success"].get(str(length)) for length in lengths}
