@@ -28,8 +28,8 @@ from hf_decision_mamba.evaluation import evaluate_policy
 RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
 ENV_ID, SHORTEST, LONGEST = "hf_decision_mamba/TMaze-v0", 3, 60
 COMMON = (
-    "--train_mode=sequences --context_length=64 --per_device_train_batch_size=32 --eval_mode=recurrent --eval_episodes=0 --max_steps=2500 "
-    "--learning_rate=1e-3 --warmup_steps=100 --save_steps=500 --eval_steps=500"
+    "--train_mode=sequences --context_length=64 --per_device_train_batch_size=32 --max_steps=2500 --learning_rate=1e-3 "
+    "--warmup_steps=100 --eval_mode=recurrent --eval_episodes=0 --save_steps=500 --eval_steps=500"
 )
 MODELS = {
     "DeMa, BL3D": "--preset=dema-bl3d --state_size=16",
