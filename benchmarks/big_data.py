@@ -39,8 +39,9 @@ def write(entry: Path, count: int) -> None:
             rows = columns[name][start : start + ROWS]
             rows[:] = generator.random(rows.shape, dtype=np.float32)
     ends = np.arange(1, count + 1) % EPISODE == 0
-    columns |= {"terminations": np.zeros_like(ends), "truncations": ends}
-    made = Trajectories(**columns, starts=np.arange(0, count, EPISODE), lengths=np.full(count // EPISODE, EPISODE))
+    flags: dict[str, Any] = {"terminations": np.zeros_like(ends), "truncations": ends}
+    episodes: dict[str, Any] = {"starts": np.arange(0, count, EPISODE), "lengths": np.full(count // EPISODE, EPISODE)}
+    made = Trajectories(**columns, **flags, **episodes)
     made.save(entry)
     for name in columns:
         (folder / f"{name}.npy").unlink()
