@@ -49,7 +49,7 @@ def evaluate(mode: Any, rows: int, steps: int | None) -> dict[str, float]:
     """Seconds of one evaluation, those spent in the environment, and how many steps it counted."""
     policy = DecisionMambaPolicy.from_pretrained(CHECKPOINT, mode)
     envs = Timed(make_environments(ENV_ID, rows, steps))
-    with mock.patch.object(evaluation, "make_environments", lambda *_: envs):
+    with mock.patch.object(evaluation, "make_environments", lambda *_, **__: envs):
         start = time.perf_counter()
         result = evaluation.evaluate_policy(
             policy, ENV_ID, episodes=EPISODES, num_envs=rows, max_episode_steps=steps, progress=False

@@ -118,7 +118,7 @@ def _playing_options(
     Args:
         episodes, of_what: how many they play by default, and of what.
         targets, default: how many target returns they take (as `nargs`), and what they ask for by default.
-        data: whether they read a data set instead, where they are told to.
+        data: whether they look at windows, of a data set where they are told to.
     """
     parent = _Parser(add_help=False)
     source = parent.add_mutually_exclusive_group()
@@ -131,12 +131,10 @@ def _playing_options(
     parent.add_argument("--target-return", type=float, nargs=targets, help=f"what to ask for (default: {default})")
     parent.add_argument("--episodes", type=int, default=episodes, help=f"{of_what} (default: {episodes})")
     parent.add_argument("--seed", type=int, default=0, help="of the first episode (default: 0)")
+    if not data:
+        parent.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
+        parent.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
     return parent
-
-
-def _add_mode_and_limit(command: Any) -> None:
-    command.add_argument("--mode", choices=("window", "recurrent"), default="window", help="(default: window)")
-    command.add_argument("--max-episode-steps", type=int, help="end episodes after so many decisions")
 
 
 def _add_env_kwargs(command: Any, default: str) -> None:
@@ -153,7 +151,6 @@ def _add_evaluate(verbs: Any) -> None:
         help="roll a checkpoint out in its environment and print the scores",
         parents=[_checkpoint_options(), _playing_options(20, "per target return")],
     )
-    _add_mode_and_limit(command)
     command.add_argument("--sample", action="store_true", help="draw discrete actions instead of taking the likeliest")
     command.add_argument("--num-envs", type=int, help="environments that run at once (default: 20)")
     command.add_argument(
@@ -208,7 +205,6 @@ def _add_ablate(verbs: Any) -> None:
         help="whose parameters are swapped in: one, or one each; of a repository its main branch",
     )
     command.add_argument("--changes", nargs="+", choices=CHANGES, help="(default: all; swap needs --other)")
-    _add_mode_and_limit(command)
     command.add_argument(
         "--output", type=_path, help="folder for ablation.json and ablation.png (default: nothing is written)"
     )

@@ -168,11 +168,11 @@ def test_what_a_model_does_not_have_is_left_out(model, context_length, missing, 
     assert [name for name in sorted(numbers) if numbers[name] is None] == missing
 
 
-def test_images_and_discrete_actions_of_a_data_set(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # what lies outside of the working folder has only its name
+def test_images_and_discrete_actions_of_a_data_set(monkeypatch):
+    monkeypatch.chdir(BREAKOUT.parents[1])
     found = inspect_checkpoint(breakout_policy(), "here", data=str(BREAKOUT), episodes=2, progress=False)
     assert sorted(found.left_out) == ["return_conditioning"] and found.conditioning is None
-    assert found.protocol["data"] == "breakout-tiny.parquet" and found.action_spread is None
+    assert found.protocol["data"] == "data/breakout-tiny.parquet" and found.action_spread is None
     assert found.timesteps[0] == 0 and len(found.timesteps) == max(x["length"] for x in found.protocol["episodes"])
     assert np.isnan(found.surface[:, 0, 1:]).all()  # the first decision has no past
     removed = found.context.step_removed
@@ -182,7 +182,7 @@ def test_images_and_discrete_actions_of_a_data_set(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"env_id": None}, {}, "No environment: this checkpoint stores none.*--env Hopper-v5.*--data SOURCE"),
+        ({"env_id": None}, {}, "No environment: this checkpoint stores none.*--env-id Hopper-v5.*--data SOURCE"),
         ({"target_return": None}, {}, "No target return: this checkpoint stores none.*--target-return"),
         ({}, {"env_id": "CartPole-v1"}, "CartPole-v1 observes 4 dimensions"),
         ({}, {"data": str(BREAKOUT)}, r"image states of shape \(84, 84\) and 4 discrete actions, but.*shape \(3,\)"),

@@ -1,6 +1,6 @@
 """Analysis: looking inside a model, and taking parts out of it.
 
-Functions of any model and batch: `hidden_attention`, `effective_context`, `time_constants`. Of whole checkpoints:
+`hidden_attention`, `effective_context` and `time_constants` measure any model on any batch. Whole checkpoints have
 `inspection` with its `page`, and `ablation`, what is left of a score without the trained hidden attention.
 """
 

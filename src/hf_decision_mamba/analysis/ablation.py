@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def swap_hidden_attention(model: Model, other: PreTrainedModel, layers: int | Sequence[int] | None = None) -> Model:
-    """A copy of the model with another model's hidden-attention parameters in some layers (DeMa, figure 5).
+    """Return a copy of the model with another model's hidden-attention parameters in some layers (DeMa, figure 5).
 
     These are, as in the paper, all of a mixer but `in_proj` and `out_proj`: conv1d, x_proj, dt_proj, A_log and D.
     Mamba-2 computes B, C and Δ in `in_proj`, so those rows of it belong to them, and its final norm does not.
@@ -61,7 +61,7 @@ def swap_hidden_attention(model: Model, other: PreTrainedModel, layers: int | Se
 
 
 def randomize_hidden_attention(model: Model, layers: int | Sequence[int] | None = None, seed: int = 0) -> Model:
-    """A copy of the model whose hidden-attention parameters in some layers are drawn uniformly from [0, 1).
+    """Return a copy of the model whose hidden-attention parameters in some layers are drawn uniformly from [0, 1).
 
     Parameters, layers and errors as `swap_hidden_attention`; the same seed draws the same numbers on every device.
     """
@@ -70,7 +70,7 @@ def randomize_hidden_attention(model: Model, layers: int | Sequence[int] | None 
 
 
 def zero_hidden_attention(model: Model, layers: int | Sequence[int] | None = None) -> Model:
-    """A copy of the model whose hidden-attention parameters in some layers are zero: their scans give nothing.
+    """Return a copy of the model whose hidden-attention parameters in some layers are zero: their scans give nothing.
 
     Parameters, layers and errors as `swap_hidden_attention`.
     """
@@ -78,7 +78,7 @@ def zero_hidden_attention(model: Model, layers: int | Sequence[int] | None = Non
 
 
 def _replaced(model: Model, layers: int | Sequence[int] | None, value: Callable[[int, str, Tensor], Tensor]) -> Model:
-    """A copy of the model with value(layer, name, parameter) in the place of hidden-attention parameters."""
+    """Return a copy of the model with value(layer, name, parameter) in the place of hidden-attention parameters."""
     chosen = _chosen_layers(len(mixers_of(model)), layers)
     changed = copy.deepcopy(model)
     mixers = mixers_of(changed)
@@ -90,7 +90,7 @@ def _replaced(model: Model, layers: int | Sequence[int] | None, value: Callable[
 
 
 def _attention_parameters(mixer: DecisionMambaMixer | DecisionMamba2Mixer) -> dict[str, Tensor]:
-    """The parameters that make a mixer's hidden attention, by name; parts of one are views."""
+    """Return the parameters that make a mixer's hidden attention, by name; parts of one are views."""
     named: dict[str, Tensor] = dict(mixer.named_parameters())
     parameters = {name: x for name, x in named.items() if name.split(".")[0] not in ("in_proj", "out_proj", "norm")}
     if isinstance(mixer, DecisionMamba2Mixer):
@@ -127,7 +127,7 @@ def ablated(
     other: DecisionMambaPolicy | None = None,
     seed: int = 0,
 ) -> DecisionMambaPolicy:
-    """A copy of a policy with other hidden-attention parameters, see `analysis.swap_hidden_attention`.
+    """Copy a policy with other hidden-attention parameters, see `analysis.swap_hidden_attention`.
 
     Args:
         change: where they come from: `"swap"` from `other`, `"randomize"` from the uniform distribution, or zero.
@@ -180,9 +180,9 @@ class Condition:
         return f"{_NAMES[self.change]}, {'all layers' if self.layer is None else f'layer {self.layer + 1}'}"
 
     def to_dict(self, quantity: str) -> dict[str, Any]:
-        """Mean over checkpoints of `"return"` or `"normalized_score"`, its 95% interval, and the checkpoints' own.
+        """Return the mean over checkpoints of `"return"` or `"normalized_score"`, its 95% interval, and their own.
 
-        The interval is a t-interval over checkpoints; of a single checkpoint it is the bootstrap's over its episodes.
+        The interval is a t-interval over checkpoints, or the bootstrap's over the episodes of a single one.
         """
         rows = [result.summary()[0] for result in self.results]
         means = [row[f"{quantity}_mean"] for row in rows]
@@ -224,17 +224,17 @@ class Ablation:
         return "normalised score" if self.quantity == "normalized_score" else "return"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The numbers of every condition, see `Condition.to_dict`."""
+        """Return the numbers of every condition, see `Condition.to_dict`."""
         return [condition.to_dict(self.quantity) for condition in self.conditions]
 
     def title(self) -> str:
-        """What was played."""
+        """Return what was played."""
         count = len(self.conditions[0].results)
         checkpoints = f" of each of {count} checkpoints" if count > 1 else ""
         return f"{self.env_id}: {self.episodes} episode{'s' if self.episodes > 1 else ''}{checkpoints}"
 
     def table(self) -> str:
-        """One line a condition, as plain text."""
+        """Return one line a condition, as plain text."""
         lines: list[list[str]] = []
         scored = self.quantity == "normalized_score"
         text: Callable[[float], str] = "{:.1f}".format if scored else partial(number, decimals=1, thousands="")

@@ -78,7 +78,7 @@ def effective_context(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Ef
 
 
 def _newest_last(model: PreTrainedModel, window: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The window with absent steps first, and the previous actions that its steps show, whatever is removed later."""
+    """Return the window with absent steps first, and the previous actions that its steps show before any is removed."""
     mask = window["attention_mask"].bool()
     order = torch.argsort(mask.int(), dim=1, stable=True)
     window = {name: take_steps(tensor, order) for name, tensor in window.items()}

@@ -137,7 +137,7 @@ class DecisionWindows:
         self._inputs = [name for name in INPUTS if name in known]
 
     def read(self, episode: int, timesteps: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The windows (b, k) that end with the decisions at these time steps (b,) of an episode; absent steps last."""
+        """Return the windows (b, k) that end with an episode's decisions at time steps (b,); absent steps last."""
         starts = self._firsts[episode] + np.maximum(timesteps - self._windows.context_length + 1, 0)
         batch = self._windows.__getitems__(starts)
         batch["attention_mask"] *= batch["timesteps"] <= torch.from_numpy(timesteps)[:, None]
@@ -146,7 +146,7 @@ class DecisionWindows:
         return {name: batch[name] for name in self._inputs}
 
     def spaced(self, most: int) -> dict[str, Tensor]:
-        """Windows that do not overlap, spread over all episodes; about so many where there would be more."""
+        """Return windows that do not overlap, spread over all episodes; about so many where there would be more."""
         context = self._windows.context_length
         spacing = max(context, math.ceil(int(self.lengths.sum()) / most))
         ends = [np.arange(min(context, length) - 1, length, spacing) for length in self.lengths]

@@ -38,7 +38,7 @@ class HiddenAttention:
     last_row: bool
 
     def by_steps_ago(self) -> Floats:
-        """The last decision's row as (layers, batch, [heads,] k, kinds): at 0 its own step, at 1 the real step before.
+        """Return the last decision's row (layers, batch, [heads,] k, kinds): at 0 its own step, at 1 the one before.
 
         NaN where a window has no such step; 0 at the own action, which a decision does not see.
 
@@ -64,7 +64,7 @@ def hidden_attention(
     reduce: Literal["abs-mean"] | None = "abs-mean",
     last_row: bool = True,
 ) -> HiddenAttention:
-    """What every token of a window gives to the scan's output, in every layer; exact.
+    """Compute what every token of a window gives to the scan's output, in every layer; exact.
 
     The last row belongs to the token from which the last real step's action is predicted. Beside a forward pass it
     takes O(b l (h + n)) memory and O(b l h n) time a layer (b windows, l tokens, h heads, n states; in Mamba-2 time
@@ -152,7 +152,7 @@ def decay_rate(attention: ArrayLike, *, confidence: float = 0.95, resamples: int
 
 
 def _fit_exponentials(values: Floats, counts: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
-    """Rate, scale and r² (m,) of the mean of values (windows, k), each window counted `counts` (m, windows) times."""
+    """Return rate, scale and r² (m,) of the mean of values (windows, k), counted `counts` (m, windows) times."""
     present = np.isfinite(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         curves = counts @ np.where(present, values, 0.0) / (counts @ present)

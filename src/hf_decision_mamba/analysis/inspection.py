@@ -281,7 +281,7 @@ def _measure_attention(
 
 
 def _decisions(timesteps: tuple[int, int] | None, length: int) -> NDArray[np.int64]:
-    """The time steps to draw in an episode of so many steps."""
+    """Return the time steps to draw in an episode of so many steps."""
     if timesteps is None:
         timesteps = TIMESTEPS if length > TIMESTEPS[1] else (0, TIMESTEPS[1])
     first, last = timesteps
@@ -294,7 +294,7 @@ def _decisions(timesteps: tuple[int, int] | None, length: int) -> NDArray[np.int
 
 
 def _targets(policy: DecisionMambaPolicy, given: Sequence[float] | None) -> list[float]:
-    """The target returns to play: those given, or around the checkpoint's own."""
+    """Return the target returns to play: those given, or around the checkpoint's own."""
     own = policy.processor.target_return
     if given:
         return sorted(float(target) for target in given)
@@ -305,7 +305,7 @@ def _targets(policy: DecisionMambaPolicy, given: Sequence[float] | None) -> list
 
 
 def mean_of_present(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    """The mean of what is there; NaN where nothing is."""
+    """Return the mean of what is there; NaN where nothing is."""
     present = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         mean: NDArray[Any] = np.where(present, values, 0).sum(axis) / present.sum(axis)
@@ -317,7 +317,7 @@ def _decay_numbers(fit: Decay) -> dict[str, Any]:
 
 
 def _spread(changes: NDArray[Any]) -> list[dict[str, float]]:
-    """Mean and quartiles over windows (b, k - 1), one row a step."""
+    """Return mean and quartiles over windows (b, k - 1), one row a step."""
     rows = []
     for column in changes.T:
         there = column[np.isfinite(column)]
@@ -328,7 +328,7 @@ def _spread(changes: NDArray[Any]) -> list[dict[str, float]]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them: those of arrays to four digits; None for what is not finite."""
+    """Return numbers as JSON has them: those of arrays to four digits; None for what is not finite."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, np.ndarray):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.scores import score_reference
+from ..evaluation.statistics import interval_text
 from ..reporting.checks import wrong_type
 from ..reporting.figures import BLUE, DARK, GREY, RED, new_figure, number, save_figure, tidy
 from ..reporting.files import replacing_together, write_json
@@ -286,7 +287,7 @@ def _memory(found: ModelInspection) -> Figure:
 
 
 def _label(axis: Axis, values: NDArray[Any]) -> None:
-    """Plain numbers at the ticks of a logarithmic axis of such values: 1, 2, 5, 10, or powers of ten alone."""
+    """Return plain numbers at the ticks of a logarithmic axis of such values: 1, 2, 5, 10, or powers of ten alone."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     there = values[np.isfinite(values) & (values > 0)]
@@ -319,9 +320,9 @@ def _decay_table(found: ModelInspection) -> Table:
             [
                 f"layer {layer}",
                 f"{fit.rate:.3f}",
-                _interval(fit.rate_interval, "{:.3f}".format),
+                interval_text(fit.rate_interval, "{:.3f}".format),
                 "none" if math.isinf(fit.half_life) else f"{fit.half_life:.2f}",
-                _interval(fit.half_life_interval, "{:.2f}".format),
+                interval_text(fit.half_life_interval, "{:.2f}".format),
                 f"{fit.r_squared:.3f}",
                 _verdict(fit),
             ]
@@ -361,7 +362,7 @@ def _conditioning_table(found: ModelInspection) -> Table:
             [
                 f"{row['target_return']:,g}",
                 number(row["return_mean"], 1),
-                _interval(interval, partial(number, decimals=1)),
+                interval_text(interval, partial(number, decimals=1)),
                 *score,
                 f"{row['length_mean']:.0f}",
             ]
@@ -409,7 +410,7 @@ def _protocol(found: ModelInspection) -> Table:
 
 
 def _attention_shares(found: ModelInspection) -> NDArray[Any]:
-    """Share of attention in % by steps ago (k,), the mean over layers of each layer's own shares."""
+    """Return share of attention in % by steps ago (k,), the mean over layers of each layer's own shares."""
     assert found.curves is not None
     curves = np.nan_to_num(found.curves)
     shares: NDArray[Any] = (100 * curves / np.maximum(curves.sum(1, keepdims=True), np.finfo(np.float32).tiny)).mean(0)
@@ -417,7 +418,7 @@ def _attention_shares(found: ModelInspection) -> NDArray[Any]:
 
 
 def _quartiles(changes: NDArray[Any]) -> NDArray[Any]:
-    """First and third quartile over windows (2, k - 1) of changes (b, k - 1)."""
+    """Return first and third quartile over windows (2, k - 1) of changes (b, k - 1)."""
     quartiles = [
         np.quantile(x[np.isfinite(x)], [0.25, 0.75]) if np.isfinite(x).any() else [np.nan] * 2 for x in changes.T
     ]
@@ -427,7 +428,7 @@ def _quartiles(changes: NDArray[Any]) -> NDArray[Any]:
 def _fit_text(fit: Decay | None) -> str:
     if fit is None:
         return "attends to one step at most"
-    rate = f"rate per step {fit.rate:.3f} (95%: {_interval(fit.rate_interval, '{:.3f}'.format)})"
+    rate = f"rate per step {fit.rate:.3f} (95%: {interval_text(fit.rate_interval, '{:.3f}'.format)})"
     half_life = "no decay" if math.isinf(fit.half_life) else f"half-life {fit.half_life:.1f} steps"
     return f"{rate}\n{half_life}\nR² = {fit.r_squared:.2f}: {_verdict(fit)}"
 
@@ -438,13 +439,8 @@ def _range(values: list[Any], text: Callable[[Any], str]) -> str:
 
 
 def _verdict(fit: Decay) -> str:
-    """Whether a line describes the logarithm of attention."""
+    """Return whether a line describes the logarithm of attention."""
     return next(words for least, words in _VERDICTS if fit.r_squared >= least)
-
-
-def _interval(bounds: Any, text: Callable[[Any], str]) -> str:
-    low, high = bounds
-    return "-" if low is None or not np.isfinite(low) else f"{text(low)} to {text(high)}"
 
 
 # ------------------------------------------------------------------------------------------------------------ page

@@ -34,9 +34,10 @@ def time_constants(
     batch: Mapping[str, Tensor],
     quantiles: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
 ) -> TimeConstants:
-    """How long the states of every layer remember: 1 / (mean Δ · |A|), after which exp(-1) is left of what went in.
+    """Measure how long the states of every layer remember.
 
-    What is left after many tokens is exp(A Σ Δ), so that the mean of Δ over a batch's tokens is what counts.
+    A state keeps exp(-1) of what went in after 1 / (mean Δ · |A|) tokens: after many exp(A Σ Δ) is left, so that the
+    mean of Δ over a batch's tokens is what counts.
 
     Raises:
         ValueError: a model without Mamba mixers, or a batch that is no window.

@@ -25,7 +25,7 @@ IGNORED = ("labels", "rewards")
 
 
 def mixers_of(model: PreTrainedModel) -> list[DecisionMambaMixer | DecisionMamba2Mixer]:
-    """The model's Mamba mixers, one a layer."""
+    """Return the model's Mamba mixers, one a layer."""
     _check_model(model)
     mixers = [module for module in model.modules() if isinstance(module, (DecisionMambaMixer, DecisionMamba2Mixer))]
     if not mixers and getattr(model.config, "ssm", None) == "gru":
@@ -43,7 +43,7 @@ def _check_model(model: Any) -> None:
 
 
 def checked_window(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The batch's inputs on the model's device, always with a mask."""
+    """Return the batch's inputs on the model's device, always with a mask."""
     _check_model(model)
     if not isinstance(batch, Mapping):
         raise wrong_type("batch", batch, "windows as a dict of tensors, such as those of a WindowDataset")
@@ -59,7 +59,7 @@ def checked_window(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[
 
 
 def scan_terms_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[list[ScanTerms], Tensor]:
-    """What each layer's hidden attention is made of, and the mask (b, k) of real steps; steps stand as in the batch."""
+    """Return what each layer's hidden attention is made of, and the mask (b, k) of real steps, as in the batch."""
     mixers, window = mixers_of(model), checked_window(model, batch)
     mask = window["attention_mask"].bool()
     scans: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ def scan_terms_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
 
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout and gradients; the model's mode comes back."""
+    """Switch dropout and gradients off; the model's mode comes back."""
     training = model.training
     model.eval()
     try:

@@ -25,7 +25,7 @@ from ..reporting.console import StoppedBySignal, on_interrupt
 from ..reporting.figures import number
 from ..sharing.dataset_card import DATA_FILE
 from .describe import describe_collection, describe_environment
-from .policies import ExpertPolicy, Exploration, ExploringActor, OverriddenActor, require_zero_start
+from .policies import ExpertPolicy, Exploration, OverriddenActor, require_zero_start
 from .settings import EXPERT, RANDOM, CollectSettings
 from .stable_baselines import ALGORITHMS, PREFIX, StableBaselinesPolicy, require_stable_baselines
 
@@ -144,9 +144,9 @@ def _rollout(settings: CollectSettings, envs: VectorEnv) -> _Record:
             f"noise={settings.noise} is for continuous actions, and those of {settings.env_id} are discrete; take "
             "epsilon instead."
         )
+    space, seeds = envs.single_action_space, itertools.count(settings.seed)
     policy = _policy(settings, envs)
-    exploration = Exploration(envs.single_action_space, envs.num_envs, settings.seed, settings.noise, settings.epsilon)
-    actor, seeds = ExploringActor(policy, exploration, settings.seed), itertools.count(settings.seed)
+    actor = Exploration(space, envs.num_envs, settings.seed, settings.noise, settings.epsilon, policy)
     jobs = (Job(seed, settings.target_return) for seed in itertools.islice(seeds, settings.wanted_episodes))
 
     return lambda sink: _roll_out(envs, actor, jobs, sink)
@@ -165,7 +165,7 @@ def _policy(settings: CollectSettings, envs: VectorEnv) -> OverriddenActor | Non
     return PolicyActor(policy, envs, settings.env_id, settings.seed)
 
 
-def _roll_out(envs: VectorEnv, actor: ExploringActor, jobs: Iterable[Job], sink: _Sink) -> None:
+def _roll_out(envs: VectorEnv, actor: Exploration, jobs: Iterable[Job], sink: _Sink) -> None:
     """Give the sink the episodes in the order of their jobs, however long each takes."""
     recorder = Recorder()
 

@@ -51,27 +51,54 @@ class ExpertPolicy:
 
 
 class Exploration:
-    """Chance in the actions: every episode draws from a stream of its own, whatever the other rows do.
+    """A policy, or nobody, with chance in its actions: an actor whose episodes draw from streams of their own.
 
     Args:
         space: of one action.
         count: rows.
-        seed: of all streams.
+        seed: of all streams; the episode of the job with seed `seed + i` draws from stream i.
         noise: standard deviation of Gaussian noise, as a share of half the range of each dimension (in the action's
             unit where it has no range).
         epsilon: probability of an action drawn uniformly from the space.
+        policy: what acts; None for chance alone.
     """
 
-    def __init__(self, space: Space, count: int, seed: int, noise: float, epsilon: float):
+    def __init__(
+        self, space: Space, count: int, seed: int, noise: float, epsilon: float, policy: OverriddenActor | None = None
+    ):
         from gymnasium.spaces import Box
 
         self._spaces = [copy.deepcopy(space) for _ in range(count)]
-        self._seed, self._noise, self._epsilon = seed, noise, epsilon
+        self._seed, self._noise, self._epsilon, self._policy = seed, noise, epsilon, policy
         self._generators = [np.random.default_rng(seed)] * count
         self._bounds = action_bounds(space)
         if isinstance(space, Box):
             half = (space.high.astype(np.float64) - space.low) / 2
             self._scale = np.where(np.isfinite(half), half, 1.0)
+
+    def reset(self, jobs: Sequence[Job]) -> None:
+        """Start new episodes in all rows."""
+        for row, job in enumerate(jobs):
+            self.begin(row, job.seed - self._seed)
+        if self._policy is not None:
+            self._policy.reset(jobs)
+
+    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
+        """Start new episodes in some rows."""
+        for row, job in zip(np.flatnonzero(rows).tolist(), jobs, strict=True):
+            self.begin(row, job.seed - self._seed)
+        if self._policy is not None:
+            self._policy.reset_rows(rows, jobs)
+
+    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Return the next actions (n, ...); where they are not the policy's, it is told."""
+        if self._policy is None:
+            return self.explore(None)
+        proposed = self._policy.act(observations, rewards)
+        actions = self.explore(proposed)
+        if not np.array_equal(actions, proposed):
+            self._policy.override_actions(actions)
+        return actions
 
     def begin(self, row: int, episode: int) -> None:
         """Start the stream of an episode in a row."""
@@ -96,50 +123,11 @@ class Exploration:
         return self._stored(taken)
 
     def _stored(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Actions within their space, and rounded as a data set stores them: what is stored is what was done."""
+        """Return actions within their space, rounded as a data set stores them: what is stored is what was done."""
         if self._bounds is None:
             return actions
         low, high = np.asarray(self._bounds, np.float32)
         return np.clip(actions.astype(np.float32), low, high).astype(self._spaces[0].dtype)
-
-
-class ExploringActor:
-    """A policy, or nobody, with chance in its actions.
-
-    Args:
-        policy: what acts; None for chance alone.
-        exploration: the chance.
-        seed: of the first job; the episode with seed `seed + i` draws from stream i.
-    """
-
-    def __init__(self, policy: OverriddenActor | None, exploration: Exploration, seed: int):
-        self._policy, self._exploration, self._seed = policy, exploration, seed
-
-    def reset(self, jobs: Sequence[Job]) -> None:
-        """Start new episodes in all rows."""
-        self._begin(range(len(jobs)), jobs)
-        if self._policy is not None:
-            self._policy.reset(jobs)
-
-    def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
-        """Start new episodes in some rows."""
-        self._begin(np.flatnonzero(rows).tolist(), jobs)
-        if self._policy is not None:
-            self._policy.reset_rows(rows, jobs)
-
-    def _begin(self, rows: Sequence[int], jobs: Sequence[Job]) -> None:
-        for row, job in zip(rows, jobs, strict=True):
-            self._exploration.begin(row, job.seed - self._seed)
-
-    def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
-        """Return the next actions (n, ...); where they are not the policy's, it is told."""
-        if self._policy is None:
-            return self._exploration.explore(None)
-        proposed = self._policy.act(observations, rewards)
-        actions = self._exploration.explore(proposed)
-        if not np.array_equal(actions, proposed):
-            self._policy.override_actions(actions)
-        return actions
 
 
 def require_zero_start(what: str, env_id: str, space: Space) -> None:

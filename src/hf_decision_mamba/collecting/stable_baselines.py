@@ -110,7 +110,7 @@ class StableBaselinesPolicy:
         """Forget them: these policies see observations only."""
 
     def _stacked(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The last frames (n, k, height, width); before the first one there are blank ones."""
+        """Return the last frames (n, k, height, width); before the first one there are blank ones."""
         if self._stacks is None:
             self._stacks = np.zeros((len(frames), self._frames, *frames.shape[1:]), np.uint8)
         self._stacks[self._begins] = 0
@@ -354,7 +354,7 @@ class _Saved:
         return found
 
     def _arguments(self) -> dict[str, Any]:
-        """What the class was made with; of pickled settings, what stands beside the pickle."""
+        """Return what the class was made with; of pickled settings, what stands beside the pickle."""
         settings = self.settings.get("policy_kwargs") or {}
         if not isinstance(settings, dict):
             raise ValueError(f"policy {self.source!r} says nothing of its layers that can be read; save it again")

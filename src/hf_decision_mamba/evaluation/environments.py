@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Environment: TypeAlias = str | Env[Any, Any] | VectorEnv | Callable[[], Env[Any, Any] | VectorEnv]
 
-#: Of gymnasium's environments, what is installed for them, by the module that they are in.
+#: What is installed for gymnasium's environments, by the module that they are in.
 _EXTRAS = {
     "gymnasium.envs.box2d": 'pip install "gymnasium[box2d]"',
     "gymnasium.envs.toy_text": 'pip install "gymnasium[toy-text]"',
@@ -156,14 +156,14 @@ def _spec(env: Any) -> EnvSpec | None:
 
 
 def _first(env: Any) -> Any:
-    """The environment below all wrappers; of a vector environment that of its first row, where that is at hand."""
+    """Return the environment below all wrappers; that of the first row of a vector environment, where it is at hand."""
     below = getattr(env, "unwrapped", env)
     rows = getattr(below, "envs", None)
     return rows[0].unwrapped if rows else below
 
 
 def _given(env: Any, count: int, wrappers: Sequence[Callable[..., Any]], max_episode_steps: int | None) -> VectorEnv:
-    """Rows of an environment that somebody has made, or of those that a function makes."""
+    """Return rows of an environment that somebody has made, or of those that a function makes."""
     from gymnasium import Env
     from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
@@ -190,14 +190,14 @@ def _given(env: Any, count: int, wrappers: Sequence[Callable[..., Any]], max_epi
 
 
 def _with_parts(envs: Any) -> VectorEnv:
-    """A vector environment that knows what the observations of its rows are made of."""
+    """Return a vector environment that knows what the observations of its rows are made of."""
     envs.observed_space, envs.observation_parts = envs.envs[0].observed_space, envs.envs[0].observation_parts
     made: VectorEnv = envs
     return made
 
 
 def _made(env_id: str, count: int, wrappers: list[Callable[..., Any]], options: dict[str, Any]) -> VectorEnv:
-    """gymnasium's `make_vec`, with errors that say what to do."""
+    """Call gymnasium's `make_vec`, with errors that say what to do."""
     import gymnasium
     from gymnasium.vector import AutoresetMode
 
@@ -320,7 +320,7 @@ def _import_registration(env_id: str, module: str) -> None:
 
 
 def _unknown(env_id: str, error: Exception) -> Exception:
-    """The error of an environment that gymnasium does not know, or not any more."""
+    """Return the error of an environment that gymnasium does not know, or not any more."""
     import gymnasium
 
     module, colon, bare = env_id.rpartition(":")
@@ -344,7 +344,7 @@ def _unknown(env_id: str, error: Exception) -> Exception:
 
 
 def _packages(env_id: str) -> str:
-    """The command that installs what a known environment needs."""
+    """Return the command that installs what a known environment needs."""
     import gymnasium
 
     spec = gymnasium.registry.get(env_id.rpartition(":")[2])
@@ -366,7 +366,7 @@ def _dimensions(act_dim: int) -> str:
 
 
 def _described_actions(described: Mapping[str, Any]) -> str:
-    """What actions are, in words that are equal exactly where the one could be taken for the other."""
+    """Return what actions are, in words that are equal exactly where the one could be taken for the other."""
     if "num_actions" not in described:
         return _dimensions(len(described["action_low"]))
     if described["action_start"]:

@@ -49,7 +49,7 @@ class PlayedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As gymnasium's."""
+        """Reset, as gymnasium's environments do."""
         self.episode_seed, self.steps = seed, 0
         try:
             result: Any = self.env.reset(seed=seed, options=options)
@@ -60,7 +60,7 @@ class PlayedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._seen(result[0]), result[1]
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As gymnasium's."""
+        """Step, as gymnasium's environments do."""
         try:
             result: Any = self.env.step(action)
         except Exception as error:
@@ -83,7 +83,7 @@ class PlayedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             super().close()
 
     def _seen(self, observation: Any) -> NDArray[Any]:
-        """An observation as a vector or a frame, when it is of the environment's own space."""
+        """Return an observation as a vector or a frame, when it is of the environment's own space."""
         space = self._space
         try:
             if self.observation_parts is not None:
@@ -136,7 +136,7 @@ class PlayedVectorEnv(VectorWrapper):
         self.steps = np.zeros(envs.num_envs, dtype=np.int64)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As gymnasium's."""
+        """Reset, as gymnasium's environments do."""
         mask = np.ones(self.num_envs, np.bool_) if options is None else options["reset_mask"]
         given = seed if isinstance(seed, list) else [seed] * self.num_envs
         self.seeds = [new if chosen else old for new, old, chosen in zip(given, self.seeds, mask, strict=True)]
@@ -148,7 +148,7 @@ class PlayedVectorEnv(VectorWrapper):
         return self._seen(observations), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As gymnasium's."""
+        """Step, as gymnasium's environments do."""
         try:
             observations, rewards, terminated, truncated, info = self.env.step(actions)
         except Exception as error:
@@ -202,7 +202,7 @@ def _refuse(name: str, place: str, error: Exception) -> NoReturn:
 
 
 def _number(reward: Any) -> float:
-    """A reward as a number; NaN where it is none."""
+    """Return a reward as a number; NaN where it is none."""
     if isinstance(reward, (float, int, np.number)):
         return float(reward)
     try:

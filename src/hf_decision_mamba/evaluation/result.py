@@ -64,7 +64,7 @@ class EvaluationResult:
     actions: dict[float, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Statistics over the episodes of each target return, in the order in which these were asked for.
+        """Return statistics over the episodes of each target return, in the order in which these were asked for.
 
         Means, population standard deviations, interquartile means (of the middle half of the episodes), and 95 %
         intervals of the mean: percentile bootstrap over episodes, 10,000 resamples, the same at every call. An interval

@@ -403,28 +403,26 @@ class _Watch:
 
 def _rows(env_id: str, jobs: Sequence[Job], played: Sequence[PlayedEpisode], episodes: int) -> list[dict[str, Any]]:
     """Return what `EvaluationResult` keeps of each episode; `success` only where the environment speaks of it."""
-    rows: list[dict[str, Any]] = []
     for episode in played:
         if not math.isfinite(episode.total):
             raise ValueError(
                 f"{env_id} gave rewards that add up to {episode.total} in the episode with seed {episode.seed}; "
                 "returns need finite rewards."
             )
-        rows.append(
-            {
-                "target_return": jobs[episode.number].target_return,
-                "episode": episode.number % episodes,
-                "seed": episode.seed,
-                "return": episode.total,
-                "length": episode.length,
-                "terminated": episode.terminated,
-                "normalized_score": normalized_score(env_id, episode.total),
-            }
-        )
-    if any(episode.success is not None for episode in played):
-        for row, episode in zip(rows, played, strict=True):
-            row["success"] = episode.success
-    return rows
+    told = any(episode.success is not None for episode in played)
+    return [
+        {
+            "target_return": jobs[episode.number].target_return,
+            "episode": episode.number % episodes,
+            "seed": episode.seed,
+            "return": episode.total,
+            "length": episode.length,
+            "terminated": episode.terminated,
+            "normalized_score": normalized_score(env_id, episode.total),
+            **({"success": episode.success} if told else {}),
+        }
+        for episode in played
+    ]
 
 
 def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[float]:

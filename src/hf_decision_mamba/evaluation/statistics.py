@@ -92,7 +92,7 @@ def describe_success(successes: Sequence[bool | None]) -> dict[str, Any]:
     return {"success_rate": sum(known) / len(known), "success_ci95": wilson_interval(sum(known), len(known))}
 
 
-def interval_text(interval: list[float] | list[None], text: Callable[[float], str] = "{:.1f}".format) -> str:
+def interval_text(interval: Sequence[float | None], text: Callable[[float], str] = "{:.1f}".format) -> str:
     """Return an interval for people, whose ends `text` writes; a dash where there is none."""
     low, high = interval
-    return "-" if low is None or high is None else f"{text(low)} to {text(high)}"
+    return "-" if low is None or high is None or not math.isfinite(low) else f"{text(low)} to {text(high)}"

@@ -140,7 +140,7 @@ def _follow(env: Any) -> None:
 
 
 def _first_frame(env_id: str, envs: Any) -> NDArray[np.uint8]:
-    """What the reset looks like; here shows whether there is a renderer."""
+    """Return what the reset looks like; it shows whether there is a renderer."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # GLFW's many, before the error that says the same

@@ -123,7 +123,7 @@ def _say_after(launcher: int, line: str) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints."""
+    """Return whether this process is the one that prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -12,7 +12,7 @@ ROBOTICS = r"(Fetch(Reach|Push|Slide|Pick)|Hand(Reach|Manipulate)|Adroit|FrankaK
 
 
 def is_env_id(name: object) -> bool:
-    """Whether something has the form of a gymnasium id, known or not: it may stand in code that others copy."""
+    """Return whether something has the form of a gymnasium id, known or not: it may stand in code that others copy."""
     return isinstance(name, str) and len(name) <= _LONGEST_ENV_ID and _ENV_ID.fullmatch(name) is not None
 
 
@@ -26,4 +26,5 @@ def registering_module(env_id: str | None) -> str | None:
 
 
 def is_atari(env_id: str) -> bool:
+    """Return whether an id is that of a game of Atari."""
     return re.search(r"(^|:)ALE/|NoFrameskip-v\d+$", env_id) is not None

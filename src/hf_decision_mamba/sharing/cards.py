@@ -115,7 +115,7 @@ def _sign(card: str) -> str:
 
 
 def _is_rendered(path: Path) -> bool:
-    """Whether a README.md is word for word what `write_model_card` wrote."""
+    """Return whether a README.md is word for word what `write_model_card` wrote."""
     card, start, end = path.read_text(encoding="utf-8", errors="replace").rpartition("<!--")
     return (start + end).rstrip() == _sign(card)
 
@@ -124,7 +124,7 @@ def _is_rendered(path: Path) -> bool:
 
 
 def visible(value: Any) -> Any:
-    """A JSON value whose strings, keys included, are one line of characters that can be seen."""
+    """Return a JSON value whose strings, keys included, are one line of characters that can be seen."""
     if isinstance(value, Mapping):
         return {visible(name): visible(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -139,7 +139,7 @@ def _short(text: str) -> str:
 
 
 def _inert(value: Any) -> Any:
-    """What the template prints: numbers and Markup as they are, everything else as text without markup."""
+    """Return what the template prints: numbers and Markup as they are, everything else as text without markup."""
     if value is None or isinstance(value, (Markup, jinja2.Undefined, int)):
         return value
     if isinstance(value, float):
@@ -154,22 +154,22 @@ def _inert(value: Any) -> Any:
 
 
 def code(value: object) -> Markup:
-    """Any value as code within a line, or within a cell of a table."""
+    """Return any value as code within a line, or within a cell of a table."""
     return Markup("`{}`").format(Markup(_short(str(value)).replace("`", "'").replace("|", "\\|")))
 
 
 def literal(text: str) -> Markup:
-    """A text as Python has it."""
+    """Return a text as Python has it."""
     return Markup(json.dumps(text, ensure_ascii=False) if text.isprintable() else ascii(text))
 
 
 def shell(text: str) -> Markup:
-    """A text as one word of a command."""
+    """Return a text as one word of a command."""
     return Markup(shlex.quote(visible(text)))
 
 
 def command(text: str) -> Markup:
-    """A command whose words stand for themselves, whatever is in them."""
+    """Return a command whose words stand for themselves, whatever is in them."""
     try:
         words = shlex.split(text)
     except ValueError:  # a quotation without an end
@@ -178,7 +178,7 @@ def command(text: str) -> Markup:
 
 
 def whole(value: object) -> int:
-    """A whole number that stands in code."""
+    """Return a whole number that stands in code."""
     if not isinstance(value, int):
         raise TypeError(f"{value!r} is not a whole number")
     return value

@@ -27,7 +27,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 def is_dataset_folder(folder: str | Path) -> bool:
-    """Whether a folder is a data set that `collect` wrote."""
+    """Return whether a folder is a data set that `collect` wrote."""
     return (Path(folder) / SUMMARY_FILE).is_file()
 
 
@@ -106,15 +106,15 @@ def push_dataset_to_hub(
 ) -> str:
     """Upload a collected data set with its card to a data set repository of the Hub, in one commit.
 
-    Args: as `hub.push_to_hub`, but the commit message is "Upload data set" when not given. A README.md that was edited
+    Args: as `push_to_hub`, but the commit message is "Upload data set" when not given. A README.md that was edited
         by hand goes as it is.
 
     Returns:
-        As `hub.push_to_hub`.
+        As `push_to_hub`.
 
     Raises:
         FileNotFoundError, ValueError: the folder is no such data set, or `repo_id` is malformed; nothing was sent.
-        PushError: the push failed, as in `hub.push_to_hub`.
+        PushError: the push failed, as in `push_to_hub`.
     """
     folder = Path(folder)
     validate_repo_id(repo_id)

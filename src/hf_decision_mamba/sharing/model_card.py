@@ -28,6 +28,7 @@ from ..reporting.files import (
     PROCESSOR_FILE,
     RETURNS_FILE,
     SETTINGS_FILE,
+    SHARED_FILES,
     TRAINING_FILE,
     files_at_top,
     read_json,
@@ -49,13 +50,7 @@ WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors")
 CHECKPOINT_FILES = (
     *WEIGHT_FILES,
     "model.safetensors.index.json",
-    CONFIG_FILE,
-    PROCESSOR_FILE,
-    TRAINING_FILE,
-    SETTINGS_FILE,
-    CURVE_FILE,
-    *EVALUATION_FILES,
-    CARD_FILE,
+    *SHARED_FILES,
     *CODE_FILES,
 )
 
@@ -260,14 +255,14 @@ def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]
 
 
 def _videos(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Mapping[str, Any]]:
-    """The videos that are there, each with the results of its target return."""
+    """Return the videos that are there, each with the results of its target return."""
     rows = evaluation.get("results") or []
     names = video_names([row["target_return"] for row in rows])
     return {name: row for name, row in zip(names, rows, strict=True) if (folder / name).is_file()}
 
 
 def _recipe(training: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
-    """How the weights were learned, in the words that a paper has for it; what varied, or is not known, is left out."""
+    """Return how the weights were learned, in the words of a paper, without what varied or is not known."""
     arguments = training.get("arguments") or {}
     known = {name: value for name, value in arguments.items() if value is not None and name not in varying}
     phrases = []
@@ -290,7 +285,7 @@ def _recipe(training: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
 
 
 def _stretches(training: Mapping[str, Any], path: Path) -> tuple[list[str], list[list[str]]]:
-    """What is not the same in all stretches of a run, and a table of them; empty where there is but one."""
+    """Return what is not the same in all stretches of a run, and a table of them; empty where there is but one."""
     stretches = training.get("stretches") or []
     rows = []
     try:
@@ -314,7 +309,7 @@ def _stretches(training: Mapping[str, Any], path: Path) -> tuple[list[str], list
 
 
 def _best_evaluation(history: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best rollouts during training, and the last; None where there were fewer than two evaluations."""
+    """Return the best rollouts during training, and the last; None where there were fewer than two evaluations."""
     for metric, name in (("eval_normalized_score", "normalised score"), ("eval_return_mean", "mean return")):
         scores = {int(step): value for step, value in (history.get(metric) or {}).items()}
         if len(scores) > 1:
@@ -331,7 +326,7 @@ def _folder(folder: Any) -> Path:
 
 
 def _is_hub_id(name: object) -> bool:
-    """Whether a data set's name is `owner/name` on the Hub; `datasets/...` is a folder, for no owner has that name."""
+    """Return whether a data set's name is `owner/name` on the Hub; `datasets/...` is a folder."""
     return isinstance(name, str) and re.fullmatch(r"(?!datasets/)\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
@@ -342,7 +337,7 @@ def _duration(seconds: float) -> str:
 
 
 def _arguments(env_kwargs: Mapping[str, Any] | None) -> Markup:
-    """What follows the id in a call of `gymnasium.make`, as Python has it."""
+    """Return what follows the id in a call of `gymnasium.make`, as Python has it."""
     known = env_kwargs or {}
     if all(name.isidentifier() for name in known):
         return Markup("".join(f", {name}={value!a}" for name, value in known.items()))
@@ -350,7 +345,7 @@ def _arguments(env_kwargs: Mapping[str, Any] | None) -> Markup:
 
 
 def _bounds(low: list[float], high: list[float]) -> Markup:
-    """The range of an action: one interval if all dimensions share it, else one for each."""
+    """Return the range of an action: one interval if all dimensions share it, else one for each."""
     ends = [[f"{end:.4g}".replace(_LARGEST, "∞") for end in pair] for pair in zip(low, high, strict=True)]
     intervals = [f"[{lowest}, {highest}]" for lowest, highest in ends]
     return Markup(f"{intervals[0]} in each dimension" if len(set(intervals)) == 1 else ", ".join(intervals))

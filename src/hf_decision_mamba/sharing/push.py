@@ -73,7 +73,7 @@ def push_folder(
 ) -> str:
     """Upload the files of a folder whose paths match `patterns`, in one commit; the others of the repository go.
 
-    Args: as `hub.push_to_hub`, and
+    Args: as `push_to_hub`, and
 
         repo_type: what kind of repository it is.
         patterns: of files at the top of the folder, or with one folder before the name (`data/*.parquet`).
@@ -170,12 +170,12 @@ class _Push:
         return [name for name in files_at_top(self.folder, self.patterns) if name not in unused]
 
     def _stale(self, head: Any, files: list[str]) -> list[str]:
-        """Files of the repository that the folder would have, if they were still true."""
+        """Return files of the repository that the folder would have, if they were still true."""
         there = sorted(sibling.rfilename for sibling in head.siblings or [])
         return [name for name in there if name not in files and any(fnmatchcase(name, p) for p in self.patterns)]
 
     def describe(self) -> str:
-        """What `send` would send and delete, and where. The card is written; the Hub is only asked what it has."""
+        """Say what `send` would send and delete, and where. The card is written; the Hub is only asked what it has."""
         self.write(self.repo_id)
         files = self._files()
         sizes = {name: (self.folder / name).stat().st_size for name in files}
@@ -222,7 +222,7 @@ class _Push:
         return f"{branch}Would be deleted there, as not part of {self.folder}: {', '.join(stale)}."
 
     def _is_worth_repeating(self, error: BaseException) -> bool:
-        """Whether the same push may succeed in a moment: the network, a busy Hub, somebody else's push."""
+        """Return whether the same push may succeed in a moment: the network, a busy Hub, somebody else's push."""
         if _was_repeated(error) or (self.create_pr and _may_have_arrived(error)):
             return False  # the client has given up already; a second pull request would be opened
         status = _status(error)
@@ -231,7 +231,7 @@ class _Push:
         return _is_connection_trouble(error)
 
     def _reason(self, error: BaseException) -> str:
-        """What went wrong and what to do, one or two sentences."""
+        """Return what went wrong and what to do, one or two sentences."""
         status, detail = _status(error), f" ({_detail(error)})"
         if isinstance(error, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set, so nothing is sent; unset it to push."
@@ -280,7 +280,7 @@ class _Push:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What failed, if the client says no more than which file it was about."""
+    """Return what failed, if the client says no more than which file it was about."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -291,7 +291,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _detail(error: BaseException) -> str:
-    """The error in a few words, on one line and without the address, which the client repeats at length."""
+    """Return the error in a few words, on one line and without the address, which the client repeats at length."""
     if not isinstance(error, HfHubHTTPError):
         return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}".rstrip(".")
     said = " ".join((error.server_message or "").split()).rstrip(".")
@@ -300,14 +300,14 @@ def _detail(error: BaseException) -> str:
 
 
 def _is_connection_trouble(error: BaseException) -> bool:
-    """Refused, dropped, timed out, no such host; or an error page of a proxy where JSON should be."""
+    """Return whether it was refused, dropped or timed out, or a proxy answered where JSON should be."""
     if isinstance(error, OfflineModeIsEnabled):
         return False
     return isinstance(error, (HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)) and not _status(error)
 
 
 def _wanted_wait(error: BaseException) -> float:
-    """Seconds that the Hub asks to be left alone; 0 where it does not say."""
+    """Return seconds that the Hub asks to be left alone; 0 where it does not say."""
     if not isinstance(error, HfHubHTTPError):
         return 0.0
     limits = parse_ratelimit_headers(error.response.headers)
@@ -318,7 +318,7 @@ def _wanted_wait(error: BaseException) -> float:
 
 
 def _request(error: BaseException) -> str:
-    """Method and path of the request that failed; empty where there was none."""
+    """Return method and path of the request that failed; empty where there was none."""
     if not isinstance(error, HTTPError):
         return ""
     request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
@@ -326,10 +326,10 @@ def _request(error: BaseException) -> str:
 
 
 def _was_repeated(error: BaseException) -> bool:
-    """Whether the client has repeated the request itself, as it does those that sort and upload files."""
+    """Return whether the client has repeated the request itself, as it does those that sort and upload files."""
     return re.search(r"^PUT |/preupload/|/lfs/objects/batch$", _request(error)) is not None
 
 
 def _may_have_arrived(error: BaseException) -> bool:
-    """Whether a commit was sent and nobody knows what became of it."""
+    """Return whether a commit was sent and nobody knows what became of it."""
     return "/commit/" in _request(error) and (_status(error) or 500) >= 500

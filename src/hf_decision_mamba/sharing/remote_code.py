@@ -26,7 +26,7 @@ AUTO_CLASSES: dict[str, dict[str, type]] = {
 
 
 def _source_files() -> dict[str, Path]:
-    """The files of `model/` that the classes need, by their names; the compiled policy (`fused_*`) is none of them."""
+    """Return the files of `model/` that the classes need, by their names."""
     classes = {cls for classes in AUTO_CLASSES.values() for cls in classes.values()}
     starts = [inspect.getfile(cls) for cls in classes]
     paths = {Path(file) for start in starts for file in (start, *get_relative_import_files(start))}
@@ -66,7 +66,7 @@ def write_model_code(folder: str | Path) -> list[Path]:
 
 
 def _reference(cls: type) -> str:
-    """`file.Class`, as the loader takes it; both in the repository itself."""
+    """Return `file.Class`, as the loader takes it; both in the repository itself."""
     return f"{Path(inspect.getfile(cls)).stem}.{cls.__name__}"
 
 
