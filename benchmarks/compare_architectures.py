@@ -27,7 +27,7 @@ MODELS = {
     "DeMa": "--preset dema-b3ld --state_size 64",  # the preset's own; the settings file of the default run says 16
     "Decision MetaMamba": "--preset dmm",
     "Decision Mamba": "--preset decision-mamba",
-    "behaviour cloning": "--architecture bc",
+    "RvS-R": "--architecture rvs",
 }
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1)
@@ -55,9 +55,9 @@ Every run, so that another rule of choice can be tried:
 FOOTER = """
 What this does not say: two seeds tell large differences from small ones and no more; the papers train for 100,000
 steps; the context of {context} steps is the one that suited DeMa in the default run, where Decision Transformer and
-Decision Mamba published with 20. The intervals are over the episodes of one trained model, not over seeds. Behaviour
-cloning, the floor, sees one state and one return-to-go at a time: where it keeps up with the others, this data set asks
-for no memory. The held-out loss ranks neither the models nor the seeds as the scores do.
+Decision Mamba published with 20. The intervals are over the episodes of one trained model, not over seeds. RvS-R, the
+floor, sees one state and one return-to-go at a time: where it keeps up with the others, this data set asks for no
+memory. The held-out loss ranks neither the models nor the seeds as the scores do.
 
 Written by `{command}`; the numbers are in
 [comparison.json](../benchmarks/results/comparison.json).

@@ -8,7 +8,12 @@ asked for. Nothing inside of the package uses this file.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .baselines import DecisionBCConfig, DecisionBCModel
+from .baselines import (
+    DecisionMLPConfig,
+    DecisionMLPModel,
+    EncodedDecisionTransformerConfig,
+    EncodedDecisionTransformerModel,
+)
 from .model import (
     DecisionMambaCache,
     DecisionMambaConfig,
@@ -67,8 +72,8 @@ _ROOMS = ("acting", "analysis", "collecting", "conversion", "data", "evaluation"
 
 __all__ = [
     "CollectSettings",
-    "DecisionBCConfig",
-    "DecisionBCModel",
+    "DecisionMLPConfig",
+    "DecisionMLPModel",
     "DecisionMambaCache",
     "DecisionMambaConfig",
     "DecisionMambaModel",
@@ -76,6 +81,8 @@ __all__ = [
     "DecisionMambaPolicy",
     "DecisionMambaProcessor",
     "DecisionMambaTrainer",
+    "EncodedDecisionTransformerConfig",
+    "EncodedDecisionTransformerModel",
     "EvaluationResult",
     "TrainingResult",
     "Trajectories",

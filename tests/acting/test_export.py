@@ -10,12 +10,12 @@ import torch
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from hf_decision_mamba import (
-    DecisionBCConfig,
-    DecisionBCModel,
     DecisionMambaConfig,
     DecisionMambaModel,
     DecisionMambaPolicy,
     DecisionMambaProcessor,
+    DecisionMLPConfig,
+    DecisionMLPModel,
 )
 from hf_decision_mamba.acting import export
 from hf_decision_mamba.acting.export import DecisionStep, export_policy
@@ -213,8 +213,8 @@ def transformer() -> DecisionMambaPolicy:
     return DecisionMambaPolicy(DecisionTransformerModel(config), DecisionMambaProcessor(**STATES))
 
 
-def behaviour_cloning() -> DecisionMambaPolicy:
-    model = DecisionBCModel(DecisionBCConfig(state_dim=S, act_dim=A, hidden_size=8))
+def rvs() -> DecisionMambaPolicy:
+    model = DecisionMLPModel(DecisionMLPConfig(state_dim=S, act_dim=A, hidden_size=8))
     return DecisionMambaPolicy(model, DecisionMambaProcessor(**STATES))
 
 
@@ -224,7 +224,7 @@ def behaviour_cloning() -> DecisionMambaPolicy:
         (make_policy, "step.tflite", ValueError, "step.tflite has an unknown ending; it must be .onnx, or .pte"),
         (make_policy, "nowhere/step.onnx", FileNotFoundError, "nowhere/step.onnx does not exist"),
         (transformer, "step.onnx", ValueError, "DecisionTransformerModel carries no state between decisions"),
-        (behaviour_cloning, "step.onnx", ValueError, "DecisionBCModel carries no state between decisions"),
+        (rvs, "step.onnx", ValueError, "DecisionMLPModel carries no state between decisions"),
         (make_policy, "step.onnx", ImportError, 'onnx and onnxscript; .*: pip install "hf_decision_mamba[export]"'),
         (make_policy, "step.pte", ImportError, 'executorch; .*: pip install "hf_decision_mamba[executorch]"'),
     ],

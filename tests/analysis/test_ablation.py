@@ -13,7 +13,7 @@ from hf_decision_mamba.analysis.ablation import (
     swap_hidden_attention,
     zero_hidden_attention,
 )
-from hf_decision_mamba.baselines.behaviour_cloning import DecisionBCConfig, DecisionBCModel
+from hf_decision_mamba.baselines.mlp import DecisionMLPConfig, DecisionMLPModel
 from hf_decision_mamba.evaluation.rollouts import evaluate_policy
 
 HOPPER = {"state_dim": 11, "act_dim": 3, "env_id": "Hopper-v5"}
@@ -123,7 +123,7 @@ def test_a_changed_policy_acts_as_the_original_does() -> None:
 
 
 def no_mixers() -> DecisionMambaPolicy:
-    model = DecisionBCModel(DecisionBCConfig(state_dim=11, act_dim=3, hidden_size=8, n_layer=1))
+    model = DecisionMLPModel(DecisionMLPConfig(state_dim=11, act_dim=3, hidden_size=8, n_layer=1))
     return DecisionMambaPolicy(model, make_policy(**HOPPER).processor)
 
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_changed_is_refused_before_anything_is_played(others, opt
 
 
 def test_models_without_hidden_attention_are_refused() -> None:
-    with pytest.raises(ValueError, match="DecisionBCModel has no Mamba mixers, so no hidden attention"):
+    with pytest.raises(ValueError, match="DecisionMLPModel has no Mamba mixers, so no hidden attention"):
         ablate([no_mixers()], progress=False)
     with pytest.raises(ValueError, match="give one or more"):
         ablate([])

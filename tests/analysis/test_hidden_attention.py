@@ -8,7 +8,7 @@ import torch
 from model.test_presets import SMALL, VARIANTS, inputs_for, model_of
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
-from hf_decision_mamba import DecisionBCConfig, DecisionBCModel, DecisionMambaConfig, DecisionMambaModel
+from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMLPConfig, DecisionMLPModel
 from hf_decision_mamba.analysis.ablation import (
     randomize_hidden_attention,
     swap_hidden_attention,
@@ -267,11 +267,11 @@ def test_effective_context_is_the_difference_to_a_shorter_window(model):
 
 
 def test_effective_context_of_the_baselines():
-    """A transformer looks back, behaviour cloning on one step does not."""
+    """A transformer looks back, an MLP on one step does not."""
     batch = {name: x.float() if x.is_floating_point() else x for name, x in padded_batch(model_of("dmm")).items()}
     assert (effective_context(transformer(), batch).step_removed[3] > 0).all()
-    cloning = DecisionBCModel(DecisionBCConfig(state_dim=5, act_dim=3, hidden_size=8))
-    assert not effective_context(cloning, batch).step_removed[3].any()
+    perceptron = DecisionMLPModel(DecisionMLPConfig(state_dim=5, act_dim=3, hidden_size=8))
+    assert not effective_context(perceptron, batch).step_removed[3].any()
 
 
 # ------------------------------------------------------------------------------------------------- time constants

@@ -9,11 +9,11 @@ import torch
 from factories import BREAKOUT, make_model, pendulum_model, pendulum_policy, pendulum_transformer
 
 from hf_decision_mamba import (
-    DecisionBCConfig,
-    DecisionBCModel,
     DecisionMambaConfig,
     DecisionMambaModel,
     DecisionMambaProcessor,
+    DecisionMLPConfig,
+    DecisionMLPModel,
 )
 from hf_decision_mamba.acting.policy import DecisionMambaPolicy
 from hf_decision_mamba.analysis.episodes import DecisionWindows, chosen_episodes, play_episodes
@@ -150,7 +150,7 @@ def test_targets_lie_around_the_checkpoints_own(own, targets, monkeypatch):
     [
         (pendulum_transformer, K, ["attention", "decay", "time_constants"], "no Mamba layers"),
         (
-            lambda: DecisionBCModel(DecisionBCConfig(state_dim=3, act_dim=1, hidden_size=8, n_layer=1)),
+            lambda: DecisionMLPModel(DecisionMLPConfig(state_dim=3, act_dim=1, hidden_size=8, n_layer=1)),
             1,
             ["attention", "decay", "effective_context", "time_constants"],
             "no Mamba layers",
@@ -158,7 +158,7 @@ def test_targets_lie_around_the_checkpoints_own(own, targets, monkeypatch):
         (lambda: pendulum_model("gru"), K, ["attention", "decay", "time_constants"], "A GRU has no Mamba layers"),
         (lambda: None, 1, ["attention", "decay", "effective_context"], "decides from one step"),
     ],
-    ids=["decision transformer", "behaviour cloning", "gru", "a context of one step"],
+    ids=["decision transformer", "rvs", "gru", "a context of one step"],
 )
 def test_what_a_model_does_not_have_is_left_out(model, context_length, missing, because):
     policy = pendulum_policy(model(), context_length)

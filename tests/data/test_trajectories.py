@@ -299,6 +299,26 @@ def test_split_keeps_episodes_whole_and_in_order(fraction: float, held_out: int)
                 np.testing.assert_array_equal(getattr(part, column)[rows], getattr(trajectories, column)[origin])
 
 
+@pytest.mark.parametrize(
+    ("fraction", "best"), [(1.0, [0, 1, 2, 3]), (0.9, [1, 2, 3]), (0.7, [1, 3]), (0.3, [1]), (0.01, [1])]
+)
+def test_the_best_episodes_hold_a_share_of_the_steps(fraction: float, best: list[int]) -> None:
+    lengths, returns = [1, 3, 2, 4], [1.0, 9.0, 5.0, 5.5]
+    rewards = np.repeat(np.divide(returns, lengths), lengths).astype(np.float32)
+    trajectories = make(lengths, rewards=rewards)
+    chosen = trajectories.best(fraction)
+    assert chosen.lengths().tolist() == [lengths[episode] for episode in best]
+    np.testing.assert_allclose(chosen.returns(), [returns[episode] for episode in best], rtol=1e-6)
+    equal = make([2, 2, 2], rewards=np.ones(6, np.float32))
+    assert equal.best(0.4).select(np.array([True])).episode_starts.tolist() == [0]
+
+
+@pytest.mark.parametrize("fraction", [0, 1.01, float("nan")])
+def test_no_other_share_is_the_best(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction must be above 0 and at most 1; got"):
+        make([2]).best(fraction)
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99), st.integers(1, 20))
 def test_a_selection_is_a_view_that_is_what_a_copy_is(lengths: list[int], seed: int, rows_at_once: int) -> None:
     trajectories = make(lengths, seed)

@@ -26,12 +26,12 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_decision_mamba import (
-    DecisionBCConfig,
-    DecisionBCModel,
     DecisionMambaConfig,
     DecisionMambaModel,
     DecisionMambaPolicy,
     DecisionMambaProcessor,
+    DecisionMLPConfig,
+    DecisionMLPModel,
 )
 from hf_decision_mamba.model import PRESETS, loading_decision_mamba
 
@@ -43,8 +43,8 @@ SIZES = {"state_dim": STATE_DIM, "act_dim": ACT_DIM, "hidden_size": 8, "n_layer"
 def make_model(kind: str = "mamba", **sizes: int) -> torch.nn.Module:
     torch.manual_seed(0)
     sizes = {**SIZES, **sizes}
-    if kind == "bc":
-        return DecisionBCModel(DecisionBCConfig(**sizes))
+    if kind == "mlp":
+        return DecisionMLPModel(DecisionMLPConfig(**sizes))
     if kind == "transformer":
         return DecisionTransformerModel(DecisionTransformerConfig(**sizes, n_head=1, n_positions=64))
     return DecisionMambaModel(DecisionMambaConfig.from_preset("dema-b3ld", **sizes, embedding_size=8, state_size=4))
@@ -68,7 +68,7 @@ def quiet():
     logging.enable_progress_bar()
 
 
-@pytest.fixture(params=["mamba", "bc", "transformer"])
+@pytest.fixture(params=["mamba", "mlp", "transformer"])
 def kind(request):
     return request.param
 
@@ -116,7 +116,7 @@ def test_checkpoints_from_before_versions_and_checksums_load():
     assert DecisionMambaPolicy.from_pretrained(folder).model.config.format_version == 1
 
 
-@pytest.mark.parametrize("kind", ["mamba", "bc"])
+@pytest.mark.parametrize("kind", ["mamba", "mlp"])
 def test_a_newer_format_asks_for_an_upgrade(kind, tmp_path):
     change_json(save(tmp_path, kind) / "config.json", format_version=2)
     for load in (AutoConfig, AutoModel, DecisionMambaPolicy):
@@ -184,7 +184,7 @@ WRONG_WEIGHTS = {
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
-@pytest.mark.parametrize("kind", ["mamba", "bc"])
+@pytest.mark.parametrize("kind", ["mamba", "mlp"])
 def test_weights_that_do_not_fit_are_named(kind, changes, message, tmp_path):
     change_weights(save(tmp_path, kind), **changes)
     for load in (AutoModel, type(make_model(kind)), DecisionMambaPolicy):

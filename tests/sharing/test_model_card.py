@@ -30,7 +30,7 @@ from hf_decision_mamba.model import PRESETS
 from hf_decision_mamba.sharing.model_card import push_to_hub, render_model_card, write_model_card
 from hf_decision_mamba.sharing.remote_code import CODE_FILES, write_model_code
 
-BASELINES = ("decision_transformer", "bc")
+BASELINES = ("decision_transformer", "rvs", "bc")
 CARDS = ROOT / "model_cards"
 TOKEN = "hf_alice"
 ENV_ID = "Pendulum-v1"  # part of gymnasium itself: three observations, one action
@@ -441,6 +441,8 @@ def test_rows_of_other_checkpoints_are_labelled(checkpoint: Path) -> None:
             (dict(preset=None, architecture=name), "2106.01345", "Chen, Lili")
             for name in ("decision_transformer", "bc")
         ),
+        ({"preset": None, "architecture": "rvs"}, "2112.10751", "Emmons, Scott"),
+        ({"preset": "gru", "architecture": "gru"}, "1406.1078", "Cho, Kyunghyun"),
     ],
     ids=lambda value: " ".join(filter(None, value.values())) if isinstance(value, dict) else "",
 )

@@ -24,12 +24,12 @@ from packaging.requirements import Requirement
 from transformers import DecisionTransformerConfig, DecisionTransformerModel, PreTrainedModel
 
 from hf_decision_mamba import (
-    DecisionBCConfig,
-    DecisionBCModel,
     DecisionMambaConfig,
     DecisionMambaModel,
     DecisionMambaPolicy,
     DecisionMambaProcessor,
+    DecisionMLPConfig,
+    DecisionMLPModel,
 )
 from hf_decision_mamba.sharing.model_card import push_to_hub, render_model_card
 from hf_decision_mamba.sharing.remote_code import CODE_FILES, write_model_code
@@ -131,10 +131,10 @@ def test_json_files_gain_the_names_of_the_classes_and_nothing_else(checkpoint: P
 @pytest.mark.parametrize(
     "model",
     [
-        DecisionBCModel(DecisionBCConfig(state_dim=3, act_dim=2)),
+        DecisionMLPModel(DecisionMLPConfig(state_dim=3, act_dim=2)),
         DecisionTransformerModel(DecisionTransformerConfig(state_dim=3, act_dim=2, hidden_size=8, n_layer=1, n_head=1)),
     ],
-    ids=["decision_bc", "decision_transformer"],
+    ids=["decision_mlp", "decision_transformer"],
 )
 def test_other_architectures_get_no_code(tmp_path: Path, model: PreTrainedModel) -> None:
     model.save_pretrained(tmp_path)

@@ -141,7 +141,9 @@ MINE = "n_layer: 2\nhidden_size: 48\nstate_size: 8\nresid_pdrop: 0.3\ncontext_le
         (["--preset=dema-b3ld"], set()),
         (["--preset=dmm"], set()),
         (["--architecture=decision_transformer"], {"preset", "state_size"}),
-        (["--architecture=bc"], {"preset", "state_size", "resid_pdrop"}),
+        (["--architecture=rvs"], {"preset", "state_size", "resid_pdrop"}),
+        (["--architecture=gru"], {"preset", "state_size"}),
+        (["--preset=gru"], {"state_size"}),
         (["--model_name_or_path=there"], {"preset", "n_layer", "hidden_size", "state_size", "resid_pdrop"}),
     ],
 )
@@ -151,7 +153,7 @@ def test_a_file_that_was_named_is_obeyed_wherever_the_chosen_model_has_the_field
     asked = {"n_layer": 2, "hidden_size": 48, "state_size": 8, "resid_pdrop": 0.3}
     assert model.overrides() == {name: value for name, value in asked.items() if name not in left_out}
     assert (data.context_length, args.max_steps) == (5, 7)
-    assert "preset" not in left_out or model.preset == "dema-b3ld"
+    assert "preset" not in left_out or model.preset == ("gru" if choice == ["--architecture=gru"] else "dema-b3ld")
     changed = choice not in ([], ["--preset=dema-b3ld"])
     assert len(arguments.remarks) == changed
     for remark in arguments.remarks:
@@ -185,3 +187,11 @@ def test_another_preset_than_a_files_baseline_is_a_model_of_ours(tmp_path):
 def test_what_was_given_is_what_differs_from_the_defaults(tmp_path):
     arguments = parsed(tmp_path, "seed: 42\nmax_steps: 7\nlearning_rate: 1e-3\n", "--weight_decay", "0.5")
     assert arguments.given == {"use_cpu": True, "max_steps": 7, "weight_decay": 0.5}
+
+
+@pytest.mark.parametrize("choice", [["--architecture=gru"], ["--preset=gru"], ["--architecture=gru", "--preset=gru"]])
+def test_a_gru_is_an_architecture_and_a_preset(tmp_path, choice):
+    model = parsed(tmp_path, "seed: 1", *choice)[0]
+    assert (model.architecture, model.preset, model.builds_a_preset) == ("gru", "gru", True)
+    with pytest.raises(ValueError, match="--architecture gru is --preset gru, not --preset dmm; leave one of them out"):
+        parsed(tmp_path, "seed: 1", "--architecture=gru", "--preset=dmm")

@@ -56,6 +56,7 @@ TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size":
 ATARI = {"preset": "dema-atari", "dataset_name": BREAKOUT, "per_device_eval_batch_size": 32}
 BASELINES = {
     "decision_transformer": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "decision_transformer"},
+    "rvs": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "rvs"},
     "bc": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "bc"},
 }
 PAPERS = [name for name in PRESETS if name != "gru"]  # which is no paper's
@@ -254,14 +255,16 @@ def test_a_run_without_a_folder_is_named_after_model_and_data(argv, folder):
         (["--preset=dema-post"], 479_363, 479_363 + (128 * 11 + 11) + (128 + 1)),
         (["--preset=dmm"], 123_587, 123_587),  # DMM's own number, hopper
         (["--architecture=decision_transformer"], 858_767, 727_695),  # as in DeMa's tables, hopper
-        (["--architecture=bc"], 69_891, 69_891),
+        (["--architecture=rvs"], 69_891, 69_891),
+        (["--architecture=bc"], 69_891 - 256, 69_891 - 256),
+        (["--architecture=gru"], 162_607, 162_607),
     ],
-    ids=["dema-b3ld", "dema-post", "dmm", "decision_transformer", "bc"],
+    ids=["dema-b3ld", "dema-post", "dmm", "decision_transformer", "rvs", "bc", "gru"],
 )
 def test_parameters_are_counted_as_the_papers_do(trajectories, argv, ours, published):
     model_args, data_args, *_ = parse_arguments(argv)
     model, *_ = build(model_args, data_args, trajectories)
-    preset = model_args.preset if model_args.architecture == "decision_mamba" else None
+    preset = model_args.preset if model_args.builds_a_preset else None
     assert (model.num_parameters(), paper_parameter_count(model, preset)) == (ours, published)
 
 
@@ -1405,7 +1408,8 @@ def test_the_return_scale_is_that_of_the_data_where_nobody_gives_one(tmp_path, s
     assert "Warning: return_scale 1000 makes returns-to-go of 0 to 1 ones of 0 to 0.001, too much alike" in printed
 
 
-def test_discrete_actions_of_vectors_train_with_any_vector_preset(tmp_path, trajectories):
+@pytest.mark.parametrize("choice", ["preset=dmm", *(f"architecture={name}" for name in ("gru", *BASELINES))])
+def test_discrete_actions_of_vectors_train_with_any_vector_preset_and_baseline(tmp_path, trajectories, choice):
     data = Trajectories(
         observations=trajectories.observations,
         actions=(trajectories.actions[:, 0] > 0).astype(np.int64),
@@ -1415,7 +1419,7 @@ def test_discrete_actions_of_vectors_train_with_any_vector_preset(tmp_path, traj
         starts=trajectories.starts,
         lengths=trajectories.lengths,
     )
-    model_args, data_args, *_ = parse_arguments(["--preset=dmm", "--hidden_size=8", "--context_length=4"])
+    model_args, data_args, *_ = parse_arguments([f"--{choice}", "--hidden_size=8", "--context_length=4"])
     model, processor, _ = build(model_args, data_args, data)
     assert (model.config.action_type, model.config.act_dim, model.config.state_dim) == ("discrete", 2, 11)
     windows = WindowDataset(data, 4, state_mean=processor.state_mean, state_std=processor.state_std)
@@ -1425,6 +1429,57 @@ def test_discrete_actions_of_vectors_train_with_any_vector_preset(tmp_path, traj
 
 
 @pytest.mark.parametrize("architecture", BASELINES)
+def test_baselines_learn_from_images_and_act_on_them(tmp_path, architecture):
+    folder = tmp_path / "run"
+    settings = {**BASELINES[architecture], "n_layer": 1, "dataset_name": BREAKOUT, "max_steps": 1, "save_steps": 2}
+    metrics = main(command_line(folder, **settings, per_device_eval_batch_size=32))
+    assert 0 < metrics["eval_loss"] < 3
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["architecture"], record["loss_function"]) == (architecture, "cross-entropy")
+    policy = DecisionMambaPolicy.from_pretrained(folder)
+    assert (policy.state_type, policy.action_type) == ("image", "discrete")
+    policy.reset(num_envs=2)
+    acted = [policy.act(np.full((2, 84, 84), grey, np.uint8)) for grey in (0, 9, 200)]
+    assert all(((actions >= 0) & (actions < 4)).all() for actions in acted)
+    assert f"| Architecture | `{architecture}` |" in (folder / "README.md").read_text()
+
+
+def test_a_gru_learns_and_acts_with_its_state_carried(tmp_path):
+    folder = tmp_path / "run"
+    sizes = {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "embedding_size": 8}
+    settings = {**sizes, "env_id": "Hopper-v5", "eval_episodes": 1, "eval_max_episode_steps": 10}
+    main(command_line(folder, architecture="gru", train_mode="sequences", eval_mode="recurrent", **settings))
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["architecture"], record["preset"]) == ("gru", "gru")
+    assert DecisionMambaModel.from_pretrained(folder).config.ssm == "gru"
+    written = (folder / "train.yaml").read_text()
+    assert "preset: gru\n" in written and "architecture: gru\n" in written
+    with pytest.raises(ValueError, match=r"already holds a run\. Go on with it: --resume_from_checkpoint last"):
+        main(command_line(folder, preset="gru", train_mode="sequences", eval_mode="recurrent", **settings))
+    tuned = {**dict.fromkeys(TINY_MODEL), "model_name_or_path": folder, "architecture": "gru", "max_steps": 1}
+    main(command_line(tmp_path / "tuned", **tuned))
+    record = json.loads((tmp_path / "tuned" / "training.json").read_text())
+    assert (record["architecture"], record["preset"]) == ("gru", None)
+
+
+def test_the_best_episodes_alone_are_learned_from_and_held_out(tmp_path, trajectories, capsys):
+    folder = tmp_path / "run"
+    main(command_line(folder, top_fraction=0.4, held_out_fraction=0.5, max_steps=1))
+    best = trajectories.best(0.4)
+    count, worst = best.num_episodes, best.returns().min()
+    assert 2 < count < 20 and (trajectories.returns() > worst).sum() == count - 1
+    held_out = round(count / 2)
+    assert f"{count} episodes, the best by return of 20 ({held_out} held out)" in capsys.readouterr().out
+    record = json.loads((folder / "training.json").read_text())
+    facts = {name: record["dataset"][name] for name in ("episodes", "best_of_episodes", "held_out_episodes")}
+    assert facts == {"episodes": count, "best_of_episodes": 20, "held_out_episodes": held_out}
+    assert record["dataset"]["return_min"] == pytest.approx(worst)
+    assert record["arguments"]["top_fraction"] == 0.4 and "top_fraction: 0.4\n" in (folder / "train.yaml").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"{count}, the best by return of 20, of which {held_out} held out for the evaluation loss" in card
+
+
+@pytest.mark.parametrize("architecture", ["decision_transformer", "rvs"])
 def test_baselines_train_resume_act_and_get_a_card(tmp_path, architecture):
     folder = tmp_path / "run"
     command = {
@@ -1440,7 +1495,7 @@ def test_baselines_train_resume_act_and_get_a_card(tmp_path, architecture):
     assert record["arguments"]["context_length"] == 4
     assert f"{metrics['eval_return_mean']:.3g} ± " in (folder / "README.md").read_text()
     policy = DecisionMambaPolicy.from_pretrained(folder)
-    assert policy.context_length == (1 if architecture == "bc" else 4)
+    assert policy.context_length == (4 if architecture == "decision_transformer" else 1)
     assert policy.act(np.zeros(11)).shape == (3,)
 
     whole = (folder / "model.safetensors").read_bytes()
@@ -1599,17 +1654,24 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         (
             {"preset": "dema-atari"},
             "Preset 'dema-atari' is for image states, but data set 'hopper-tiny-v5' has vector states; "
-            "presets that fit: dema-b3ld, dema-bl3d, dema-post, dmm, dmm-conv, dmm-mamba2, decision-mamba",
+            "presets that fit: dema-b3ld, dema-bl3d, dema-post, dmm, dmm-conv, dmm-mamba2, decision-mamba, gru",
         ),
         (
             {"dataset_name": BREAKOUT},
             "Preset 'dema-b3ld' is for vector states, but data set 'breakout-tiny' has image states; "
-            "presets that fit: dema-atari, dema-atari-post",
+            "presets that fit: dema-atari, dema-atari-post, gru",
+        ),
+        ({"top_fraction": 0}, "top_fraction=0.0 must be above 0 and at most 1"),
+        ({"top_fraction": 1.5}, "top_fraction=1.5 must be above 0 and at most 1"),
+        ({"top_fraction": "nan"}, "top_fraction=nan must be above 0 and at most 1"),
+        ({"top_fraction": 0.5, "streaming": True}, "top_fraction=0.5 and streaming exclude each other"),
+        (
+            {"top_fraction": 0.01},
+            "top_fraction=0.01 leaves one of the 20 episodes of data set 'hopper-tiny-v5', of which none can be held",
         ),
         (
-            {**BASELINES["bc"], "dataset_name": BREAKOUT},
-            "--architecture bc learns from vector states and continuous actions, but data set 'breakout-tiny' has "
-            "image states and discrete actions; use --architecture decision_mamba with --preset dema-atari or dema-",
+            {**dict.fromkeys(TINY_MODEL), "architecture": "gru", "conv_kernel": 4},
+            "--conv_kernel does not apply to --architecture gru, which takes --hidden_size, --embedding_size,",
         ),
         ({**BASELINES["bc"], "preset": "dmm"}, "--preset dmm is a variant of decision_mamba; leave it out with"),
         (
@@ -1618,7 +1680,7 @@ def test_the_target_return_is_the_papers_or_the_best_of_the_data(tmp_path, env_i
         ),
         (
             {**BASELINES["bc"], "env_id": "Hopper-v5", "eval_mode": "recurrent"},
-            "DecisionBCModel carries no state between decisions; use mode='window'",
+            "DecisionMLPModel carries no state between decisions; use mode='window'",
         ),
         (
             {**BASELINES["decision_transformer"], "env_id": "Hopper-v5", "eval_episodes": 1, "max_ep_len": 400},

@@ -1,14 +1,18 @@
 """Baselines: what the models are compared with, in the same trainer and the same evaluation.
 
-`architectures` lists all that can be trained, `behaviour_cloning` is the one that is ours.
+`architectures` lists all that can be trained, `mlp` is RvS and behaviour cloning, `decision_transformer` takes
+transformers' to discrete actions and images.
 """
 
 from .architectures import ARCHITECTURES, architecture_of
-from .behaviour_cloning import DecisionBCConfig, DecisionBCModel
+from .decision_transformer import EncodedDecisionTransformerConfig, EncodedDecisionTransformerModel
+from .mlp import DecisionMLPConfig, DecisionMLPModel
 
 __all__ = [
     "ARCHITECTURES",
-    "DecisionBCConfig",
-    "DecisionBCModel",
+    "DecisionMLPConfig",
+    "DecisionMLPModel",
+    "EncodedDecisionTransformerConfig",
+    "EncodedDecisionTransformerModel",
     "architecture_of",
 ]

@@ -1,20 +1,48 @@
 """What `--architecture` may be, and what is known about each.
 
+An architecture is a config class, or some of its fields: RvS and behaviour cloning are two of one class, and a GRU is a
+preset of our models.
+
 Source of how parameters are counted: DeMa (arXiv 2405.12094).
 """
+
+from dataclasses import fields
+from typing import Any
 
 from torch import nn
 from transformers import DecisionTransformerConfig, DecisionTransformerModel, PreTrainedConfig, PreTrainedModel
 
 from ..model import DecisionMambaConfig, DecisionMambaModel
-from .behaviour_cloning import DecisionBCConfig, DecisionBCModel
+from .decision_transformer import EncodedDecisionTransformerConfig, EncodedDecisionTransformerModel
+from .mlp import DecisionMLPConfig, DecisionMLPModel
 
-#: What `--architecture` may be, and the classes behind it.
-ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
-    "decision_mamba": (DecisionMambaConfig, DecisionMambaModel),
-    "decision_transformer": (DecisionTransformerConfig, DecisionTransformerModel),
-    "bc": (DecisionBCConfig, DecisionBCModel),
+#: What `--architecture` may be, and the class of its config.
+ARCHITECTURES: dict[str, type[PreTrainedConfig]] = {
+    "decision_mamba": DecisionMambaConfig,
+    "gru": DecisionMambaConfig,
+    "decision_transformer": DecisionTransformerConfig,
+    "rvs": DecisionMLPConfig,
+    "bc": DecisionMLPConfig,
 }
+#: Those that read one step: they learn from the windows of the others.
+OF_ONE_STEP = ("rvs", "bc")
+#: Those that are presets of our models.
+WITH_PRESETS = ("decision_mamba", "gru")
+# Fields of a DecisionMambaConfig that mean nothing to a GRU.
+_OF_A_SCAN = {
+    *("state_size", "expand", "conv_kernel", "use_gate", "selective"),
+    *("time_step_min", "time_step_max", "scan_backend"),
+}
+_CONDITIONING = {"rvs": "return", "bc": "none"}
+_MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    DecisionMambaConfig: DecisionMambaModel,
+    DecisionTransformerConfig: DecisionTransformerModel,
+    EncodedDecisionTransformerConfig: EncodedDecisionTransformerModel,
+    DecisionMLPConfig: DecisionMLPModel,
+}
+
+_DECISION_TRANSFORMER_EP_LEN = 1000  # Chen et al. 2021, released code; more where the data have longer episodes
+_DECISION_TRANSFORMER_ATARI = {"n_layer": 6, "n_head": 8, "activation_function": "gelu"}  # Chen et al. 2021, table 7
 
 #: Presets whose authors count two heads that nothing trains, for the next state and the next return.
 _COUNTED_WITH_UNUSED_HEADS = ("dema-b3ld", "dema-bl3d", "dema-post")
@@ -26,15 +54,54 @@ def architecture_of(config: PreTrainedConfig) -> str:
     Raises:
         ValueError: none of them does.
     """
-    for name, (config_class, _) in ARCHITECTURES.items():
-        if config.model_type == config_class.model_type:
+    if isinstance(config, DecisionMLPConfig):
+        return next(name for name, conditioning in _CONDITIONING.items() if config.conditioning == conditioning)
+    if isinstance(config, DecisionMambaConfig) and config.ssm == "gru":
+        return "gru"
+    for name, config_class in ARCHITECTURES.items():
+        if isinstance(config, config_class):
             return name
     raise ValueError(f"A model of type {config.model_type!r} cannot be trained; known: {', '.join(ARCHITECTURES)}.")
 
 
+def fields_of(architecture: str) -> set[str]:
+    """The config fields that mean something to models of this architecture."""
+    names = {entry.name for entry in fields(ARCHITECTURES[architecture])}
+    return names - _OF_A_SCAN if architecture == "gru" else names
+
+
 def embeds_time(config: PreTrainedConfig) -> bool:
     """Whether the model has an embedding for each time step below `max_ep_len`, and knows none beyond."""
-    return bool(getattr(config, "use_timestep_embedding", config.model_type == DecisionTransformerConfig.model_type))
+    return bool(getattr(config, "use_timestep_embedding", isinstance(config, DecisionTransformerConfig)))
+
+
+def baseline_config(
+    architecture: str, task: dict[str, Any], settings: dict[str, Any], longest: int
+) -> PreTrainedConfig:
+    """The config of a baseline that is no preset, with the sizes of its paper where `settings` name no others.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`.
+        task: the fields that say what a state and an action are, `state_type` and `action_type` among them.
+        settings: other fields.
+        longest: steps of the longest episode.
+    """
+    if architecture != "decision_transformer":
+        return DecisionMLPConfig(conditioning=_CONDITIONING[architecture], **task, **settings)
+    kinds = {name: value for name, value in task.items() if name in ("state_type", "action_type")}
+    defaults: dict[str, Any] = {"max_ep_len": max(_DECISION_TRANSFORMER_EP_LEN, longest)}
+    if kinds == {"state_type": "vector", "action_type": "continuous"}:
+        task = {name: value for name, value in task.items() if name not in kinds}
+        # They are of GPT-2's vocabulary, which is not there.
+        return DecisionTransformerConfig(**task, **{**defaults, "bos_token_id": None, "eos_token_id": None, **settings})
+    if task["state_type"] == "image":
+        defaults |= _DECISION_TRANSFORMER_ATARI
+    return EncodedDecisionTransformerConfig(**task, **{**defaults, **settings})
+
+
+def model_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new model, drawn from torch's random generator."""
+    return _MODELS[type(config)](config)
 
 
 def paper_parameter_count(model: PreTrainedModel, preset: str | None = None) -> int:

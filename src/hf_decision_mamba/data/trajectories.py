@@ -303,6 +303,27 @@ class Trajectories:
         held_out[np.random.default_rng(seed).permutation(self.num_episodes)[:count]] = True
         return self.select(~held_out), self.select(held_out)
 
+    def best(self, fraction: float) -> Trajectories:
+        """Select the episodes of the highest returns, in the order in which they stand (see `select`).
+
+        As many as hold at most this share of all steps, but at least one; of equal returns the earlier is better.
+        Source: %BC (Chen et al. 2021, section 5.1).
+
+        Args:
+            fraction: above 0 and at most 1.
+
+        Raises:
+            ValueError: the fraction is not in this range.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1; got {fraction}")
+        order = np.argsort(-self.returns(), kind="stable")
+        steps = np.cumsum(self.lengths[order])
+        count = max(1, int(np.count_nonzero(steps <= fraction * steps[-1] * (1 + 1e-9))))  # 0.7 of 10 is 7
+        chosen = np.zeros(self.num_episodes, dtype=np.bool_)
+        chosen[order[:count]] = True
+        return self.select(chosen)
+
     def check_finite(self) -> None:
         """Check every observation, action and reward, and that the rewards of an episode have a sum.
 

@@ -41,7 +41,7 @@ def write_model_code(folder: str | Path) -> list[Path]:
     """Put the model's code into a checkpoint folder, and the classes' names into its JSON files.
 
     Code that is there already is replaced by that of the installed package. A model that is not a `DecisionMambaModel`
-    gets none: transformers has the code of its own models, and `DecisionBCModel` needs this package.
+    gets none: transformers has the code of its own models, and `DecisionMLPModel` needs this package.
 
     Args:
         folder: the checkpoint folder.

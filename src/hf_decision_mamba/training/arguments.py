@@ -23,7 +23,7 @@ from accelerate.utils import get_cpu_distributed_information
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from ..baselines.architectures import ARCHITECTURES
+from ..baselines.architectures import WITH_PRESETS, fields_of
 from ..evaluation.environments import parse_env_kwargs
 from ..model.loading_decision_mamba import check_sizes
 from ..reporting.checks import wrong_type
@@ -40,10 +40,11 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    architecture: Literal["decision_mamba", "decision_transformer", "bc"] = field(
+    architecture: Literal["decision_mamba", "gru", "decision_transformer", "rvs", "bc"] = field(
         default="decision_mamba",
         metadata={
-            "help": "One of the project's models (see preset), transformers' Decision Transformer or behaviour cloning."
+            "help": "One of the project's models (see preset), or a baseline: a GRU, Decision Transformer, RvS-R (an "
+            "MLP on state and return-to-go) or behaviour cloning (an MLP on the state alone)."
         },
     )
     preset: str = field(
@@ -80,10 +81,25 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         check_sizes(self)  # those of every architecture
+        self._name_a_gru()
         for name in ("embd_pdrop", "resid_pdrop"):
             share = getattr(self, name)
             if share is not None and not 0 <= share < 1:
                 raise ValueError(f"{name}={share} must be at least 0 and below 1.")
+
+    def _name_a_gru(self) -> None:
+        """A GRU is a preset of our models and an architecture of its own: whichever was given, both say so."""
+        if self.architecture == "gru" and self.preset not in (ModelArguments.preset, "gru"):
+            raise ValueError(f"--architecture gru is --preset gru, not --preset {self.preset}; leave one of them out.")
+        if self.preset == "gru" and self.architecture == ModelArguments.architecture:
+            self.architecture = "gru"
+        if self.architecture == "gru" and self.model_name_or_path is None:
+            self.preset = "gru"
+
+    @property
+    def builds_a_preset(self) -> bool:
+        """Whether a new model of a preset is built: no other baseline, and no checkpoint is fine-tuned."""
+        return self.model_name_or_path is None and self.architecture in WITH_PRESETS
 
     def overrides(self) -> dict[str, Any]:
         """The config fields that were given."""
@@ -132,6 +148,13 @@ class DataArguments:
     )
     held_out_fraction: float = field(
         default=0.05, metadata={"help": "Share of whole episodes kept back for eval_loss; 0 trains on all."}
+    )
+    top_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Learn from the best episodes alone, by return, which hold this share of all steps (filtered BC, "
+            "%%BC); held-out ones are of the same kind."
+        },
     )
     context_length: int | None = field(
         default=None,
@@ -529,14 +552,15 @@ def _of_another_model(
 
 def _applies(name: str, value: Any, from_argv: Mapping[str, Any]) -> bool:
     """Whether a setting of a file means something to the model that the command line chooses."""
-    architecture = from_argv.get("architecture", ModelArguments.architecture)
+    of_preset = "gru" if from_argv.get("preset") == "gru" else ModelArguments.architecture
+    architecture = from_argv.get("architecture", of_preset)
     if name == "context_length":
         return True
     if "model_name_or_path" in from_argv:
         return name == "scan_backend"  # all others are the checkpoint's
     if name in _MODEL_CHOICE:
         return {"architecture": value, "preset": architecture}.get(name) == ModelArguments.architecture
-    return name in {entry.name for entry in fields(ARCHITECTURES[architecture][0])}
+    return name in fields_of(architecture)
 
 
 def _scale_is_of_others(from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool) -> bool:

@@ -1,7 +1,6 @@
 """From settings and data to a model and its processor: a preset, a baseline, or a checkpoint to fine-tune.
 
-The data say what a state and an action are, the settings everything else. Source of the baseline's sizes: Decision
-Transformer (Chen et al. 2021, appendix A).
+The data say what a state and an action are, the settings everything else.
 """
 
 from dataclasses import fields
@@ -10,11 +9,18 @@ from typing import Any
 import numpy as np
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from numpy.typing import NDArray
-from transformers import DecisionTransformerConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..acting.loading import load_model
-from ..baselines.architectures import ARCHITECTURES, architecture_of, embeds_time
-from ..baselines.behaviour_cloning import DecisionBCConfig
+from ..baselines.architectures import (
+    OF_ONE_STEP,
+    WITH_PRESETS,
+    architecture_of,
+    baseline_config,
+    embeds_time,
+    fields_of,
+    model_of,
+)
 from ..data import Trajectories
 from ..data.statistics import CONSTANT_STD, TrajectoryStatistics
 from ..model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
@@ -22,7 +28,7 @@ from ..model.observations_decision_mamba import describe_parts
 from .arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, DataArguments, ModelArguments
 
 _WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
-_DECISION_TRANSFORMER_EP_LEN = 1000  # Chen et al. 2021, released code; more where the data have longer episodes
+_FOR_ANY_STATES = ("gru",)  # presets that are of no paper, which would have chosen its states
 
 
 def build(
@@ -30,8 +36,8 @@ def build(
 ) -> tuple[PreTrainedModel, DecisionMambaProcessor, int]:
     """Build the model that the settings ask for, its processor, and how long the windows are that it learns from.
 
-    A new model is drawn from torch's random generator. The windows are the processor's `context_length`, but for
-    behaviour cloning, which learns from the windows of the others and acts on one step.
+    A new model is drawn from torch's random generator. The windows are the processor's `context_length`, but for those
+    baselines that act on one step, which learn from the windows of the others.
 
     Args:
         trajectories: what is learned from; its statistics go into the processor of a new model.
@@ -65,7 +71,7 @@ def build(
         _check_parts(source, kept, trajectories)
         settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
         settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
-        if architecture_of(model.config) == "bc":
+        if architecture_of(model.config) in OF_ONE_STEP:
             settings["context_length"] = context_length
     for name in ("return_scale", "context_length"):
         given = getattr(data_args, name)
@@ -75,10 +81,10 @@ def build(
             config = _new_config(model_args, trajectories, longest, settings)
         except StrictDataclassClassValidationError as error:  # wraps what the config's own checks say
             raise ValueError(str(error.__cause__ or error)) from error
-        model = ARCHITECTURES[model_args.architecture][1](config)
+        model = model_of(config)
     _check_lengths(trajectories.name, longest, settings["context_length"], getattr(model.config, "max_ep_len", None))
     window_length = settings["context_length"]
-    if architecture_of(model.config) == "bc":
+    if architecture_of(model.config) in OF_ONE_STEP:
         settings["context_length"] = min(1, window_length)  # a length that is out of range is refused as such
     return model, DecisionMambaProcessor(**settings), window_length
 
@@ -96,29 +102,15 @@ def _new_config(
     model_args: ModelArguments, trajectories: Trajectories, longest: int, settings: dict[str, Any]
 ) -> PreTrainedConfig:
     """The config of a new model: the task's fields from the data, sizes from the preset or the paper."""
-    architecture = model_args.architecture
     task = _task(trajectories, settings["frame_stack"])
     overrides = _checked_overrides(model_args)
-    if architecture == "decision_mamba":
+    if model_args.builds_a_preset:
         _check_preset(model_args.preset, trajectories)
         config = DecisionMambaConfig.from_preset(model_args.preset, **task, **overrides)
         if "max_ep_len" not in overrides:
             config.max_ep_len = max(config.max_ep_len, longest)
         return config
-    if (task.pop("state_type"), task.pop("action_type")) != ("vector", "continuous"):
-        raise ValueError(
-            f"--architecture {architecture} learns from vector states and continuous actions, but data set "
-            f"{trajectories.name!r} has {trajectories.state_type} states and {trajectories.action_type} actions; use "
-            f"--architecture decision_mamba with --preset {' or '.join(_presets_for(trajectories))}."
-        )
-    if architecture == "bc":
-        return DecisionBCConfig(**task, **overrides)
-    defaults: dict[str, Any] = {
-        "max_ep_len": max(_DECISION_TRANSFORMER_EP_LEN, longest),
-        "bos_token_id": None,  # of GPT-2's vocabulary, which is not there
-        "eos_token_id": None,
-    }
-    return DecisionTransformerConfig(**task, **{**defaults, **overrides})  # its defaults are those of the paper
+    return baseline_config(model_args.architecture, task, overrides, longest)
 
 
 def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
@@ -139,7 +131,12 @@ def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
 
 
 def _presets_for(trajectories: Trajectories) -> list[str]:
-    return [name for name, preset in PRESETS.items() if preset.get("state_type", "vector") == trajectories.state_type]
+    kind = trajectories.state_type
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if name in _FOR_ANY_STATES or preset.get("state_type", "vector") == kind
+    ]
 
 
 def _check_preset(preset: str, trajectories: Trajectories) -> None:
@@ -155,14 +152,12 @@ def _check_preset(preset: str, trajectories: Trajectories) -> None:
 def _checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
     """The config fields that were given, when the architecture has them."""
     architecture, overrides = model_args.architecture, model_args.overrides()
-    if architecture == "decision_mamba":
-        return overrides
-    if model_args.preset != ModelArguments.preset:
+    if architecture not in WITH_PRESETS and model_args.preset != ModelArguments.preset:
         raise ValueError(
             f"--preset {model_args.preset} is a variant of decision_mamba; leave it out with --architecture "
             f"{architecture}, or leave that out."
         )
-    has = {entry.name for entry in fields(ARCHITECTURES[architecture][0])}
+    has = fields_of(architecture)
     for name in overrides:
         if name not in has:
             known = ", ".join(f"--{entry.name}" for entry in fields(ModelArguments) if entry.name in has)
@@ -192,7 +187,7 @@ def _load(
             f"{source} is a model of --architecture {architecture}, not {model_args.architecture}; leave it out when "
             "fine-tuning."
         )
-    if architecture == "decision_mamba":
+    if architecture in WITH_PRESETS:
         config.scan_backend = model_args.scan_backend
     read_by_default = {"state_type": "vector", "action_type": "continuous"}
     frame_stack = data_args.frame_stack or int(getattr(config, "num_channels", DEFAULT_FRAME_STACK))

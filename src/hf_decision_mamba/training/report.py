@@ -100,8 +100,7 @@ class Run:
     @cached_property
     def preset(self) -> str | None:
         """The preset that the model was built from; None for baselines and fine-tuned checkpoints."""
-        built = self.model_args.model_name_or_path is None and self.model_args.architecture == "decision_mamba"
-        return self.model_args.preset if built else None
+        return self.model_args.preset if self.model_args.builds_a_preset else None
 
     @cached_property
     def num_parameters(self) -> int:
@@ -150,11 +149,12 @@ def run_summary(run: Run) -> str:
     data, statistics, args, trainer = run.data, run.data.statistics, run.args, run.trainer
     mean = statistics.return_mean
     config: Any = run.model.config
+    of = "" if data.best_of is None else f", the best by return of {data.best_of:,}"
     held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
     device, count, as_published = args.device, run.num_parameters, run.num_parameters_as_published
     published = f" ({as_published:,} as its paper counts)" if as_published != count else ""
     backend = ""
-    if config.model_type == "decision_mamba":
+    if architecture_of(config) == "decision_mamba":
         backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     resident = " (holds the data)" if isinstance(trainer.train_dataset, DeviceWindowDataset) else ""
@@ -162,8 +162,8 @@ def run_summary(run: Run) -> str:
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
     return (
-        f"data         {name}: {statistics.episodes:,} episodes{held_out}, {statistics.transitions:,} transitions,"
-        f" return {number(mean, 0)} ± {number(statistics.return_std, 0, beside=[mean])}, at best "
+        f"data         {name}: {statistics.episodes:,} episodes{of}{held_out}, {statistics.transitions:,} transitions, "
+        f"return {number(mean, 0)} ± {number(statistics.return_std, 0, beside=[mean])}, at best "
         f"{number(statistics.return_max, 0)}, divided by {number(run.processor.return_scale)}\n"
         f"model        {run.model_args.model_name_or_path or run.preset or run.model_args.architecture}: {count:,} "
         f"parameters{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"

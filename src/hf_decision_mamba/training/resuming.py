@@ -150,7 +150,7 @@ def _known_settings(
     known["model_name_or_path"] = portable(model_args.model_name_or_path or "") or None
     if model_args.model_name_or_path is None:
         built = {"architecture": model_args.architecture, **model_args.overrides()}
-        known |= {**built, "preset": model_args.preset} if model_args.architecture == "decision_mamba" else built
+        known |= {**built, "preset": model_args.preset} if model_args.builds_a_preset else built
     for name in ("dataset_revision", "scan_backend", "max_ep_len"):
         known.pop(name, None)
     follow = ("dataset_name", "action_type", "context_length", "return_scale", "frame_stack")

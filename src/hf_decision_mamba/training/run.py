@@ -215,7 +215,7 @@ def _tell_and_resume(run: Run, checkpoint: Path | None) -> None:
     invisible = run.data.train.statistics().remark_on_scale(run.processor.return_scale)
     for line in (run_summary(run), *remarks, *([f"Warning: {invisible}."] if invisible else [])):
         say(line)
-    if run.args.device.type == "cpu" and run.model.config.model_type == "decision_mamba":
+    if run.args.device.type == "cpu" and architecture_of(run.model.config) == "decision_mamba":
         say_when_kernels_compile()
 
 
@@ -298,6 +298,13 @@ def _check_arguments(
     eval_args.environment_kwargs()
     if not 0 <= data_args.held_out_fraction < 1:
         raise ValueError(f"held_out_fraction={data_args.held_out_fraction} must be 0 or more and below 1.")
+    if not 0 < data_args.top_fraction <= 1:
+        raise ValueError(f"top_fraction={data_args.top_fraction} must be above 0 and at most 1.")
+    if data_args.streaming and data_args.top_fraction < 1:
+        raise ValueError(
+            f"top_fraction={data_args.top_fraction} and streaming exclude each other, as nobody knows the returns of a "
+            "stream before it is read; leave out one of them."
+        )
     for name in ("eval_episodes", "rollout_episodes"):
         if getattr(eval_args, name) < 0:
             raise ValueError(f"{name}={getattr(eval_args, name)} must be 0 or more.")

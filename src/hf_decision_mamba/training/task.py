@@ -41,6 +41,7 @@ class RunData:
     buffer_steps: int = 0
     revision: str | None = None
     in_memory: bool = False
+    best_of: int | None = None  # episodes that were there, where the best of them were chosen
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class RunData:
             "env_id": self.env_id,
             **({"env_kwargs": self.env_kwargs} if self.env_kwargs else {}),
             **(statistics if self.stream is None else {"streaming_sample": statistics}),
+            **({} if self.best_of is None else {"best_of_episodes": self.best_of}),
             "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,
         }
 
@@ -89,12 +91,27 @@ def load_data(
             environment = _environment(eval_args, train)
             return RunData(train.statistics(), train, held_out, *environment, stream, steps, revision)
         trajectories = load_trajectories(data_args.dataset_name or [], **source)
+    best_of = trajectories.num_episodes if data_args.top_fraction < 1 else None
+    if best_of is not None:
+        trajectories = trajectories.best(data_args.top_fraction)
+        if trajectories.num_episodes < 2 and data_args.held_out_fraction > 0:
+            raise ValueError(
+                f"top_fraction={data_args.top_fraction} leaves one of the {best_of} episodes of data set "
+                f"{trajectories.name!r}, of which none can be held out: raise it, or say --held_out_fraction 0."
+            )
     train, held_out = trajectories, None
     if data_args.held_out_fraction > 0:
         train, held_out = trajectories.split(data_args.held_out_fraction, data_seed_of(args))
     environment = _environment(eval_args, trajectories)
-    statistics = trajectories.statistics()
-    return RunData(statistics, train, held_out, *environment, revision=revision, in_memory=in_memory is not None)
+    return RunData(
+        trajectories.statistics(),
+        train,
+        held_out,
+        *environment,
+        revision=revision,
+        in_memory=in_memory is not None,
+        best_of=best_of,
+    )
 
 
 def _load_from_memory(data: Any, data_args: DataArguments, source: dict[str, Any]) -> Trajectories:

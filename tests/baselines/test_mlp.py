@@ -1,4 +1,4 @@
-"""The behaviour-cloning baseline: one step in, one action out, and at home in the Auto classes and the policy."""
+"""The MLP baselines: one step in, one action out, and at home in the Auto classes and the policy."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, Trainer, TrainingArguments
 
 from hf_decision_mamba import DecisionMambaPolicy, DecisionMambaProcessor
-from hf_decision_mamba.baselines.behaviour_cloning import DecisionBCConfig, DecisionBCModel
+from hf_decision_mamba.baselines.mlp import DecisionMLPConfig, DecisionMLPModel
 
 
 @pytest.fixture(scope="module")
-def model() -> DecisionBCModel:
+def model() -> DecisionMLPModel:
     torch.manual_seed(0)
-    return DecisionBCModel(DecisionBCConfig(state_dim=5, act_dim=3)).eval()
+    return DecisionMLPModel(DecisionMLPConfig(state_dim=5, act_dim=3)).eval()
 
 
 def windows(batch: int = 2, steps: int = 4) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_an_action_depends_on_its_own_state_and_return_and_on_nothing_else(model
 
 
 def test_every_parameter_is_initialised_as_torch_does_and_learns(model):
-    fresh = DecisionBCModel(model.config)
+    fresh = DecisionMLPModel(model.config)
     for layer in (*fresh.layers, fresh.predict_action):
         bound = layer.in_features**-0.5
         assert 0.8 * bound < layer.weight.abs().max() <= bound
@@ -73,8 +73,8 @@ def test_the_auto_classes_and_the_policy_load_it(model, tmp_path):
     )
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), DecisionBCConfig)
-    assert isinstance(AutoModel.from_pretrained(tmp_path), DecisionBCModel)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), DecisionMLPConfig)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), DecisionMLPModel)
     assert AutoProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
 
     policy = DecisionMambaPolicy.from_pretrained(tmp_path)
@@ -87,14 +87,68 @@ def test_the_auto_classes_and_the_policy_load_it(model, tmp_path):
         with torch.no_grad():
             expected = model(states=states, returns_to_go=returns).action_preds[:, 0]
         torch.testing.assert_close(torch.from_numpy(actions), expected)
-    with pytest.raises(ValueError, match="DecisionBCModel carries no state between decisions; use mode='window'"):
+    with pytest.raises(ValueError, match="DecisionMLPModel carries no state between decisions; use mode='window'"):
         DecisionMambaPolicy.from_pretrained(tmp_path, mode="recurrent")
+
+
+def test_without_conditioning_an_action_depends_on_its_state_alone():
+    torch.manual_seed(0)
+    cloned = DecisionMLPModel(DecisionMLPConfig(conditioning="none", state_dim=5, act_dim=3)).eval()
+    assert cloned.num_parameters() == (5 * 256 + 256) + (256 * 256 + 256) + (256 * 3 + 3)
+    inputs = windows()
+    expected = cloned(**inputs).action_preds
+    torch.testing.assert_close(cloned(states=inputs["states"]).action_preds, expected, rtol=0, atol=0)
+    inputs["states"][:, 1] += 1
+    assert (cloned(**inputs).action_preds != expected).any(-1).tolist() == [[False, True, False, False]] * 2
+    with pytest.raises(ValueError, match=r"^states are required"):
+        cloned(returns_to_go=inputs["returns_to_go"])
+
+
+@pytest.mark.parametrize("conditioning", ["return", "none"])
+def test_images_and_discrete_actions(conditioning, tmp_path):
+    task = {"state_type": "image", "action_type": "discrete", "num_channels": 2, "image_size": 36, "act_dim": 6}
+    torch.manual_seed(0)
+    model = DecisionMLPModel(DecisionMLPConfig(conditioning=conditioning, hidden_size=16, **task)).eval()
+    frames = torch.randint(0, 256, (2, 3, 2, 36, 36), dtype=torch.uint8)
+    returns = torch.randn(2, 3, 1)
+    logits = model(states=frames, returns_to_go=returns).action_preds
+    assert logits.shape == (2, 3, 6)
+    torch.testing.assert_close(model(states=frames / 255, returns_to_go=returns).action_preds, logits)
+    features = torch.relu(model.embed_state(frames))
+    features = torch.cat([features, returns], dim=-1) if conditioning == "return" else features
+    for layer in model.layers:
+        features = torch.relu(layer(features))
+    torch.testing.assert_close(model.predict_action(features), logits)  # no tanh
+
+    model.save_pretrained(tmp_path)
+    DecisionMambaProcessor(frame_stack=2, target_return=1.0, context_length=1).save_pretrained(tmp_path)
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path)
+    frame = frames[:, 0, 0].numpy()
+    with torch.no_grad():
+        stack, asked = frames[:, :1, :1].expand(-1, -1, 2, -1, -1), torch.ones(2, 1, 1)
+        expected = model(states=stack, returns_to_go=asked).action_preds[:, 0].argmax(-1)
+    assert policy.act(frame).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"conditioning": "goal"}, "conditioning='goal' is unknown; choose one of"),
+        ({"state_type": "sound"}, "state_type='sound' is unknown; choose one of"),
+        ({"action_type": "mixed"}, "action_type='mixed' is unknown; choose one of"),
+        ({"state_type": "image", "image_size": 35}, "image_size=35 must be at least 36"),
+        ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_fields_that_cannot_be_right_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DecisionMLPConfig(**fields)
 
 
 @pytest.mark.parametrize("name", ["state_dim", "act_dim", "hidden_size", "n_layer"])
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
-        DecisionBCConfig(**{name: 0})
+        DecisionMLPConfig(**{name: 0})
 
 
 def test_a_plain_trainer_predicts_actions_alone(model, tmp_path):

@@ -1,0 +1,20 @@
+"""What all configs of baselines refuse: a task that is none."""
+
+from typing import Any
+
+SMALLEST_IMAGE = 36  # of which the image encoder's three convolutions leave something
+
+_CHOICES = {"state_type": ("vector", "image"), "action_type": ("continuous", "discrete")}
+
+
+def check_task(config: Any) -> None:
+    """Refuse what a state and an action cannot be.
+
+    Raises:
+        ValueError: an unknown kind of states or actions, or images that are too small.
+    """
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {choices}.")
+    if config.state_type == "image" and config.image_size < SMALLEST_IMAGE:
+        raise ValueError(f"image_size={config.image_size} must be at least {SMALLEST_IMAGE}, for three convolutions.")
