@@ -431,6 +431,16 @@ def test_rows_of_other_checkpoints_are_labelled(checkpoint: Path) -> None:
     ]
 
 
+def test_a_card_of_a_model_without_a_return_asks_for_none(checkpoint: Path) -> None:
+    config = {"model_type": "decision_mlp", "conditioning": "none", "state_dim": 3, "act_dim": 1}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    assert "Asked for a return" not in card.text and "Given the return that is wanted" not in card.text
+    assert "| target return (in) | scalar | has no influence on the actions |" in card.text
+    assert "without it, the checkpoint does not load" in card.text
+
+
 @pytest.mark.parametrize(
     ("facts", "paper", "authors"),
     [
