@@ -8,7 +8,7 @@ from .ablation import Ablation, ablate, randomize_hidden_attention, swap_hidden_
 from .effective_context import EffectiveContext, effective_context
 from .hidden_attention import Decay, HiddenAttention, decay_rate, hidden_attention
 from .inspection import ModelInspection, inspect_checkpoint
-from .page import write_inspection
+from .page import plot_inspection, write_inspection
 from .time_constants import TimeConstants, time_constants
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "effective_context",
     "hidden_attention",
     "inspect_checkpoint",
+    "plot_inspection",
     "randomize_hidden_attention",
     "swap_hidden_attention",
     "time_constants",

@@ -6,12 +6,16 @@ optimises, `resuming` goes on with what was interrupted, `record` writes what re
 
 from .arguments import parse_arguments
 from .callbacks import RolloutCallback
-from .run import main
+from .record import plot_learning_curve
+from .run import TrainingResult, main, train
 from .trainer import DecisionMambaTrainer
 
 __all__ = [
     "DecisionMambaTrainer",
     "RolloutCallback",
+    "TrainingResult",
     "main",
     "parse_arguments",
+    "plot_learning_curve",
+    "train",
 ]
