@@ -19,11 +19,11 @@ import hf_decision_mamba as hdm
 late = ("datasets", "pyarrow", "gymnasium", "matplotlib", "numba", "transformers.trainer", "hf_decision_mamba.acting")
 print([name for name in late if name in sys.modules])
 from transformers import AutoConfig
-print([type(AutoConfig.for_model(kind)).__name__ for kind in ("decision_mamba", "decision_bc")])
+print([type(AutoConfig.for_model(kind)).__name__ for kind in ("decision_mamba", "decision_mlp")])
 print({*hdm.__all__} <= {*dir(hdm)}, hdm.data.load_trajectories is hdm.load_trajectories)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == ["[]", "['DecisionMambaConfig', 'DecisionBCConfig']", "True True"], done.stderr
+    assert done.stdout.splitlines() == ["[]", "['DecisionMambaConfig', 'DecisionMLPConfig']", "True True"], done.stderr
 
 
 def test_one_page_has_every_public_name():
@@ -74,7 +74,7 @@ def test_results_and_data_are_plotted_as_they_are():
     data = hdm.load_trajectories(HOPPER)
     returns, lengths = data.plot().axes
     assert sum(bar.get_height() for bar in returns.patches) == data.num_episodes
-    assert lengths.lines[0].get_xdata()[0] == np.median(data.lengths())
+    assert lengths.lines[0].get_xdata()[0] == np.median(data.lengths)
 
 
 EPISODE = {name: np.zeros((4, 3)) for name in ("observations", "actions", "rewards")}

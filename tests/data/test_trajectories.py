@@ -307,7 +307,7 @@ def test_the_best_episodes_hold_a_share_of_the_steps(fraction: float, best: list
     rewards = np.repeat(np.divide(returns, lengths), lengths).astype(np.float32)
     trajectories = make(lengths, rewards=rewards)
     chosen = trajectories.best(fraction)
-    assert chosen.lengths().tolist() == [lengths[episode] for episode in best]
+    assert chosen.lengths.tolist() == [lengths[episode] for episode in best]
     np.testing.assert_allclose(chosen.returns(), [returns[episode] for episode in best], rtol=1e-6)
     equal = make([2, 2, 2], rewards=np.ones(6, np.float32))
     assert equal.best(0.4).select(np.array([True])).episode_starts.tolist() == [0]
