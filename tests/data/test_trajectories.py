@@ -310,7 +310,7 @@ def test_the_best_episodes_hold_a_share_of_the_steps(fraction: float, best: list
     assert chosen.lengths.tolist() == [lengths[episode] for episode in best]
     np.testing.assert_allclose(chosen.returns(), [returns[episode] for episode in best], rtol=1e-6)
     equal = make([2, 2, 2], rewards=np.ones(6, np.float32))
-    assert equal.best(0.4).select(np.array([True])).episode_starts.tolist() == [0]
+    assert equal.best(0.4).select(np.array([True])).starts.tolist() == [0]
 
 
 @pytest.mark.parametrize("fraction", [0, 1.01, float("nan")])
