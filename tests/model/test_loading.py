@@ -1,4 +1,4 @@
-"""What a checkpoint may hold: safetensors that fit their config, undamaged; and what was saved once loads forever."""
+"""What a checkpoint may hold: safetensors that fit their config; and what was saved once loads forever."""
 
 import ast
 import json
@@ -6,13 +6,11 @@ import random
 import re
 import shutil
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoints
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -20,8 +18,6 @@ from transformers import (
     AutoProcessor,
     DecisionTransformerConfig,
     DecisionTransformerModel,
-    PreTrainedModel,
-    modeling_utils,
 )
 from transformers.utils import logging
 
@@ -80,14 +76,12 @@ def save(folder: Path, kind: str = "mamba", **options) -> Path:
 
 
 def change_json(path: Path, **changes) -> None:
-    """Edit a file as one does by hand, and as its checksum's error message says."""
-    content = json.loads(path.read_text())
-    content.pop("checksum", None)
-    path.write_text(json.dumps({**content, **changes}))
+    """Edit a file as one does by hand."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def change_weights(folder: Path, **changes) -> None:
-    """Write other weights with another tool, which knows no checksum; None takes one away."""
+    """Write other weights with another tool; None takes one away."""
     tensors = {**load_file(folder / "model.safetensors"), **changes}
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -111,7 +105,7 @@ def test_what_this_version_saved_loads_forever(preset):
         np.testing.assert_allclose(actions, recorded[f"actions_{mode}"].numpy(), rtol=0, atol=1e-5)
 
 
-def test_checkpoints_from_before_versions_and_checksums_load():
+def test_checkpoints_from_before_versions_load():
     folder = ROOT / "model_cards/dema-b3ld-hopper-medium-replay"
     assert DecisionMambaPolicy.from_pretrained(folder).model.config.format_version == 1
 
@@ -317,38 +311,6 @@ def test_a_processor_with_windows_longer_than_the_model_knows(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- damage
 
 
-def test_weights_that_are_pushed_as_they_are_saved_have_their_checksum(tmp_path, monkeypatch):
-    sent = {}
-
-    def upload(model, folder, *args, **kwargs):
-        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
-            sent.update(file.metadata())
-
-    monkeypatch.setattr(PreTrainedModel, "_upload_modified_files", upload)
-    monkeypatch.setattr(modeling_utils, "hf_api", MagicMock())
-    monkeypatch.setattr(modeling_utils, "create_and_tag_model_card", MagicMock())
-    make_model().save_pretrained(tmp_path, push_to_hub=True)
-    assert len(sent["sha256"]) == 64
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"max_shard_size": 200}, {"variant": "best"}], ids=["one", "shards", "variant"]
-)
-def test_weights_travel_with_their_checksum(options, tmp_path):
-    save(tmp_path, **options)
-    variant = {name: value for name, value in options.items() if name == "variant"}
-    for file in tmp_path.glob("model*.safetensors"):
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{file.name} is damaged: its weights do not fit their checksum"):
-            AutoModel.from_pretrained(tmp_path, **variant)
-        content[-1] ^= 1
-        file.write_bytes(content)
-    loaded = AutoModel.from_pretrained(tmp_path, **variant).state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in make_model().state_dict().items())
-
-
 def test_models_can_be_saved_again_in_another_type_and_place(tmp_path):
     half = DecisionMambaModel.from_pretrained(save(tmp_path / "a"), dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "a")
@@ -360,15 +322,14 @@ def test_models_can_be_saved_again_in_another_type_and_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_an_edited_file_loads_without_its_checksum(name, tmp_path):
+def test_files_may_be_edited_by_hand(name, tmp_path):
     path, field = save(tmp_path) / name, "max_ep_len" if name == "config.json" else "context_length"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, field: 64}))
-    with pytest.raises(ValueError, match=rf"{name} is damaged or was edited: .* delete the line with \"checksum\""):
-        DecisionMambaPolicy.from_pretrained(tmp_path)
-    change_json(path, **{field: 64})
-    policy = DecisionMambaPolicy.from_pretrained(tmp_path)
-    assert getattr(policy.model.config if name == "config.json" else policy.processor, field) == 64
+    assert "checksum" not in content
+    for old in ({}, {"checksum": "of a version that wrote one"}):
+        path.write_text(json.dumps({**content, **old, field: 64}))
+        policy = DecisionMambaPolicy.from_pretrained(tmp_path)
+        assert getattr(policy.model.config if name == "config.json" else policy.processor, field) == 64
 
 
 def test_a_damaged_processor_is_not_a_missing_one(tmp_path):
@@ -391,13 +352,11 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     "name",
     ["model.safetensors", "config.json", "preprocessor_config.json", "model.safetensors.index.json"],
 )
-def test_damaged_files_load_identically_or_fail_clearly(name, tmp_path):
+def test_damaged_files_load_or_fail_clearly(name, tmp_path):
     """125 cases for each file."""
     rng = random.Random(0)
     original = (save(tmp_path, max_shard_size=200 if "index" in name else 10**9) / name).read_bytes()
-    expected = DecisionMambaPolicy.from_pretrained(tmp_path)
-    weights, config = expected.model.state_dict(), expected.model.config.to_dict()
-    refused = 0
+    names, refused = make_model().state_dict().keys(), 0
     for _ in range(125):
         (tmp_path / name).write_bytes(damaged(original, rng))
         try:
@@ -406,10 +365,9 @@ def test_damaged_files_load_identically_or_fail_clearly(name, tmp_path):
             assert str(tmp_path) in str(error)
             refused += 1
             continue
-        assert all(torch.equal(weights[key], tensor) for key, tensor in policy.model.state_dict().items())
-        assert {key: policy.model.config.to_dict()[key] for key in config} == config
-        assert policy.processor.to_dict() == expected.processor.to_dict()
-    assert refused > 60
+        weights = policy.model.state_dict()
+        assert weights.keys() == names and all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert refused > 30
 
 
 # --------------------------------------------------------------------------------------------------------- no pickles

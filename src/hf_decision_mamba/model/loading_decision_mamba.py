@@ -2,23 +2,20 @@
 """What a checkpoint must be before it is used: safetensors in its own folder, undamaged, and fitting its config.
 
 transformers alone would also read pickles, follow any file name that an index gives, and draw missing weights at random
-with a warning. Checksums tell damage from a change: JSON files carry one of their content, and safetensors files one of
-their tensors. Files without a checksum (edited, or written by other tools) load without that comparison.
+with a warning. Nothing is signed: a config may be edited by hand, and every value of it is checked.
 
 Whatever a file of a checkpoint says, it ends in a ValueError or an OSError before memory is taken for what it declares.
 """
 
-import hashlib
 import json
 import os
 import re
 import reprlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -56,7 +53,6 @@ SIZE_LIMITS: dict[str, tuple[int, int]] = {
 MAX_PARAMETERS = 50 * 10**9
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_UNSIGNED = ("checksum", "auto_map", "_commit_hash")  # the last two are changed by some versions of transformers
 #: Settings of transformers that are no fields of its configs.
 _OF_TRANSFORMERS = {
     *("model_type", "num_labels", "torch_dtype", "name_or_path", "output_attentions", "attn_implementation"),
@@ -172,43 +168,21 @@ def in_short(error: BaseException) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
-class SignedJSON:
-    """Of what saves itself as JSON: the file gets a `checksum` of its content."""
-
-    def to_json_file(self, json_file_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Write a JSON file that holds a checksum of its other entries."""
-        super().to_json_file(json_file_path, *args, **kwargs)  # type: ignore[misc]
-        path = Path(json_file_path)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["checksum"] = _checksum(content)
-        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+class CheckedJSON:
+    """Of what reads itself from JSON: the file is read as `from_dict` reads a dictionary, with all of its checks."""
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
-        """Read what `to_json_file` wrote."""
+        """Read a file."""
         return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))  # type: ignore[attr-defined]
 
 
-def verified(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a JSON file says, without its checksum.
-
-    Raises:
-        ValueError: the checksum does not fit the content.
-    """
-    if "checksum" in content and content["checksum"] != _checksum(content):
-        raise ValueError(
-            f"{name} is damaged or was edited: its checksum does not fit. If you edited it on purpose, delete the line "
-            'with "checksum"; otherwise get the file again.'
-        )
+def without_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the checksum that earlier versions wrote."""
     return {key: value for key, value in content.items() if key != "checksum"}
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    signed = {name: value for name, value in content.items() if name not in _UNSIGNED}
-    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
-
-
-class CheckedConfig(SignedJSON):
+class CheckedConfig(CheckedJSON):
     """Of a config: whatever is wrong with its file is a ValueError before anything is built from it."""
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -229,11 +203,11 @@ class CheckedConfig(SignedJSON):
         """As PreTrainedConfig's.
 
         Raises:
-            ValueError: a checksum that does not fit, a newer format, or a value from which no model can be built.
+            ValueError: a newer format, or a value from which no model can be built.
         """
         content = check_settings(config_dict)
         _check_format_version(content.get("format_version", 1))
-        content = verified(content, "config.json")
+        content = without_checksum(content)
         known = {*(field.name for field in fields(cls)), *cls.attribute_map, *_OF_TRANSFORMERS}  # type: ignore[attr-defined,arg-type]
         for setting in content:
             if setting not in known and hasattr(
@@ -278,21 +252,7 @@ def shown(value: Any) -> str:
 
 
 class CheckedWeights:
-    """Of a model: saving signs the weights, and loading refuses weights that do not fit or cannot be trusted."""
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        """As PreTrainedModel's; the safetensors files also get a SHA-256 of their tensors, in their own metadata."""
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if is_main_process and not (distributed and torch.distributed.get_rank() > 0):
-            sign_all_weights(save_directory)
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        # `save_pretrained(push_to_hub=True)` comes here before it returns.
-        sign_all_weights(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
+    """Of a model: loading refuses weights that do not fit or cannot be trusted."""
 
     @classmethod
     def from_pretrained(
@@ -414,58 +374,13 @@ def _shard_names(index: str) -> list[str]:
 
 
 def _read_tensors(file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor in a safetensors file, which is undamaged as far as its digest can tell."""
+    """Read the type and shape of every tensor in a safetensors file."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            expected = (tensors.metadata() or {}).get("sha256")
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            found = {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
+            return {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in slices.items()}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is damaged and cannot be read ({in_short(error)}); get the file again.") from error
-    if expected is not None:
-        with open(file, "rb") as stream:
-            if expected != _digest(_read_header(stream), stream):
-                raise ValueError(f"{file} is damaged: its weights do not fit their checksum; get the file again.")
-    return found
-
-
-def sign_all_weights(folder: str | os.PathLike[str]) -> None:
-    """Sign every weights file of a checkpoint."""
-    for path in Path(folder).glob("model*.safetensors"):
-        sign_weights(path)
-
-
-def sign_weights(file: Path) -> None:
-    """Write the SHA-256 of a safetensors file's tensors into its metadata, unless there is one."""
-    with open(file, "rb") as stream:
-        header = _read_header(stream)
-        metadata, start = header.get("__metadata__", {}), stream.tell()
-        if "sha256" in metadata:
-            return
-        header["__metadata__"] = {**metadata, "sha256": _digest(header, stream)}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the tensors stay aligned
-        stream.seek(start)
-        signed = file.with_name(f"{file.name}.tmp")
-        with open(signed, "wb") as target:
-            target.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(stream, target)
-    os.replace(signed, file)
-
-
-def _read_header(stream: BinaryIO) -> dict[str, Any]:
-    """The header of a safetensors file; the stream is then at the first tensor."""
-    header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return header
-
-
-def _digest(header: dict[str, Any], stream: BinaryIO) -> str:
-    """SHA-256 of the names, types and places of all tensors, and of their bytes."""
-    places = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode())
-    while chunk := stream.read(2**20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_tensors(
