@@ -202,7 +202,7 @@ class FusedModel:
         self._buffer("prediction", config.act_dim)
         tokens = self._embed(model)
         for layer in model.layers:
-            tokens = self._block(layer, model.shared, tokens, last=layer is model.layers[-1])
+            tokens = self._block(layer, tokens, last=layer is model.layers[-1])
         self._norm(model.norm_f, tokens, tokens, k.LAST)
         self._linear(model.predict_action, tokens, "prediction", k.LAST)
         if config.action_tanh and config.action_type == "continuous":
@@ -246,22 +246,22 @@ class FusedModel:
                 index = k.TIMESTEPS_BEFORE if part == "action" else k.TIMESTEPS
                 self._op(k.LOOKUP, view, view, k.EACH_STEP, index, self._table(model.embed_timestep), 1)
         tokens = "embeddings"
-        if hasattr(model, "token_proj"):
+        if model.token_proj is not None:
             tokens = self._buffer("tokens", config.hidden_size)
             self._linear(model.token_proj, "embeddings", tokens)
         if config.embed_layer_norm:
             self._norm(model.embed_norm, tokens, tokens)
         return tokens
 
-    def _block(self, block: Any, shared: nn.ModuleDict, tokens: str, last: bool) -> str:
+    def _block(self, block: Any, tokens: str, last: bool) -> str:
         """As `DecisionMambaBlock`; of the last block only the token that the action is read at leaves the scan."""
         k, config = self.kernels, self.config
         rows = k.LAST if last else k.EACH_TOKEN
-        norms: Any = shared["norms"] if config.share_norms else block.norms
+        norms = block.part("norms")
         normed = self._buffer("normed", config.hidden_size)
         if config.local_mixer is not None:
             self._norm(norms["local"], tokens, normed)
-            mixer = shared["local_mixer"] if config.share_local_mixer else block.local_mixer
+            mixer = block.part("local_mixer")
             self._op(k.ADD, self._local(mixer, normed, config.hidden_size), tokens)
         self._norm(norms["mixer"], tokens, normed)
         mix = self._mamba2 if isinstance(block.mixer, DecisionMamba2Mixer) else self._mamba

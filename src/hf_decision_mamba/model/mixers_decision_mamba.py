@@ -58,7 +58,7 @@ class TokenStream(NamedTuple):
 
 def take_steps(x: Tensor, index: Tensor) -> Tensor:
     """x (b, k, ...) at the steps index (b, j) of every row."""
-    return x.gather(1, index.reshape(index.shape + (1,) * (x.dim() - 2)).expand(*index.shape, *x.shape[2:]))
+    return torch.take_along_dim(x, index.reshape(index.shape + (1,) * (x.dim() - 2)), dim=1)
 
 
 def last_real(window: Tensor, count: int, mask: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ Shapes: b batch, k environment steps, l tokens (k times the tokens of one step),
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,13 +79,58 @@ class DecisionMambaActionEmbedding(nn.Embedding):
         return super().forward(actions.clamp(min=0)) * (actions != NO_ACTION)[..., None]
 
 
-class DecisionMambaBlock(GradientCheckpointingLayer):
-    """h + Local(Norm(h)), h + Mixer(Norm(h)), h + MLP(Norm(h)); the first and the last only in some variants."""
+class PaddingAtTheEnd(NamedTuple):
+    """Steps whose padding has moved to the end of their row, where no real step of a causal model can see it.
 
-    def __init__(self, config: DecisionMambaConfig, layer_idx: int):
+    Attributes:
+        mask: (b, k) bool, the real steps first; None where all are real.
+        order: (b, k) the caller's number of each step; None where nothing has moved.
+        places: (b, k) where each of the caller's steps is now, likewise.
+    """
+
+    mask: Tensor | None = None
+    order: Tensor | None = None
+    places: Tensor | None = None
+
+    @classmethod
+    def of(cls, attention_mask: Tensor | None) -> "PaddingAtTheEnd":
+        """Find the order for a mask (b, k), 1 on real steps."""
+        if attention_mask is None:
+            return cls()
+        mask = attention_mask.bool()
+        # On a GPU the answer would have to be waited for, and in a compiled graph it would be data that it depends on.
+        asked = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        if asked and (mask[:, 1:] <= mask[:, :-1]).all():  # as in training
+            return cls(mask)
+        order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
+        return cls(take_steps(mask, order), order, torch.argsort(order, dim=1))
+
+    def apply(self, x: Tensor | None, absent: float = 0) -> Any:
+        """Reorder x (b, k, ...), `absent` on padding: a gradient of zero times a NaN there would be NaN."""
+        if x is None or self.mask is None:
+            return x
+        x = x if self.order is None else take_steps(x, self.order)
+        return x.masked_fill(~self.mask.reshape(self.mask.shape + (1,) * (x.dim() - 2)), absent)
+
+    def undo(self, x: Tensor | None) -> Any:
+        """Bring the steps of x (b, k, ...) back into the caller's order."""
+        return x if x is None or self.places is None else take_steps(x, self.places)
+
+
+class DecisionMambaBlock(GradientCheckpointingLayer):
+    """h + Local(Norm(h)), h + Mixer(Norm(h)), h + MLP(Norm(h)); the first and the last only in some variants.
+
+    Args:
+        config: the variant.
+        layer_idx: counted from 0.
+        shared: the modules that all blocks have in common, registered by the model.
+    """
+
+    def __init__(self, config: DecisionMambaConfig, layer_idx: int, shared: nn.ModuleDict):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        self._shared = (shared,)  # in a tuple, so that it is registered once
         if not config.share_norms:
             self.norms = make_norms(config)
         if config.local_mixer is not None and not config.share_local_mixer:
@@ -95,11 +140,16 @@ class DecisionMambaBlock(GradientCheckpointingLayer):
             self.mlp = DecisionMambaMLP(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states: Tensor, tokens: TokenStream, shared: nn.ModuleDict) -> Tensor:
-        """One block over (b, l, d); `shared` holds the modules that all blocks have in common."""
-        norms: Any = shared["norms"] if self.config.share_norms else self.norms
+    def part(self, name: str) -> Any:
+        """Return its `"norms"` or its `"local_mixer"`, its own or shared with the other blocks."""
+        (shared,) = self._shared
+        return shared[name] if name in shared else getattr(self, name)
+
+    def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
+        """One block over (b, l, d)."""
+        norms = self.part("norms")
         if self.config.local_mixer is not None:
-            local_mixer = shared["local_mixer"] if self.config.share_local_mixer else self.local_mixer
+            local_mixer = self.part("local_mixer")
             history = self.config.local_mixer_window - 1
             window = tokens.with_history(norms["local"](hidden_states), "local_states", self.layer_idx, history)
             hidden_states = hidden_states + self.dropout(local_mixer(window, tokens.kinds))
@@ -215,8 +265,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             self.embed_timestep = nn.Embedding(config.max_ep_len, size)
         self.activation = ACT2FN[config.embedding_activation or "linear"]
         concatenated = config.sequence_layout == "concatenated"
-        if concatenated or config.embedding_size is not None:
-            self.token_proj = nn.Linear(size * (len(config.token_order) if concatenated else 1), config.hidden_size)
+        width = size * (len(config.token_order) if concatenated else 1)
+        projected = concatenated or config.embedding_size is not None
+        self.token_proj = nn.Linear(width, config.hidden_size) if projected else None
         if config.embed_layer_norm:
             self.embed_norm = NORMS["layer_norm"](config.hidden_size, eps=config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.embd_pdrop)
@@ -226,7 +277,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             self.shared["norms"] = make_norms(config)
         if config.share_local_mixer:
             self.shared["local_mixer"] = make_local_mixer(config.hidden_size, config)
-        self.layers = nn.ModuleList([DecisionMambaBlock(config, layer_idx) for layer_idx in range(config.n_layer)])
+        self.layers = nn.ModuleList(
+            [DecisionMambaBlock(config, layer_idx, self.shared) for layer_idx in range(config.n_layer)]
+        )
         self.norm_f = NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_epsilon)
 
         self.predict_action = nn.Linear(config.hidden_size, config.act_dim, bias=config.head_bias)
@@ -322,52 +375,44 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if use_cache and cache_params is None:
             cache_params = DecisionMambaCache(config, states.shape[0], device=states.device, dtype=self.dtype)
 
-        # Padding moves to the end of its row, where no real step of a causal model can see it; `inverse` undoes it. It
-        # becomes zero, because a gradient of zero times a NaN would be NaN.
-        mask = order = inverse = None
-        if attention_mask is not None:
-            mask = attention_mask.bool()
-            if not _is_at_the_end(mask):
-                order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
-                inverse, mask = torch.argsort(order, dim=1), take_steps(mask, order)
+        padding = PaddingAtTheEnd.of(attention_mask)
         states, actions, returns_to_go, timesteps, previous_actions = (
-            _real_steps(x, order, mask) for x in (states, actions, returns_to_go, timesteps, previous_actions)
+            padding.apply(x) for x in (states, actions, returns_to_go, timesteps, previous_actions)
         )
         if previous_actions is None:
             previous_actions = self._shift(actions, cache_params)
         if time_scale is None and cache_params is not None and cache_params.last_time_scale is not None:
             time_scale = torch.ones_like(returns_to_go[..., 0])
-        time_scale = _real_steps(time_scale, order, mask, absent=1)
-        tokens = self._token_stream(mask, states, cache_params, time_scale)
+        time_scale = padding.apply(time_scale, absent=1)
+        tokens = self._token_stream(padding.mask, states, cache_params, time_scale)
         if output_attentions:
             tokens = tokens._replace(scans=[])
-        hidden_states = self._embed(tokens.kinds, states, actions, previous_actions, returns_to_go, timesteps)
+        hidden_states = self._embed(
+            tokens.kinds, states, actions, previous_actions, returns_to_go, timesteps
+        )  # (b, l, d)
         if cache_params is not None:
-            cache_params.advance(actions, mask, time_scale)
+            cache_params.advance(actions, padding.mask, time_scale)
 
         all_hidden_states = [hidden_states]
         for layer in self.layers:
-            hidden_states = layer(hidden_states, tokens, self.shared)
+            hidden_states = layer(hidden_states, tokens)
             all_hidden_states.append(hidden_states)
         all_hidden_states[-1] = self.norm_f(hidden_states)
         if not output_hidden_states:
             all_hidden_states = all_hidden_states[-1:]
-        if inverse is not None:
-            steps = (-1, len(tokens.kinds))
-            all_hidden_states = [take_steps(h.unflatten(1, steps), inverse).flatten(1, 2) for h in all_hidden_states]
+        of_steps = (-1, len(tokens.kinds))  # (b, l, d) to (b, k, tokens of a step, d)
+        all_hidden_states = [padding.undo(h.unflatten(1, of_steps)).flatten(1, 2) for h in all_hidden_states]
 
-        by_step = all_hidden_states[-1].unflatten(1, (-1, len(tokens.kinds)))
-        action_preds = self._predict_actions(by_step, tokens.kinds)
-        if actions is not None and inverse is not None:
-            actions = take_steps(actions, inverse)
-        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.kinds, actions)
+        by_step = all_hidden_states[-1].unflatten(1, of_steps)
+        action_preds = self._predict_actions(by_step, tokens.kinds)  # (b, k, act_dim)
+        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.kinds, padding.undo(actions))
         output = DecisionMambaOutput(
             loss=None if labels is None else self._loss(action_preds, labels, attention_mask, num_items_in_batch),
             state_preds=state_preds,
             action_preds=action_preds,
             return_preds=return_preds,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
-            attentions=self._hidden_attention(tokens, mask, inverse) if output_attentions else None,
+            attentions=self._hidden_attention(tokens, padding) if output_attentions else None,
             last_hidden_state=all_hidden_states[-1],
             cache_params=cache_params,
         )
@@ -437,7 +482,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             tokens = torch.cat(parts, dim=-1)
         else:
             tokens = torch.stack(parts, dim=2).flatten(1, 2)
-        if hasattr(self, "token_proj"):
+        if self.token_proj is not None:
             tokens = self.token_proj(tokens)
         if self.config.embed_layer_norm:
             tokens = self.embed_norm(tokens)
@@ -449,14 +494,15 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return self.embed_action(actions if self.config.action_type == "discrete" else actions.to(self.dtype))
 
     @torch.no_grad()
-    def _hidden_attention(self, tokens: TokenStream, mask: Tensor | None, inverse: Tensor | None) -> tuple[Tensor, ...]:
+    def _hidden_attention(self, tokens: TokenStream, padding: PaddingAtTheEnd) -> tuple[Tensor, ...]:
         """Hidden attention (b, heads, l, l) of every layer, with the steps where the caller has them."""
         real = tokens.mask
-        if real is None and mask is not None:
-            real = mask.repeat_interleave(len(tokens.kinds), dim=1)
+        if real is None and padding.mask is not None:
+            real = padding.mask.repeat_interleave(len(tokens.kinds), dim=1)
         layers = [scan_terms(scan, self.config, real) for scan in tokens.scans or ()]
         # Absent tokens add nothing to a sum of step sizes, so that the terms can be moved instead of the matrices.
-        return tuple((layer if inverse is None else layer.at_steps(inverse)).attention() for layer in layers)
+        places = padding.places
+        return tuple((layer if places is None else layer.at_steps(places)).attention() for layer in layers)
 
     def _predict_actions(self, hidden_states: Tensor, kinds: tuple[str, ...]) -> Tensor:
         """Actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, tokens of a step, d)."""
@@ -561,21 +607,6 @@ def _check_time_scale(time_scale: Tensor, attention_mask: Tensor | None) -> None
 def _state_token(kinds: tuple[str, ...]) -> int:
     """Which token of a step holds its state."""
     return kinds.index("state") if "state" in kinds else 0
-
-
-def _is_at_the_end(mask: Tensor) -> bool:
-    """Whether all padding stands behind the real steps already, as in training; asked only where it costs little."""
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return False  # the answer would have to come from the GPU, or would be data that the graph depends on
-    return bool((mask[:, 1:] <= mask[:, :-1]).all())
-
-
-def _real_steps(x: Tensor | None, order: Tensor | None, mask: Tensor | None, absent: float = 0) -> Any:
-    """x (b, k, ...) with its steps in this order, `absent` where the mask (b, k) is false; without a mask, x itself."""
-    if x is None or mask is None:
-        return x
-    x = x if order is None else take_steps(x, order)
-    return x.masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), absent)
 
 
 __all__ = ["DecisionMambaModel", "DecisionMambaOutput", "DecisionMambaPreTrainedModel"]
