@@ -359,8 +359,8 @@ class TestAtari:
         hook.remove()
 
         over = np.arange(4 * K) == 4 * K - 1
-        offsets = np.array([0, 4 * K])
-        data = Trajectories(frames, actions, points, over, np.zeros_like(over), offsets, num_actions=ACTIONS)
+        whole = np.array([0]), np.array([4 * K])
+        data = Trajectories(frames, actions, points, over, np.zeros_like(over), *whole, num_actions=ACTIONS)
         for t in range(4 * K):
             start = max(0, t + 1 - K)
             options = {"return_scale": SCALE, "frame_stack": stack, "starts": [start]}

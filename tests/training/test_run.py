@@ -60,7 +60,7 @@ BASELINES = {
     "bc": {**dict.fromkeys(TINY_MODEL), "hidden_size": 8, "architecture": "bc"},
 }
 PAPERS = [name for name in PRESETS if name != "gru"]  # which is no paper's
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"}
 
 
 @pytest.fixture(autouse=True)
@@ -1749,7 +1749,7 @@ def test_data_of_other_parts_than_the_checkpoint_is_refused(tmp_path, change, me
     model.save_pretrained(tmp_path / "other")
     DecisionMambaProcessor([0.0] * 2, [1.0] * 2, observation_parts=parts).save_pretrained(tmp_path / "other")
     columns = np.zeros((4, 2), np.float32), np.arange(4) % 3, np.ones(4, np.float32)
-    ends = np.arange(4) == 3, np.zeros(4, bool), np.array([0, 4])
+    ends = np.arange(4) == 3, np.zeros(4, bool), np.array([0]), np.array([4])
     data = Trajectories(*columns, *ends, **{"observation_parts": parts, **change})
     arguments = ModelArguments(model_name_or_path=str(tmp_path / "other")), DataArguments(), data
     if message is None:  # nobody knows: the checkpoint's stay
