@@ -118,7 +118,6 @@ def run_one(job: Job, folder: Path, data: Path, longest: int, before: dict[str, 
         "seed": seed,
         "parameters": record["num_parameters"],
         "loss": record["loss"],
-        "seconds": record["train_runtime_seconds"],
         "command": record["command"],
         "success": success,
     }

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from make_benchmarks import table
 from matplotlib.figure import Figure
 
 from hf_decision_mamba.reporting.figures import legend_below, tidy
 
-ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "memory.json"
 PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
 COLORS = {"DeMa, BL3D": "#4c78a8", "DeMa, B3LD": "#72b7b2", "DMM": "#e4572e", "GRU": "#9d755d"}
 HEADER = """# Memory
@@ -53,31 +52,48 @@ length of the corridor, one number a seed: 24 episodes, of 100,000 steps 16, of 
 because the model is at chance in a shorter one already.
 
 """
+FOOTER = """
+The study goes on where it was interrupted; what stands here is what has finished so far: few seeds, so a first answer
+and no more. How long training takes is not stated, as the machine was busy with other work.
+"""
 
 
 def main() -> None:
     """Write page and picture."""
-    results = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for run in results["runs"]:
-        runs[run["condition"], run["model"]].append(run)
-    lengths = sorted({int(length) for run in results["runs"] for length in run["success"]})
-    rows = []
+    PATH.write_text(render(), encoding="utf-8")
+    _draw(_runs())
+
+
+def render() -> str:
+    """Write the page as text."""
+    rows, runs = [], _runs()
+    lengths = _lengths(runs)
     for (condition, model), found in sorted(runs.items()):
         cells = [" ".join(_share(run["success"].get(str(length))) for run in found) for length in lengths]
-        minutes = " ".join(f"{run['seconds'] / 60:.0f}" for run in found if run["seconds"])
-        rows.append([f"{model}, {condition}", f"{found[0]['parameters']:,}", minutes, *cells])
-    head = ["model, Δ in training", "parameters", "minutes", *(f"{length:,}" for length in lengths)]
-    note = f"\nMinutes of training are those of a busy machine ({results['machine']}).\n"
-    PATH.write_text(HEADER + table(head, rows) + note, encoding="utf-8")
-    _draw(runs, lengths)
+        rows.append([f"{model}, {condition}", f"{found[0]['parameters']:,}", *cells])
+    head = ["model, Δ in training", "parameters", *(f"{length:,}" for length in lengths)]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return HEADER + "".join(f"| {' | '.join(line)} |\n" for line in lines) + FOOTER
+
+
+def _runs() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Read the runs, by condition and model."""
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]:
+        runs[run["condition"], run["model"]].append(run)
+    return runs
+
+
+def _lengths(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> list[int]:
+    return sorted({int(length) for found in runs.values() for run in found for length in run["success"]})
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _draw(runs: dict[tuple[str, str], list[dict[str, Any]]], lengths: list[int]) -> None:
+def _draw(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+    lengths = _lengths(runs)
     matplotlib.rcParams["svg.hashsalt"] = "memory"  # the same bytes from the same numbers
     figure = Figure(figsize=(7.6, 3.8), layout="constrained")
     axes = figure.subplots()
