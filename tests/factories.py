@@ -1,5 +1,6 @@
 """What tests of several rooms are made of: data that come with them, small models that act, hostile texts."""
 
+import random
 import re
 import shlex
 from pathlib import Path
@@ -105,3 +106,13 @@ def assert_inert(card: Any, harmless: Any) -> None:
             assert "import os" not in program
         else:
             assert all(shlex.join(shlex.split(line)) == line for line in program.splitlines())
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A third of the files cut off, the others with one to eight bits flipped, as often in the header as elsewhere."""
+    if not content or rng.random() < 1 / 3:
+        return content[: rng.randrange(len(content) + 1)]
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        changed[rng.randrange(rng.choice([min(len(content), 2000), len(content)]))] ^= 1 << rng.randrange(8)
+    return bytes(changed)

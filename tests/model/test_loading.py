@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import make_checkpoints
+from factories import damaged
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -336,16 +337,6 @@ def test_a_damaged_processor_is_not_a_missing_one(tmp_path):
     (save(tmp_path) / "preprocessor_config.json").write_text("{")
     with pytest.raises(OSError, match=r"preprocessor_config\.json' is not a valid JSON file"):
         DecisionMambaPolicy.from_pretrained(tmp_path)
-
-
-def damaged(content: bytes, rng: random.Random) -> bytes:
-    """A third of the files cut off, the others with one to eight bits flipped, as often in the header as elsewhere."""
-    if rng.random() < 1 / 3:
-        return content[: rng.randrange(len(content))]
-    changed = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        changed[rng.randrange(rng.choice([min(len(content), 2000), len(content)]))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
 
 
 @pytest.mark.parametrize(
