@@ -9,7 +9,7 @@ trajectories (arXiv 2405.12094, section 4).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,15 @@ class SequenceDataset(WindowDataset):
         return batch
 
 
+class _Place(NamedTuple):
+    """Where a walk stands: the next chunk of each row, how many are left of its episode, and the queue of episodes."""
+
+    item: NDArray[np.int64]
+    left: NDArray[np.int64]
+    queue: NDArray[np.int64]
+    shuffles: int
+
+
 class SequenceSampler(Sampler[list[int]]):
     """Lets rows walk through all episodes, again and again: batch t of the walk has the next chunk of every row.
 
@@ -74,6 +83,7 @@ class SequenceSampler(Sampler[list[int]]):
     def __init__(self, chunks: NDArray[np.int64], rows: int, lanes: int = 1, seed: int = 0, epoch: int = 0) -> None:
         self.chunks, self.rows, self.lanes, self.seed, self.epoch = chunks, rows, lanes, seed, epoch
         self._first = np.concatenate([[0], np.cumsum(chunks)])
+        self._reached = 0, self._begin()  # an epoch, and where the walk stands at its beginning
 
     def set_epoch(self, epoch: int) -> None:
         """Walk on from the beginning of this epoch at the next iteration."""
@@ -87,29 +97,33 @@ class SequenceSampler(Sampler[list[int]]):
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
         steps = len(self) // self.lanes
-        for t, items in enumerate(self._walk()):
-            if t >= (epoch + 1) * steps:
-                return
+        begun, place = self._reached if self._reached[0] <= epoch else (0, self._begin())
+        for t in range(begun * steps, (epoch + 1) * steps):
+            items, place = self._step(place)
+            if t == (epoch + 1) * steps - 1:
+                self._reached = epoch + 1, place
             if t >= epoch * steps:
                 for lane in range(self.lanes):
                     yield items[lane * self.rows : (lane + 1) * self.rows].tolist()
 
-    def _walk(self) -> Iterator[NDArray[np.int64]]:
-        """Yield the next chunk of all rows, without end."""
-        rows, draw = self.lanes * self.rows, np.random.default_rng([self.seed, 0])
-        episodes = draw.integers(len(self.chunks), size=rows)
-        item, left = self._first[episodes], draw.integers(1, self.chunks[episodes], endpoint=True)
-        queue, shuffles = np.zeros(0, dtype=np.int64), 0
-        while True:
-            free = np.flatnonzero(left == 0)
-            while len(queue) < len(free):
-                shuffles += 1
-                order = np.random.default_rng([self.seed, shuffles]).permutation(len(self.chunks))
-                queue = np.concatenate([queue, order])
-            episodes, queue = queue[: len(free)], queue[len(free) :]
-            item[free], left[free] = self._first[episodes], self.chunks[episodes]
-            yield item
-            item, left = item + 1, left - 1
+    def _begin(self) -> _Place:
+        """Return where the walk begins."""
+        draw = np.random.default_rng([self.seed, 0])
+        episodes = draw.integers(len(self.chunks), size=self.lanes * self.rows)
+        left = draw.integers(1, self.chunks[episodes], endpoint=True)
+        return _Place(self._first[episodes], left, np.zeros(0, dtype=np.int64), 0)
+
+    def _step(self, place: _Place) -> tuple[NDArray[np.int64], _Place]:
+        """Return the next chunk of all rows, and where the walk stands behind it."""
+        item, left, queue, shuffles = place.item.copy(), place.left.copy(), place.queue, place.shuffles
+        free = np.flatnonzero(left == 0)
+        while len(queue) < len(free):
+            shuffles += 1
+            order = np.random.default_rng([self.seed, shuffles]).permutation(len(self.chunks))
+            queue = np.concatenate([queue, order])
+        episodes = queue[: len(free)]
+        item[free], left[free] = self._first[episodes], self.chunks[episodes]
+        return item, _Place(item + 1, left - 1, queue[len(free) :], shuffles)
 
 
 class SequencePass(Sampler[list[int]]):
