@@ -12,19 +12,14 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoProcessor,
     DecisionTransformerConfig,
     DecisionTransformerModel,
 )
 from transformers import initialization as init
 
-from ..model import DecisionMambaProcessor
 from ..model.loading_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 from ..model.modeling_decision_mamba import DecisionMambaActionEmbedding, DecisionMambaImageEncoder
-from .checks import check_task
+from .common import check_task, register
 
 
 @strict
@@ -91,13 +86,4 @@ class EncodedDecisionTransformerModel(CheckedWeights, DecisionTransformerModel):
             super()._init_weights(module)
 
 
-AutoConfig.register(EncodedDecisionTransformerConfig.model_type, EncodedDecisionTransformerConfig)
-
-
-AutoModel.register(EncodedDecisionTransformerConfig, EncodedDecisionTransformerModel)
-
-
-AutoFeatureExtractor.register(EncodedDecisionTransformerConfig, DecisionMambaProcessor)
-
-
-AutoProcessor.register(EncodedDecisionTransformerConfig, DecisionMambaProcessor)
+register(EncodedDecisionTransformerConfig, EncodedDecisionTransformerModel)

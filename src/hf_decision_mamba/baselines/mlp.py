@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ..model import DecisionMambaConfig, DecisionMambaOutput, DecisionMambaProcessor
+from ..model import DecisionMambaConfig, DecisionMambaOutput
 from ..model.loading_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 from ..model.modeling_decision_mamba import DecisionMambaImageEncoder
-from .checks import check_task
+from .common import check_task, register
 
 _CONDITIONS = ("return", "none")
 
@@ -135,13 +135,4 @@ class DecisionMLPModel(CheckedWeights, PreTrainedModel):
         return output if return_dict else output.predictions()
 
 
-AutoConfig.register(DecisionMLPConfig.model_type, DecisionMLPConfig)
-
-
-AutoModel.register(DecisionMLPConfig, DecisionMLPModel)
-
-
-AutoFeatureExtractor.register(DecisionMLPConfig, DecisionMambaProcessor)
-
-
-AutoProcessor.register(DecisionMLPConfig, DecisionMambaProcessor)
+register(DecisionMLPConfig, DecisionMLPModel)
