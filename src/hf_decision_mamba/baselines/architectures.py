@@ -26,8 +26,10 @@ ARCHITECTURES: dict[str, type[PreTrainedConfig]] = {
 }
 #: Those that read one step: they learn from the windows of the others.
 OF_ONE_STEP = ("rvs", "bc")
-#: Those that are presets of our models.
+#: Those that are presets of our models, which carry a state.
 WITH_PRESETS = ("decision_mamba", "gru")
+#: Those whose state is a scan's, with step sizes.
+WITH_SCANS = ("decision_mamba",)
 # Fields of a DecisionMambaConfig that mean nothing to a GRU.
 _OF_A_SCAN = {
     *("state_size", "expand", "conv_kernel", "use_gate", "selective"),

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-from ..baselines.architectures import architecture_of, paper_parameter_count
+from ..baselines.architectures import WITH_SCANS, architecture_of, paper_parameter_count
 from ..data import DeviceWindowDataset
 from ..model import DecisionMambaProcessor
 from ..model.selective_scan import choose_backend
@@ -154,7 +154,7 @@ def run_summary(run: Run) -> str:
     device, count, as_published = args.device, run.num_parameters, run.num_parameters_as_published
     published = f" ({as_published:,} as its paper counts)" if as_published != count else ""
     backend = ""
-    if architecture_of(config) == "decision_mamba":
+    if run.architecture in WITH_SCANS:
         backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     resident = " (holds the data)" if isinstance(trainer.train_dataset, DeviceWindowDataset) else ""

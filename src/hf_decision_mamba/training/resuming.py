@@ -19,9 +19,8 @@ from ..data.formats.dqn_replay import find_logs
 from ..data.sources import joined_names
 from ..model import DecisionMambaProcessor
 from ..reporting.console import say
-from ..reporting.files import RUN_FILES, files_at_top, portable
+from ..reporting.files import CONFIG_FILE, PROCESSOR_FILE, RUN_FILES, TRAINING_FILE, files_at_top, portable, read_json
 from ..reporting.stretches import changes, go_on
-from ..sharing import model_card as hub
 from .arguments import DataArguments, DecisionMambaTrainingArguments, ModelArguments
 from .checkpoints import last_complete_checkpoint, what_is_missing
 from .record import FIXED, RECIPE, kept_settings, other_settings, read_run, with_held
@@ -170,14 +169,14 @@ def _held_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for place in (folder, *checkpoints):
         with suppress(OSError, ValueError):  # half-written, or edited by hand
-            record, run = hub.read_json(place / "training.json"), read_run(place)
+            record, run = read_json(place / TRAINING_FILE), read_run(place)
             if run is not None:
                 settings = run["stretches"][-1]["settings"]
             else:
                 settings = record.get("arguments", {})
                 settings |= {"dataset_revision": record.get("dataset", {}).get("revision")} if settings else {}
             if settings:
-                return settings, hub.read_json(place / "config.json")
+                return settings, read_json(place / CONFIG_FILE)
     return {}, {}
 
 
@@ -220,7 +219,7 @@ def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
 
 def _check_same_processor(checkpoint: Path, ours: DecisionMambaProcessor) -> None:
     """Refuse a run whose model knows windows, returns or states in another form, of which the data decide too."""
-    if not (checkpoint / "preprocessor_config.json").is_file():
+    if not (checkpoint / PROCESSOR_FILE).is_file():
         return
     saved = DecisionMambaProcessor.from_pretrained(checkpoint)
     _refuse(checkpoint, _differing(vars(saved), vars(ours), ("context_length", "return_scale", "frame_stack")))

@@ -5,7 +5,6 @@ Source: the recipe of Decision Transformer (Chen et al. 2021, algorithm 1) with 
 """
 
 import filecmp
-import json
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..acting.policy import DecisionMambaPolicy
-from ..baselines.architectures import architecture_of
+from ..baselines.architectures import WITH_PRESETS, WITH_SCANS, architecture_of
 from ..data import DeviceWindowDataset, SequenceDataset, Trajectories, WindowDataset, WindowStream
 from ..data.sources import Source, named_sources
 from ..data.windows import window_settings
@@ -31,9 +30,17 @@ from ..data.windows_on_device import fits
 from ..evaluation.result import EvaluationResult
 from ..evaluation.rollouts import evaluate_policy
 from ..evaluation.scores import score_reference
-from ..model import DecisionMambaModel, DecisionMambaProcessor
+from ..model import DecisionMambaProcessor
 from ..reporting.console import StoppedBySignal, on_interrupt, say, say_when_kernels_compile, waiting
-from ..reporting.files import CURVE_FILE, RESULT_FILES, SETTINGS_FILE, replacing
+from ..reporting.files import (
+    CURVE_FILE,
+    EVALUATION_FILE,
+    RESULT_FILES,
+    SETTINGS_FILE,
+    TRAINING_FILE,
+    read_json,
+    write_json,
+)
 from ..reporting.stretches import go_on
 from ..sharing import model_card as hub
 from .arguments import (
@@ -215,7 +222,7 @@ def _tell_and_resume(run: Run, checkpoint: Path | None) -> None:
     invisible = run.data.train.statistics().remark_on_scale(run.processor.return_scale)
     for line in (run_summary(run), *remarks, *([f"Warning: {invisible}."] if invisible else [])):
         say(line)
-    if run.args.device.type == "cpu" and architecture_of(run.model.config) == "decision_mamba":
+    if run.args.device.type == "cpu" and run.architecture in WITH_SCANS:
         say_when_kernels_compile()
 
 
@@ -249,8 +256,8 @@ def _finish(run: Run, metrics: Mapping[str, float], written: bool) -> Evaluation
         _write_record(run, metrics)
     hub.write_model_card(output_dir)
     evaluation = None
-    if run.evaluates and written and (output_dir / "evaluation.json").exists():
-        say(f"scored       {output_dir / 'evaluation.json'}; hf-decision-mamba evaluate scores it again")
+    if run.evaluates and written and (output_dir / EVALUATION_FILE).exists():
+        say(f"scored       {output_dir / EVALUATION_FILE}; hf-decision-mamba evaluate scores it again")
     elif run.evaluates and run.eval_args.eval_episodes:
         evaluation = _evaluate(run)
     say(closing_lines(output_dir))
@@ -262,8 +269,7 @@ def _finish(run: Run, metrics: Mapping[str, float], written: bool) -> Evaluation
 def _write_record(run: Run, metrics: Mapping[str, float]) -> None:
     """Write training.json, train.yaml and the learning curve."""
     record = run_record(run, metrics)
-    with replacing(run.output_dir / "training.json") as draft:
-        draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(run.output_dir / TRAINING_FILE, record)
     resolved = resolved_settings(run)
     resolved["max_steps"] = record["arguments"]["max_steps"]  # where it came too late to be used
     settings = settings_to_repeat(run.arguments, resolved, ["dataset_name"] if run.data.in_memory else [])
@@ -373,15 +379,13 @@ def _build_trainer(
     args: DecisionMambaTrainingArguments,
 ) -> DecisionMambaTrainer:
     windows = {"context_length": window_length, **window_settings(processor)}
-    in_order, recurrent = data_args.train_mode == "sequences", isinstance(model, DecisionMambaModel)
-    scans = recurrent and model.config.ssm != "gru"
-    for setting, impossible, needed in (
-        ("train_mode=sequences", in_order and not recurrent, "state to carry"),
-        (f"time_dilation={args.time_dilation:g}", args.time_dilation > 0 and not scans, "step sizes to multiply"),
+    in_order, architecture = data_args.train_mode == "sequences", architecture_of(model.config)
+    for setting, given, needed, able in (
+        ("train_mode=sequences", in_order, "state to carry", WITH_PRESETS),
+        (f"time_dilation={args.time_dilation:g}", args.time_dilation > 0, "step sizes to multiply", WITH_SCANS),
     ):
-        if impossible:
-            name = "gru" if recurrent else architecture_of(model.config)
-            raise ValueError(f"{setting}: --architecture {name} has no {needed}.")
+        if given and architecture not in able:
+            raise ValueError(f"{setting}: --architecture {architecture} has no {needed}.")
     if not in_order:
         windows["placement"] = data_args.window_placement
     train_dataset: WindowDataset | WindowStream
@@ -504,7 +508,7 @@ def _final_weights(checkpoint: Path, trainer: DecisionMambaTrainer) -> Path:
 
 def _is_written(checkpoint: Path, trainer: DecisionMambaTrainer) -> bool:
     """Whether the checkpoint is the end of a run whose weights and record are in their places, as they should be."""
-    ours, record = trainer.output_dir / "model.safetensors", hub.read_json(trainer.output_dir / "training.json")
+    ours, record = trainer.output_dir / "model.safetensors", read_json(trainer.output_dir / TRAINING_FILE)
     step = trainer.state.global_step
     at_the_end = checkpoint.name == f"checkpoint-{step}" and record.get("global_step") == step
     return at_the_end and ours.is_file() and filecmp.cmp(ours, _final_weights(checkpoint, trainer), shallow=False)

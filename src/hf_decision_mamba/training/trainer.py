@@ -57,6 +57,7 @@ from .callbacks import SetEpoch, TrainingProgress
 from .carrying import CarriedStates, carried_file
 from .checkpoints import PROCESSES, last_complete_checkpoint
 from .record import write_run
+from .task import data_seed_of
 
 # What an optimizer's groups have from the arguments; some optimizers keep state in them too.
 _OF_ARGUMENTS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
@@ -161,10 +162,8 @@ class DecisionMambaTrainer(Trainer):
         if not isinstance(self.train_dataset, SequenceDataset):
             return super().get_train_dataloader()
         lanes = args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = SequenceSampler(self.train_dataset.chunks(), self._train_batch_size, lanes, seed)
-        self.pop_callback(SetEpoch)
-        self.add_callback(SetEpoch(sampler))
+        sampler = SequenceSampler(self.train_dataset.chunks(), self._train_batch_size, lanes, data_seed_of(args))
+        self._tell_epochs(sampler)
         loader = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=collate, **settings)
         return self.accelerator.prepare_data_loader(loader)
 
@@ -180,12 +179,15 @@ class DecisionMambaTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, WindowDataset):
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         # Whole batches only: no step is smaller, whichever way its batch is split over passes and processes.
-        sampler = WindowSampler(len(dataset), seed=seed, num_samples=self.steps_per_epoch * self.windows_per_step)
+        count = self.steps_per_epoch * self.windows_per_step
+        sampler = WindowSampler(len(dataset), seed=data_seed_of(self.args), num_samples=count)
+        self._tell_epochs(sampler)
+        return sampler
+
+    def _tell_epochs(self, sampler: WindowSampler | SequenceSampler) -> None:
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(sampler))
-        return sampler
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weight decay is for matrices that multiply activations: not for A_log, D, norms, biases and embeddings."""
