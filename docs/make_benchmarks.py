@@ -32,7 +32,8 @@ stays:
 * The vector type (`vector_cpu.py`), instead of plain numba loops, which LLVM vectorises only while they are short.
 * torch's own OpenMP team, instead of numba's threads: their layer `omp` ends forked processes that use it, their layer
   `workqueue` a process in which two Python threads scan at once.
-* The fused decision, instead of the exported file, which also reads no windows.
+* The fused decision, instead of the exported file, which catches up only where many environments meet a wide model,
+  and which reads no windows.
 """
 
 
