@@ -38,7 +38,7 @@ MODELS = {
     "GRU": "--architecture=gru",
 }
 CONDITIONS = {
-    "dilated": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-5",
+    "dilated": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-1",
     "plain": "",
 }
 LENGTHS = (30, 100, 300, 1_000, 10_000, 100_000, 1_000_000)
@@ -118,6 +118,7 @@ def run_one(job: Job, folder: Path, data: Path, longest: int, before: dict[str, 
         "seed": seed,
         "parameters": record["num_parameters"],
         "loss": record["loss"],
+        "cpu_minutes": float((output / "processor_seconds.txt").read_text()) / 60,
         "command": record["command"],
         "success": success,
     }

@@ -32,8 +32,13 @@ def run_logged(arguments: Sequence[str], folder: Path) -> None:
     with log.open("a", encoding="utf-8") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    seconds = folder / "processor_seconds.txt"  # of an interrupted run also those before
+    before = float(seconds.read_text()) if seconds.is_file() else 0.0
+    seconds.write_text(f"{before + used.ru_utime + used.ru_stime:.1f}\n")
+    if child.returncode:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise RuntimeError(f"{log} ends with: {' '.join(last)}")
 
