@@ -225,8 +225,8 @@ class EvaluationArguments:
     target_return: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Returns to ask for, the first one by default when the checkpoint acts; if unset 3600 (hopper), "
-            "12000 (halfcheetah), 5000 (walker2d), elsewhere the best return of the data set."
+            "help": "Returns to ask for, the first one by default when the checkpoint acts; if unset the best return "
+            "of the data set."
         },
     )
     eval_max_episode_steps: int | None = field(
@@ -455,7 +455,7 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
 
     Where the command line chooses another model than the file (preset, architecture, checkpoint), a file that was named
     keeps its sizes and context length, as far as that model has them; those of the default file are left out. A
-    checkpoint has a return scale of its own, and so have other data than those of the default file.
+    checkpoint has a return scale of its own; other data than those of the default file have a target return too.
 
     In the YAML file, a value that starts with `./` or `../` is a path relative to the file's folder; all other paths
     are relative to the working directory, as they are on the command line.
@@ -478,8 +478,9 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
         raise ValueError(f"Unknown argument {unknown[0]!r}{_closest(unknown[0].split('=')[0], [*options], '--')}")
     from_argv = {name: value for name, value in vars(typed).items() if value is not _UNSET}
     left_out, remarks = _of_another_model(from_file, from_argv, named)
-    if _scale_is_of_others(from_file, from_argv, named):
-        left_out, remarks = [*left_out, "return_scale"], [*remarks, "return_scale left out (it is of other returns)"]
+    if of_others := _of_other_returns(from_file, from_argv, named):
+        left_out = [*left_out, *of_others]
+        remarks = [*remarks, f"{' and '.join(of_others)} left out (of other returns)"]
     kept = {name: value for name, value in from_file.items() if name not in left_out}
     return _arguments(parser, {**kept, **from_argv}, [f"settings     {config}: {remark}" for remark in remarks])
 
@@ -563,20 +564,19 @@ def _applies(name: str, value: Any, from_argv: Mapping[str, Any]) -> bool:
     return name in fields_of(architecture)
 
 
-def _scale_is_of_others(from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool) -> bool:
-    """Whether the file has a return scale, and it is for other returns than those of the run.
+def _of_other_returns(from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool) -> list[str]:
+    """Name the file's settings that are of other returns than those of the run.
 
-    A checkpoint has a scale of its own, and so have data that a default file was not made for.
+    A checkpoint has a return scale of its own; data that a default file was not made for have a scale and a target.
     """
-    if "return_scale" not in from_file or "return_scale" in from_argv:
-        return False
-    if from_argv.get("model_name_or_path") not in (None, from_file.get("model_name_or_path")):
-        return True
     of_file, chosen = (
         [Path(name).resolve() for name in settings.get("dataset_name") or []]
         for settings in (from_file, {**from_file, **from_argv})
     )
-    return not named and of_file != chosen
+    other_data = not named and of_file != chosen
+    other_model = from_argv.get("model_name_or_path") not in (None, from_file.get("model_name_or_path"))
+    of_others = {"return_scale": other_data or other_model, "target_return": other_data}
+    return [name for name, is_so in of_others.items() if is_so and name in from_file and name not in from_argv]
 
 
 def _run_folder(settings: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """What a run learns from and is scored in: its data set, its environment and the returns that it asks for."""
 
-import re
 import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +18,6 @@ from ..model import DecisionMambaProcessor
 from ..reporting.console import say
 from ..reporting.env_ids import is_env_id
 from .arguments import DataArguments, EvaluationArguments
-
-#: Returns that the papers ask for (DeMa, section 5; Decision Transformer, table 8), by environment family. Elsewhere,
-#: Atari included, the best return of the data set is asked for.
-TARGET_RETURNS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 
 
 @dataclass
@@ -228,8 +223,5 @@ def prepare_environment(
 
 
 def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[float]:
-    """The returns to ask for: those given, else the papers' for this family, else the best of the data set."""
-    if eval_args.target_return:
-        return eval_args.target_return
-    family = re.sub(r"-v\d+$", "", (data.env_id or "").rsplit("/")[-1]).lower()
-    return [TARGET_RETURNS.get(family, data.statistics.return_max)]
+    """Return what to ask for: the returns that were given, else the best of the data set."""
+    return eval_args.target_return or [data.statistics.return_max]
