@@ -80,11 +80,11 @@ class DecisionMambaCache:
             self.last_time_scale = self._last(self.time_scale_before(time_scale), time_scale, mask)
 
     def time_scale_before(self, like: Tensor) -> Tensor:
-        """The time scale (batch,) of the step before a call's first one; ones, as `like`, where none was given."""
+        """Return the time scale (batch,) of the step before a call's first one; ones, as `like`, if none was given."""
         return like.new_ones(self.batch_size) if self.last_time_scale is None else self.last_time_scale
 
     def _last(self, before: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The value of every row's last real step; where there is none, the one before."""
+        """Take the value of every row's last real step; where there is none, the one before."""
         steps = torch.full_like(self.started, values.shape[1], dtype=torch.long) if mask is None else mask.sum(1)
         known = torch.cat([before[:, None], values], dim=1)
         return known[torch.arange(self.batch_size, device=steps.device), steps]

@@ -21,7 +21,7 @@ _BACKWARD = {"numba": numba_backward, "triton": triton_backward}
 
 
 def causal_conv(x: Tensor, conv: nn.Conv1d, history: int = 0, backend: str | None = None) -> Tensor:
-    """SiLU of a causal depthwise convolution: a token sees as many tokens up to itself as the filter is wide.
+    """Compute SiLU of a causal depthwise convolution: a token sees as many tokens up to itself as the filter is wide.
 
     The kernels for CPUs and GPUs compute half-precision inputs in float32.
 
@@ -52,7 +52,7 @@ def causal_conv(x: Tensor, conv: nn.Conv1d, history: int = 0, backend: str | Non
 
 
 def conv_over_tokens(window: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """A convolution of window (b, k - 1 + l, c) with weight (d, c / groups, k), every `stride`-th output, (b, ..., d).
+    """Convolve window (b, k - 1 + l, c) with weight (d, c / groups, k): every `stride`-th output, (b, ..., d).
 
     As a two-dimensional convolution of height one, (b, l, c) is already in its channels-last layout: no copy.
     """

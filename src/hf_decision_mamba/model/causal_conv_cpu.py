@@ -16,7 +16,7 @@ WORTH_A_THREAD = 1 << 16  # multiplications (b·l·c·width)
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -> Tensor:
-    """SiLU of the causal depthwise convolution of x; arguments and result as `causal_conv`.
+    """Compute SiLU of the causal depthwise convolution of x; arguments and result as `causal_conv`.
 
     x (b, l, c) may have any strides; all tensors are on the CPU, all float32 or all float64.
 
@@ -36,7 +36,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -
 def conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, history: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients for (x, weight, bias) from dy (b, l - history, c), that of the result; None where the input is None.
+    """Compute gradients for (x, weight, bias) from the result's dy (b, l - history, c); None where the input is None.
 
     Raises:
         ValueError: as `conv_forward`.
@@ -59,7 +59,7 @@ def conv_backward(
 def check_shapes(
     x: Tensor, weight: Tensor, bias: Tensor | None, history: int, dy: Tensor | None = None
 ) -> tuple[int, int, int, int]:
-    """b, l, c and the filters' width; refuses what does not fit together, which kernels cannot.
+    """Return b, l, c and the filters' width; refuse what does not fit together, which kernels cannot.
 
     Raises:
         ValueError: a shape or a history that does not fit.
@@ -74,7 +74,7 @@ def check_shapes(
 
 
 def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, history: int, dy: Tensor | None = None) -> np.ndarray:
-    """The kernels' sizes, the number of groups that the batch is split into last; refuses what does not fit."""
+    """Return the kernels' sizes, the number of groups that the batch is split into last; refuse what does not fit."""
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"The CPU kernel of the convolution takes float32 or float64 tensors, x is {x.dtype}.")
     b, l, c, width = check_shapes(x, weight, bias, history, dy)
@@ -85,7 +85,7 @@ def _sizes(x: Tensor, weight: Tensor, bias: Tensor | None, history: int, dy: Ten
 
 
 def _work(sizes: np.ndarray) -> tuple[int, int]:
-    """The number of work items, and of the threads that they are worth."""
+    """Count the work items, and the threads that they are worth."""
     b, l, c, width, _, groups = sizes.tolist()
     return groups * -(-c // BLOCK), b * l * c * width // WORTH_A_THREAD
 

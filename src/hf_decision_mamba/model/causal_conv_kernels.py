@@ -39,7 +39,7 @@ GROWING = DFILTER + BLOCK
 
 @compiled
 def workspace(width, like):
-    """The workspace, and where SEEN and DSUM start in it."""
+    """Allocate the workspace; return it, and where SEEN and DSUM start in it."""
     seen = FIXED + GROWING * width
     rows = (width - 1 + CHUNK) * BLOCK
     return allocate(seen + 2 * rows, like), seen, seen + rows
@@ -47,7 +47,7 @@ def workspace(width, like):
 
 @compiled
 def read_channels(w, width, count, c0, weight, bias):
-    """The filters and biases of the block's channels."""
+    """Read the filters and biases of the block's channels."""
     read_tiles(w, FIXED + FILTER * width, width, count, weight, c0 * width)
     clear(w, BIAS, BLOCK)
     for j in range(count):
@@ -68,7 +68,7 @@ def read_rows(w, rows, first, last, count, length, array, at, stride):
 
 @inlined
 def convolve(w, row, j, taps, width):
-    """The sum over a window whose first row is w[row:], for the channels at `j`, whose filters are w[taps:]."""
+    """Sum over a window whose first row is w[row:], for the channels at `j`, whose filters are w[taps:]."""
     total = load(w, BIAS + j)
     for k in range(width):
         total = total + load(w, taps + k * LANES) * load(w, row + k * BLOCK + j)
@@ -77,7 +77,7 @@ def convolve(w, row, j, taps, width):
 
 @compiled
 def forward(first, last, sizes, strides, x, weight, bias, y):
-    """Work items [first, last) of the forward pass.
+    """Compute work items [first, last) of the forward pass.
 
     Arrays are flat. `sizes`: b, tokens of x, channels, width, outputs, groups of batch rows. `strides`: of batch and
     token in x.
@@ -103,7 +103,7 @@ def forward(first, last, sizes, strides, x, weight, bias, y):
 
 @compiled
 def backward(first, last, sizes, strides, dy, x, weight, bias, dx, dweight, dbias):
-    """Work items [first, last) of the backward pass; arguments as `forward`'s.
+    """Compute work items [first, last) of the backward pass; arguments as `forward`'s.
 
     `strides`: also of dy, last. dweight and dbias are sums over one group of batch rows each, [group, ...].
     """
@@ -158,7 +158,7 @@ def sums_backward(w, tokens, count, width, seen, dsum):
 
 @compiled
 def input_backward(w, row, count, width, dx, to):
-    """The gradient of a token of x: it is first in the window of the output at w[row], k-th in that k rows before."""
+    """Compute a token's dx: it is first in the window of the output at w[row], k-th in that k rows before."""
     for j in range(0, count, LANES):
         d, taps = constant(w, 0), FIXED + (FILTER + j) * width
         for k in range(width):

@@ -16,7 +16,7 @@ CHUNK, BLOCK = 16, 64  # tokens and channels of a program
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -> Tensor:
-    """SiLU of the causal depthwise convolution of x; arguments and result as `causal_conv`.
+    """Compute SiLU of the causal depthwise convolution of x; arguments and result as `causal_conv`.
 
     x (b, l, c) may have any strides; the tensors may differ in precision. Sums are float32, or float64 if x is.
 
@@ -39,7 +39,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, history: int) -
 def conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, history: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients for (x, weight, bias) from dy (b, l - history, c), that of the result; None where the input is None.
+    """Compute gradients for (x, weight, bias) from the result's dy (b, l - history, c); None where the input is None.
 
     Raises:
         ValueError: as `conv_forward`.
@@ -70,7 +70,7 @@ def _grid(b: int, tokens: int, c: int) -> tuple[int, int, int]:
 
 
 def _options(x: Tensor, width: int) -> dict[str, Any]:
-    """What all kernels have in common."""
+    """Return what the calls of all kernels have in common."""
     from .causal_conv_triton_kernels import tl
 
     precision = tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -15,7 +15,7 @@ except ImportError as error:
 
 @triton.jit
 def read_tokens(x, tokens, stride, count, channels, inside, FLOAT: tl.constexpr):
-    """Numbers (tokens, channels), zero where the token does not exist."""
+    """Read numbers (tokens, channels), zero where the token does not exist."""
     there = ((tokens >= 0) & (tokens < count))[:, None] & inside[None, :]
     return tl.load(x + tokens[:, None] * stride + channels[None, :], mask=there, other=0.0).to(FLOAT)
 
@@ -25,7 +25,7 @@ def convolve(
     x, tokens, x_t, l, lead, weight, bias, channels, inside, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
     FLOAT: tl.constexpr,
 ):  # fmt: skip
-    """The sums over the windows of the outputs `tokens`, before SiLU."""
+    """Sum over the windows of the outputs `tokens`, before SiLU."""
     total = tl.zeros([tokens.shape[0], channels.shape[0]], FLOAT)
     if HAS_BIAS:
         total += tl.load(bias + channels, mask=inside, other=0.0).to(FLOAT)[None, :]
@@ -40,7 +40,7 @@ def forward(
     x, weight, bias, y, l, c, outputs, lead, x_b, x_t,
     WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The forward pass; grid (b, chunks of outputs, blocks of channels).
+    """Run the forward pass; grid (b, chunks of outputs, blocks of channels).
 
     x_b and x_t are the strides of batch and token in x. Without gaps: weight (c, WIDTH), bias (c,), y (b, outputs, c).
     """
@@ -58,7 +58,7 @@ def backward_sums(
     dy, x, weight, bias, dsum, dweight, dbias, l, c, outputs, lead, x_b, x_t, dy_b, dy_t,
     WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the sums before SiLU, dsum (b, outputs, c), and of filters and biases; grid as `forward`'s.
+    """Compute gradients of the sums before SiLU, dsum (b, outputs, c), and of filters and biases; grid as `forward`'s.
 
     dweight (b, chunks, WIDTH, c) and dbias (b, chunks, c) are to be added up over batch and chunks.
     """
@@ -84,7 +84,7 @@ def backward_inputs(
     dsum, weight, dx, l, c, outputs, lead,
     WIDTH: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dx (b, l, c) from dsum; grid (b, chunks of tokens, blocks of channels)."""
+    """Compute dx (b, l, c) from dsum; grid (b, chunks of tokens, blocks of channels)."""
     row = tl.program_id(0).to(tl.int64)
     tokens = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK).to(tl.int64)
     channels = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)

@@ -286,7 +286,7 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict` validation: refuse values from which no model can be built."""
+        """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -310,7 +310,7 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         self._validate_combinations(order)
 
     def _number_conditions(self) -> dict[str, tuple[bool, str]]:
-        """What must hold for the numbers that are not sizes; of NaN nothing holds."""
+        """List what must hold for the numbers that are not sizes; of NaN nothing holds."""
         return {
             "time_step_min": (0 < self.time_step_min <= self.time_step_max, "positive and at most time_step_max"),
             "time_step_max": (self.time_step_max < math.inf, "finite"),

@@ -37,7 +37,7 @@ class ScanTerms(NamedTuple):
     C: Tensor
 
     def at_steps(self, index: Tensor) -> "ScanTerms":
-        """The terms with the steps of every row at index (b, k), each with all of its tokens."""
+        """Select the steps of every row at index (b, k), each with all of its tokens."""
 
         def moved(x: Tensor) -> Tensor:
             return take_steps(x.unflatten(1, (index.shape[1], -1)), index).flatten(1, 2)
@@ -45,7 +45,7 @@ class ScanTerms(NamedTuple):
         return self._replace(step_sizes=moved(self.step_sizes), B=moved(self.B), C=moved(self.C))
 
     def attention(self) -> Tensor:
-        """α (b, h, l, l), query then key. Time O(b h l² r), memory three times the result's."""
+        """Compute α (b, h, l, l), query then key. Time O(b h l² r), memory three times the result's."""
         length = self.B.shape[1]
         step = self.step_sizes.mT  # (b, h, l)
         elapsed = step[..., None].expand(-1, -1, -1, length).tril(-1).cumsum_(2)  # Σ_{k=j+1..i} Δ_k
@@ -62,7 +62,7 @@ class ScanTerms(NamedTuple):
         return attention.mul_(step[:, :, None])
 
     def attention_row(self, query: Tensor) -> Tensor:
-        """α (b, h, l) of one query in every row, at tokens query (b,). Time O(b h l r), memory O(b l (h + n))."""
+        """Compute α (b, h, l) of one query a row, at tokens query (b,). Time O(b h l r), memory O(b l (h + n))."""
         seen = torch.arange(self.B.shape[1], device=query.device) <= query[:, None]
         step = self.step_sizes * seen[..., None]
         until_query = step.flip(1).cumsum(1).flip(1)  # Σ_{k=j..i} Δ_k
@@ -75,7 +75,7 @@ class ScanTerms(NamedTuple):
 
 
 def scan_terms(scan: dict[str, Any], config: DecisionMambaConfig, mask: Tensor | None) -> ScanTerms:
-    """The terms of a recorded scan.
+    """Compute the terms of a recorded scan.
 
     Args:
         scan: the arguments of a layer's `selective_scan`, as `TokenStream.scans` holds them.

@@ -138,7 +138,7 @@ def check_config_file(path: str | os.PathLike[str], **kwargs: Any) -> dict[str, 
 
 
 def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of `from_pretrained` that `cached_file` knows; of a file that is not there it returns None."""
+    """Select the arguments of `from_pretrained` that `cached_file` knows; of a missing file it shall return None."""
     given = {name: value for name, value in kwargs.items() if name in _HUB_ARGUMENTS and value is not None}
     return {**given, "_raise_exceptions_for_missing_entries": False}
 
@@ -159,7 +159,7 @@ def readable(name: str) -> Iterator[None]:
 
 
 def in_short(error: BaseException) -> str:
-    """What an error says, on one line of bounded length that any terminal can show."""
+    """Shorten what an error says to one line of bounded length that any terminal can show."""
     try:
         line = " ".join(str(error).split())
     except ValueError:  # a number that is too long to be shown
@@ -190,7 +190,7 @@ class CheckedConfig(CheckedJSON):
         self.validate_architecture()  # @strict does it again, but wraps the error in one of its own
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: refuse another format, and sizes outside of SIZE_LIMITS."""
+        """Refuse another format, and sizes outside of SIZE_LIMITS; `@strict` validation calls this."""
         _check_format_version(self.format_version)  # type: ignore[attr-defined]
         check_sizes(self)
         dtype = self.dtype  # type: ignore[attr-defined]
@@ -200,7 +200,7 @@ class CheckedConfig(CheckedJSON):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As PreTrainedConfig's.
+        """Make a config as PreTrainedConfig does, from checked settings.
 
         Raises:
             ValueError: a newer format, or a value from which no model can be built.
@@ -221,7 +221,7 @@ class CheckedConfig(CheckedJSON):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As PreTrainedConfig's.
+        """Read the settings as PreTrainedConfig does, and check them.
 
         Raises:
             OSError, ValueError: the file cannot be read, or `check_settings` refuses it.
@@ -241,7 +241,7 @@ def _check_format_version(version: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value of a file as an error shows it."""
+    """Write a value of a file as an error shows it."""
     try:
         return reprlib.repr(value)
     except ValueError:  # a number of more digits than Python shows
@@ -262,7 +262,7 @@ class CheckedWeights:
         config: PreTrainedConfig | str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As PreTrainedModel's, but only safetensors are read, and weights that do not fit the config are an error.
+        """Load as PreTrainedModel does, but only safetensors, and refuse weights that do not fit the config.
 
         `ignore_mismatched_sizes=True` allows other shapes (these weights are drawn anew, to fine-tune on other
         dimensions). With `output_loading_info=True` missing and additional weights are the caller's to judge.
@@ -332,7 +332,7 @@ def load_checked(
 
 
 def _weight_files(path: str | os.PathLike[str], variant: str | None = None, **kwargs: Any) -> list[str]:
-    """The safetensors files of a checkpoint, on this machine; pickles and files elsewhere are refused."""
+    """Find the safetensors files of a checkpoint, on this machine; refuse pickles and files elsewhere."""
     hub = _hub_arguments(kwargs)
     if os.path.isfile(path):
         files = [os.fspath(path)]
@@ -360,7 +360,7 @@ def _weight_files(path: str | os.PathLike[str], variant: str | None = None, **kw
 
 
 def _shard_names(index: str) -> list[str]:
-    """The files that an index of sharded weights names: plain names, which stay inside of the folder."""
+    """Read the file names in an index of sharded weights: plain names, which stay inside of the folder."""
     try:
         content = json.loads(Path(index).read_text(encoding="utf-8"))
         names = sorted(set(content["weight_map"].values()))

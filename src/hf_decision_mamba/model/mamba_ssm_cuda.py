@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def why_no_mamba_ssm(u: Tensor) -> str | None:
-    """Why mamba-ssm's scan cannot run on a tensor, None if it can."""
+    """Say why mamba-ssm's scan cannot run on a tensor; None if it can."""
     if u.device.type != "cuda":
         return f"the tensors live on {u.device}"
     if u.dtype == torch.float64:
@@ -36,7 +36,7 @@ def mamba_ssm_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """mamba-ssm's `selective_scan_fn` with the arguments and results of `selective_scan`.
+    """Call mamba-ssm's `selective_scan_fn` with the arguments and results of `selective_scan`.
 
     It has neither mask nor initial state, and no gradient flows back from the state that it returns.
     """
@@ -50,7 +50,7 @@ def mamba_ssm_scan(
 
 
 def causal_conv1d(x: Tensor, width: int, history: int) -> Callable[..., Tensor] | None:
-    """causal-conv1d's `causal_conv1d_fn` if it is there and can convolve x (b, l, c), else None."""
+    """Return causal-conv1d's `causal_conv1d_fn` if it is there and can convolve x (b, l, c), else None."""
     fits = 2 <= width <= 4 and history == 0 and x.dtype != torch.float64
     fits = fits and x.stride(2) == 1 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0
     if not fits or x.device.type != "cuda":
@@ -61,7 +61,7 @@ def causal_conv1d(x: Tensor, width: int, history: int) -> Callable[..., Tensor] 
 
 @functools.cache
 def _load(package: str, module: str, compiled: str, function: str) -> Callable[..., Any] | str:
-    """A function of a package, or the reason why it cannot be used."""
+    """Import a function of a package, or return the reason why it cannot be used."""
     if importlib.util.find_spec(module.split(".")[0]) is None:
         return f"{package} is not installed (pip install {package} --no-build-isolation, which needs nvcc)"
     try:

@@ -42,11 +42,11 @@ class TokenStream(NamedTuple):
     time_scale: Tensor | None = None
 
     def zero_absent(self, x: Tensor) -> Tensor:
-        """x (b, l, ...) with absent tokens set to zero, so that a window over them sees nothing."""
+        """Set the absent tokens of x (b, l, ...) to zero, so that a window over them sees nothing."""
         return x if self.mask is None else x * self.mask[..., None].to(x.dtype)
 
     def with_history(self, x: Tensor, states: str, layer_idx: int, count: int) -> Tensor:
-        """x (b, l, c) behind the `count` tokens before it (b, count + l, c); the cache's window moves on."""
+        """Put x (b, l, c) behind the `count` tokens before it (b, count + l, c); the cache's window moves on."""
         x = self.zero_absent(x)
         if self.cache is None:
             return F.pad(x, (0, 0, count, 0))
@@ -57,12 +57,12 @@ class TokenStream(NamedTuple):
 
 
 def take_steps(x: Tensor, index: Tensor) -> Tensor:
-    """x (b, k, ...) at the steps index (b, j) of every row."""
+    """Take x (b, k, ...) at the steps index (b, j) of every row."""
     return torch.take_along_dim(x, index.reshape(index.shape + (1,) * (x.dim() - 2)), dim=1)
 
 
 def last_real(window: Tensor, count: int, mask: Tensor | None) -> Tensor:
-    """The `count` entries of window (b, count + l, c) that end at the last real one of its l, or at those before."""
+    """Take `count` entries of window (b, count + l, c) up to the last real one of its l; the first ones if none is."""
     if mask is None:
         return window[:, window.shape[1] - count :]
     positions = torch.arange(1, mask.shape[1] + 1, device=window.device)
@@ -117,7 +117,7 @@ class DecisionMambaLinearLocalMixer(nn.Module):
         self.proj = nn.Linear(config.local_mixer_window * width, width, bias=False)
 
     def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
-        """(b, W - 1 + l, width) to (b, l, width)."""
+        """Mix (b, W - 1 + l, width) to (b, l, width)."""
         width = window.shape[2]
         if window.device.type == "cpu" and type(self.proj) is nn.Linear:
             # As a convolution, which needs no copy of every token's window; on a GPU it might be rounded to TF32.
@@ -134,14 +134,14 @@ class DecisionMambaConvLocalMixer(nn.Module):
         self.conv = nn.ModuleDict(conv)
 
     def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
-        """(b, W - 1 + l, width) to (b, l, width); each token passes the filter of its own kind only."""
+        """Mix (b, W - 1 + l, width) to (b, l, width); each token passes the filter of its own type only."""
         filters: Any = [self.conv[kind] for kind in kinds]
         outputs = [conv_over_tokens(window[:, i:], f.weight, f.bias, len(kinds)) for i, f in enumerate(filters)]
         return torch.stack(outputs, dim=2).flatten(1, 2)
 
 
 def make_local_mixer(width: int, config: DecisionMambaConfig) -> nn.Module:
-    """The config's local mixer, for tokens of some width."""
+    """Make the config's local mixer, for tokens of some width."""
     mixers = {"linear": DecisionMambaLinearLocalMixer, "conv": DecisionMambaConvLocalMixer}
     return mixers[str(config.local_mixer)](width, config)
 
@@ -208,7 +208,7 @@ class DecisionMambaMixer(nn.Module):
         return self.out_proj(y) if self.projected else y
 
     def _mix_locally(self, x: Tensor, tokens: TokenStream) -> Tensor:
-        """SiLU(conv(x)), or with the local mixer in the convolution's place."""
+        """Compute SiLU(conv(x)), or apply the local mixer in the convolution's place."""
         if self.config.local_mixer_inside:
             window = tokens.with_history(x, "conv_states", self.layer_idx, self.config.conv_history)
             return F.silu(self.local_mixer(window, tokens.kinds))
@@ -217,7 +217,7 @@ class DecisionMambaMixer(nn.Module):
         return F.silu(x)
 
     def init_weights(self) -> None:
-        """Mamba's own initialisation of the parameters that a plain draw would break."""
+        """Draw the parameters that a plain draw would break, as Mamba initialises them."""
         decay_rates = torch.arange(1, self.config.state_size + 1, dtype=torch.float32).expand(self.A_log.shape)
         init.copy_(self.A_log, torch.log(decay_rates))
         init.ones_(self.D)
@@ -277,7 +277,7 @@ class DecisionMamba2Mixer(nn.Module):
         return self.out_proj(self.norm(y, gate=z))
 
     def init_weights(self) -> None:
-        """Mamba-2's own initialisation: decay rates uniform in [1, 16], step sizes as in Mamba."""
+        """Initialise as Mamba-2 does: decay rates uniform in [1, 16], step sizes as in Mamba."""
         init.copy_(self.A_log, torch.log(torch.empty(self.config.num_heads).uniform_(1, 16)))
         init.ones_(self.D)
         init.copy_(self.dt_bias, _draw_step_biases(self.config, self.config.num_heads))
@@ -317,7 +317,7 @@ class DecisionMambaGRUMixer(nn.Module):
         return output
 
     def _recur(self, x: Tensor, state: Tensor) -> Tensor:
-        """The states (b, l, c) after each of the tokens (b, l, d) that follow a state (b, c)."""
+        """Compute the states (b, l, c) after each of the tokens (b, l, d) that follow a state (b, c)."""
         if x.shape[1] > 1:
             weights = [self.in_proj.weight, self.state_proj.weight, self.in_proj.bias, self.state_proj.bias]
             plain = x.device.type == "cpu" or torch.compiler.is_compiling()
@@ -338,7 +338,7 @@ MIXERS: dict[str, type[nn.Module]] = {
 
 
 def _convolve(tokens: TokenStream, layer_idx: int, x: Tensor, conv: nn.Conv1d, backend: str | None) -> Tensor:
-    """`causal_conv` behind the tokens that the cache remembers, if there is one."""
+    """Apply `causal_conv` behind the tokens that the cache remembers, if there is one."""
     history = 0
     if tokens.cache is not None:
         history = conv.kernel_size[0] - 1
@@ -347,7 +347,7 @@ def _convolve(tokens: TokenStream, layer_idx: int, x: Tensor, conv: nn.Conv1d, b
 
 
 def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:
-    """`selective_scan` from the cache's state, leaving the final state there."""
+    """Run `selective_scan` from the cache's state, leaving the final state there."""
     inputs["time_scale"] = tokens.time_scale
     if tokens.scans is not None:
         tokens.scans.append(inputs)
@@ -359,7 +359,7 @@ def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:
 
 
 def _draw_step_biases(config: DecisionMambaConfig, count: int) -> Tensor:
-    """Biases (count,) from which softplus makes step sizes log-uniform in [time_step_min, time_step_max]."""
+    """Draw biases (count,) from which softplus makes step sizes log-uniform in [time_step_min, time_step_max]."""
     low, high = math.log(config.time_step_min), math.log(config.time_step_max)
     floor = min(config.time_step_floor, config.time_step_min)  # whoever asks for smaller steps gets them
     steps = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=floor)
@@ -367,7 +367,7 @@ def _draw_step_biases(config: DecisionMambaConfig, count: int) -> Tensor:
 
 
 def _init_out_proj(linear: nn.Linear, config: DecisionMambaConfig) -> None:
-    """PyTorch's own draw, smaller the more residual branches are added up."""
+    """Draw weights as PyTorch does, smaller the more residual branches are added up."""
     bound = 1 / math.sqrt(linear.in_features * config.n_layer)
     init.uniform_(linear.weight, -bound, bound)
 

@@ -63,7 +63,7 @@ class DecisionMambaImageEncoder(nn.Module):
         self.proj = nn.Linear(64 * side * side, embedding_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, k, frames, height, width), uint8 from 0 to 255 or floating from 0 to 1, to (b, k, e)."""
+        """Encode (b, k, frames, height, width), uint8 from 0 to 255 or floating from 0 to 1, as (b, k, e)."""
         dtype = self.proj.weight.dtype
         pixels = images.to(dtype) if images.is_floating_point() else images.to(dtype) / 255
         features = F.relu(self.conv1(pixels.flatten(0, 1)))
@@ -75,7 +75,7 @@ class DecisionMambaActionEmbedding(nn.Embedding):
     """An embedding of discrete actions in which "no action yet" (-1) is zero."""
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(b, k) integers to (b, k, e)."""
+        """Embed (b, k) integers as (b, k, e)."""
         return super().forward(actions.clamp(min=0)) * (actions != NO_ACTION)[..., None]
 
 
@@ -146,7 +146,7 @@ class DecisionMambaBlock(GradientCheckpointingLayer):
         return shared[name] if name in shared else getattr(self, name)
 
     def forward(self, hidden_states: Tensor, tokens: TokenStream) -> Tensor:
-        """One block over (b, l, d)."""
+        """Run one block over (b, l, d)."""
         norms = self.part("norms")
         if self.config.local_mixer is not None:
             local_mixer = self.part("local_mixer")
@@ -161,7 +161,7 @@ class DecisionMambaBlock(GradientCheckpointingLayer):
 
 
 def make_norms(config: DecisionMambaConfig) -> nn.ModuleDict:
-    """The norms of one block, one in front of each of its parts."""
+    """Make the norms of one block, one in front of each of its parts."""
     kinds = {
         "local": config.norm_type if config.local_mixer is not None else None,
         "mixer": config.mixer_norm_type or config.norm_type,
@@ -291,7 +291,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of states, the main input."""
+        """Return the embedding of states, the main input."""
         return self.embed_state
 
     def forward(
@@ -419,7 +419,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return output if return_dict else output.predictions()
 
     def _shift(self, actions: Tensor, cache_params: DecisionMambaCache | None) -> Tensor:
-        """The action before each step: actions one step later, behind the last one known or none."""
+        """Return the action before each step: actions one step later, behind the last one known or none."""
         if cache_params is not None:
             last = cache_params.last_actions.to(actions.dtype)
         elif self.config.action_type == "discrete":
@@ -435,7 +435,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         cache_params: DecisionMambaCache | None,
         time_scale: Tensor | None,
     ) -> TokenStream:
-        """How the sequence is cut into tokens, which of them are absent, and the factor on Δ of each."""
+        """Cut the sequence into tokens; say which of them are absent, and the factor on Δ of each."""
         kinds = self.config.token_kinds
         scale = None if time_scale is None else time_scale.repeat_interleave(len(kinds), dim=1)
         if cache_params is None:
@@ -462,7 +462,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         returns_to_go: Tensor,
         timesteps: Any,
     ) -> Tensor:
-        """Tokens (b, l, d): the embeddings of one step side by side, step after step."""
+        """Make tokens (b, l, d): the embeddings of one step side by side, step after step."""
         dtype = self.dtype
         cut_before_action = kinds[0] == "action"
         parts = []
@@ -490,12 +490,12 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return tokens.to(torch.promote_types(dtype, torch.float32)) if self.config.residual_in_fp32 else tokens
 
     def _embed_actions(self, actions: Tensor) -> Tensor:
-        """Actions (b, k, ...) as (b, k, e), before the activation."""
+        """Embed actions (b, k, ...) as (b, k, e), before the activation."""
         return self.embed_action(actions if self.config.action_type == "discrete" else actions.to(self.dtype))
 
     @torch.no_grad()
     def _hidden_attention(self, tokens: TokenStream, padding: PaddingAtTheEnd) -> tuple[Tensor, ...]:
-        """Hidden attention (b, heads, l, l) of every layer, with the steps where the caller has them."""
+        """Compute hidden attention (b, heads, l, l) of every layer, with the steps where the caller has them."""
         real = tokens.mask
         if real is None and padding.mask is not None:
             real = padding.mask.repeat_interleave(len(tokens.kinds), dim=1)
@@ -505,14 +505,14 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return tuple((layer if places is None else layer.at_steps(places)).attention() for layer in layers)
 
     def _predict_actions(self, hidden_states: Tensor, kinds: tuple[str, ...]) -> Tensor:
-        """Actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, tokens of a step, d)."""
+        """Predict actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, a step's, d)."""
         actions = self.predict_action(hidden_states[:, :, _state_token(kinds)])
         return torch.tanh(actions) if self.config.action_tanh and self.config.action_type == "continuous" else actions
 
     def _predict_state_and_return(
         self, hidden_states: Tensor, kinds: tuple[str, ...], actions: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Next states (b, k, state_dim) and returns (b, k, 1) after the step's own action, where that is known.
+        """Predict next states (b, k, state_dim) and returns (b, k, 1) after the step's own action, where that is known.
 
         They are read at its token. Where it is none, its embedding stands beside what is known of the step before it.
         """
@@ -529,7 +529,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
     def _loss(
         self, predictions: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items: Tensor | int | None
     ) -> Tensor:
-        """Mean over real, labelled entries (action dimensions, or discrete actions); 0 when there is none."""
+        """Average the loss over real, labelled entries (action dimensions, or discrete actions); 0 if there is none."""
         counted = labels != -100
         if attention_mask is not None:
             real = attention_mask.bool()
@@ -550,7 +550,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
     def _check_inputs(
         self, states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params, time_scale
     ) -> None:
-        """One clear error for inputs that cannot be right: shapes and presence, of time steps and scales the values."""
+        """Raise one clear error for inputs that cannot be right: shapes, presence, values of time steps and scales."""
         config = self.config
         if actions is None and cache_params is None and "action" in config.token_order:
             raise ValueError("actions are required: they are tokens of this model.")
@@ -605,7 +605,7 @@ def _check_time_scale(time_scale: Tensor, attention_mask: Tensor | None) -> None
 
 
 def _state_token(kinds: tuple[str, ...]) -> int:
-    """Which token of a step holds its state."""
+    """Tell which token of a step holds its state."""
     return kinds.index("state") if "state" in kinds else 0
 
 

@@ -107,7 +107,7 @@ def _leaves(parts: Sequence[Part], value: Any, depth: int = 0) -> list[tuple[Par
 
 
 def _is_vector(observation: Any, part: Part) -> bool:
-    """Whether an observation of one part is concatenated already: of the vector's shape, and not of the part's own."""
+    """Tell whether one part's observation is concatenated already: of the vector's shape, and not of the part's own."""
     array, shape = np.asarray(observation), tuple(part["shape"])
     if array.shape in (shape, (*array.shape[:1], *shape)) and ("counts" not in part or array.dtype.kind in "biu"):
         return False

@@ -102,7 +102,7 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As FeatureExtractionMixin's.
+        """Make a processor as FeatureExtractionMixin does.
 
         Raises:
             ValueError: an unknown setting, or values that the class refuses.
@@ -122,7 +122,7 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
 
     @classmethod
     def get_feature_extractor_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        """As FeatureExtractionMixin's.
+        """Read the settings as FeatureExtractionMixin does.
 
         Raises:
             OSError, ValueError: the file cannot be read.
@@ -175,7 +175,7 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         return observation
 
     def normalize_states(self, states: Any) -> np.ndarray:
-        """(states - mean) / std in float32, for states of shape (..., state_dim); images as they are.
+        """Compute (states - mean) / std in float32, for states of shape (..., state_dim); leave images as they are.
 
         Raises:
             ValueError: another number of dimensions than the training data had, or images that are not uint8 stacks of
@@ -198,25 +198,25 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         return (states - _float32(self.state_mean)) / _float32(self.state_std)
 
     def scale_returns(self, returns: Any) -> np.ndarray:
-        """returns / return_scale in float32, of any shape."""
+        """Compute returns / return_scale in float32, of any shape."""
         return _float32(returns) / np.float32(self.return_scale)
 
     def normalize_actions(self, actions: Any) -> np.ndarray:
-        """The environment's actions (..., act_dim) as the model sees and predicts them, float32."""
+        """Scale the environment's actions (..., act_dim) to what the model sees and predicts, float32."""
         actions = _float32(actions)
         if self.action_mid is None or self.action_scale is None:
             return actions
         return (actions - _float32(self.action_mid)) / _float32(self.action_scale)
 
     def denormalize_actions(self, actions: Any) -> np.ndarray:
-        """The model's actions (..., act_dim) in the environment's units and within its bounds, float32."""
+        """Scale the model's actions (..., act_dim) to the environment's units and clip them to its bounds, float32."""
         actions = _float32(actions)
         if self.action_mid is None or self.action_scale is None:
             return self.clip_actions(actions)
         return self.clip_actions(actions * _float32(self.action_scale) + _float32(self.action_mid))
 
     def clip_actions(self, actions: Any) -> np.ndarray:
-        """Actions (..., act_dim) within the environment's bounds, float32; unchanged where no bounds are known."""
+        """Clip actions (..., act_dim) to the environment's bounds, float32; unchanged where no bounds are known."""
         actions = _float32(actions)
         if self.action_low is None or self.action_high is None:
             return actions

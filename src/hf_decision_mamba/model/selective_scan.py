@@ -69,7 +69,7 @@ def delta_factor(mask: Tensor | None, time_scale: Tensor | None, dtype: torch.dt
 def _unrolled_states(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """C_t · h_t (b, l, c), and the states h_{-1}, h_0, ..., h_{l-1}, each (b, c, n)."""
+    """Compute C_t · h_t (b, l, c), and the states h_{-1}, h_0, ..., h_{l-1}, each (b, c, n)."""
     states = [u.new_zeros(u.shape[0], u.shape[2], A.shape[1]) if initial_state is None else initial_state]
     readouts = []
     for t in range(u.shape[1]):
@@ -209,7 +209,7 @@ def own_backend(u: Tensor) -> str:
 
 
 def _why_not(backend: str, u: Tensor) -> str | None:
-    """Why a backend cannot run on a tensor, None if it can."""
+    """Say why a backend cannot run on a tensor; None if it can."""
     if backend == "triton":
         return why_no_triton(u)
     if backend == "mamba_ssm":

@@ -23,7 +23,7 @@ _HAS_NUMBA = importlib.util.find_spec("numba") is not None  # a constant, which 
 
 
 def why_no_numba() -> str | None:
-    """Why the kernels cannot run on this machine, None if they can; imports numba where it is, and tries it once."""
+    """Say why the kernels cannot run on this machine, None if they can; import numba where it is, and try it once."""
     if not _HAS_NUMBA:
         return "numba is not installed (pip install numba)"
     return None if torch.compiler.is_compiling() else _what_is_wrong()
@@ -31,7 +31,7 @@ def why_no_numba() -> str | None:
 
 @functools.cache
 def _what_is_wrong() -> str | None:
-    """What keeps numba from making of an example what the kernels rely on, None if nothing does."""
+    """Say what keeps numba from making of an example what the kernels rely on; None if nothing does."""
     x = np.linspace(-3, 3, 80, dtype=np.float32)
     y = np.full_like(x, np.nan)
     rows = [row[j : j + LANES] for row in x.reshape(2, 40) for j in range(0, 40, LANES)]
@@ -48,7 +48,7 @@ def _what_is_wrong() -> str | None:
 
 
 def saved_states_shape(b: int, l: int, c: int, n: int) -> tuple[int, ...]:
-    """Shape of what `scan_forward` saves for the backward: the state before each chunk, in the kernels' layout."""
+    """Return the shape of what `scan_forward` saves: the state before each chunk, in the kernels' layout."""
     return b, -(-l // CHUNK), whole_lanes(c) * n
 
 
@@ -116,7 +116,7 @@ def scan_backward(
 def _sizes(
     inputs: ScanInputs, dy: Tensor | None = None, dfinal_state: Tensor | None = None
 ) -> tuple[int, int, int, int, int]:
-    """b, l, c, n and the number of groups that the batch is split into; refuses what does not fit."""
+    """Return b, l, c, n and the number of groups that the batch is split into; refuse what does not fit."""
     dtype = inputs.u.dtype
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"The CPU kernel of the scan takes float32 or float64 tensors, u is {dtype}: convert it.")
@@ -128,12 +128,12 @@ def _sizes(
 
 
 def _scaled(inputs: ScanInputs) -> bool:
-    """Whether there are factors on Δ other than 0 and 1."""
+    """Tell whether there are factors on Δ other than 0 and 1."""
     return inputs.mask is not None and inputs.mask.is_floating_point()
 
 
 def _arrays(inputs: ScanInputs) -> tuple[list[np.ndarray], np.ndarray]:
-    """The kernels' arrays (u, delta, A log2(e), B, C, D, z, bias, factor), and the strides of u, delta, B, C, z."""
+    """Make the kernels' arrays (u, delta, A log2(e), B, C, D, z, bias, factor) and strides (u, delta, B, C, z)."""
     u = inputs.u
     views = [as_flat_view(x) for x in (u, inputs.delta, inputs.B, inputs.C)]
     views.append((placeholder(u.dtype), 0, 0) if inputs.z is None else as_flat_view(inputs.z))

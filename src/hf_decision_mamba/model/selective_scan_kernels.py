@@ -62,7 +62,7 @@ GROWING = PAST + (CHUNK + 1) * LANES
 
 @compiled
 def read_channels(w, states, count, c0, rate, D, bias):
-    """What the block's channels have in common for all rows of the batch."""
+    """Read what the block's channels have in common for all rows of the batch."""
     read_tiles(w, FIXED + RATE * states, states, count, rate, c0 * states)
     clear(w, SKIP, BLOCK)
     clear(w, BIAS, BLOCK)
@@ -72,7 +72,7 @@ def read_channels(w, states, count, c0, rate, D, bias):
 
 @compiled
 def read_maps(w, tokens, states, has_factor, factor, at, B, at_B, B_t, C, at_C, C_t):
-    """B, C and the factors on Δ of a chunk; B is zero where the token is absent, whatever stands there."""
+    """Read B, C and the factors on Δ of a chunk; B is zero where the token is absent, whatever stands there."""
     map_B, map_C = FIXED + MAP_B * states, FIXED + MAP_C * states
     for k in range(tokens):
         w[FACTOR + k] = factor[at + k] if has_factor else 1
@@ -84,7 +84,7 @@ def read_maps(w, tokens, states, has_factor, factor, at, B, at_B, B_t, C, at_C, 
 
 @compiled
 def read_deltas(w, tokens, count, use_softplus, backward, raw, at_raw, raw_t, u, at_u, u_t):
-    """The rows Δ, Δ u and, for the backward, its slope over a chunk; `raw` is before softplus; zero where absent."""
+    """Compute the rows Δ, Δ u and, if `backward`, its slope of a chunk; `raw` is before softplus; zero where absent."""
     for k in range(tokens):
         for j in range(0, count, LANES):
             row, left = k * BLOCK + j, count - j
@@ -125,7 +125,7 @@ def scan_tile(w, j, tokens, states):
 
 @compiled
 def write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y, to, channels):
-    """y = (C · h + D u) · SiLU(z) of a chunk."""
+    """Write y = (C · h + D u) · SiLU(z) of a chunk."""
     for k in range(tokens):
         for j in range(0, count, LANES):
             left = count - j
@@ -140,7 +140,7 @@ def write_outputs(w, tokens, count, has_D, has_z, u, at_u, u_t, z, at_z, z_t, y,
 
 @compiled
 def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias, factor, initial, y, final, saved):
-    """Work items [first, last) of the forward pass.
+    """Compute work items [first, last) of the forward pass.
 
     Arrays are flat. `sizes`: b, l, c, n, groups of batch rows. `flags`: D, z, softplus, factor, scaled, initial, saved.
     `strides`: of batch and token in u, delta, B, C, z. `rate` is A log2(e); `saved` [b, chunk, tiles] is the state
@@ -186,7 +186,7 @@ def forward(first, last, sizes, flags, strides, u, delta, rate, B, C, D, z, bias
 
 @compiled
 def rescan_tile(w, j, tokens, states):
-    """As `scan_tile`, from PAST[0] on and keeping every decay and state of the chunk."""
+    """Scan as `scan_tile`, from PAST[0] on and keeping every decay and state of the chunk."""
     size = states * LANES
     rate = FIXED + RATE * states + j * states
     decays, past = FIXED + DECAY * states, FIXED + PAST * states
@@ -234,7 +234,7 @@ def scan_tile_backward(w, j, tokens, states):
 
 @compiled
 def read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t):
-    """The rows DREADOUT and, with a gate, DGATE of a chunk."""
+    """Compute the rows DREADOUT and, with a gate, DGATE of a chunk."""
     for k in range(tokens):
         for j in range(0, count, LANES):
             row, left = k * BLOCK + j, count - j
@@ -249,7 +249,7 @@ def read_gradients(w, tokens, count, has_z, dy, at_dy, dy_t, z, at_z, z_t):
 
 @compiled
 def write_gradients(w, tokens, count, has_z, u, at_u, u_t, du, ddelta, dz, to, channels):
-    """The gradients of u, delta and z of a chunk, from its rows; and its shares of those of D and the bias."""
+    """Write a chunk's gradients of u, delta and z, from its rows; and add its shares of those of D and the bias."""
     for k in range(tokens):
         for j in range(0, count, LANES):
             row, left, at = k * BLOCK + j, count - j, to + k * channels + j
@@ -271,7 +271,7 @@ def backward(
     first, last, sizes, flags, strides, dy, dfinal, u, delta, rate, B, C, D, z, bias, factor, saved,
     du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial,
 ):  # fmt: skip
-    """Work items [first, last) of the backward pass; arguments as `forward`'s.
+    """Compute work items [first, last) of the backward pass; arguments as `forward`'s.
 
     `flags`: z, softplus, factor, scaled, dfinal, dinitial. `strides`: also of dy, last. dA, dD, dbias are sums over one
     group of batch rows each, [group, ...]; dB and dC over one block of channels each, [block, ...].

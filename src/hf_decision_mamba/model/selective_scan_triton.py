@@ -23,7 +23,7 @@ BLOCK = 32  # channels of a program, one for each thread of a warp
 
 
 def _what_is_missing() -> str | None:
-    """What this installation lacks for the kernels; does not import triton."""
+    """Say what this installation lacks for the kernels, without importing triton."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
     if torch.torch_version.TorchVersion(torch.__version__) < "2.7":
@@ -37,7 +37,7 @@ _MISSING = _what_is_missing()  # a constant, which torch.compile can look at
 
 
 def why_no_triton(u: Tensor) -> str | None:
-    """Why the Triton kernels cannot run on a tensor, None if they can; does not import triton.
+    """Say why the Triton kernels cannot run on a tensor, None if they can, without importing triton.
 
     On a CPU only Triton's interpreter runs them, for tests: `TRITON_INTERPRET=1`.
     """
@@ -49,7 +49,7 @@ def why_no_triton(u: Tensor) -> str | None:
 
 
 def saved_states_shape(b: int, l: int, c: int, n: int) -> tuple[int, ...]:
-    """Shape of what `scan_forward` saves for the backward: the state behind each chunk but the last one."""
+    """Return the shape of what `scan_forward` saves for the backward: the state behind each chunk but the last one."""
     return b, max(1, -(-l // CHUNK)) - 1, n, c
 
 
@@ -128,18 +128,18 @@ def by_channel(x: Tensor) -> Tensor:
 
 
 def _sizes(b: int, l: int, c: int, n: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """l, c, n and the number of chunks; the kernels' grid."""
+    """Return l, c, n and the number of chunks; and the kernels' grid."""
     return (l, c, n, max(1, -(-l // CHUNK))), (b, -(-c // BLOCK))
 
 
 def _groups(n: int, at_most: int) -> dict[str, Any]:
-    """The states of a group, and whether there are several groups."""
+    """Choose how many states are in a group, and tell whether there are several groups."""
     group = math.gcd(n, at_most)
     return {"GROUP": group, "SEVERAL": n > group}
 
 
 def _given(inputs: ScanInputs) -> tuple[list[Tensor], list[int], dict[str, Any]]:
-    """The kernels' inputs in their order, u for what is not there; the strides of u, delta, B, C, z; the options."""
+    """Order the kernels' inputs, u for what is not there; the strides of u, delta, B, C, z; the options."""
     from .selective_scan_triton_kernels import tl
 
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, initial_state = inputs

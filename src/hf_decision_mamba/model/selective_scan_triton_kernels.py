@@ -28,7 +28,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)), x itself above 20 as in PyTorch."""
+    """Compute log(1 + exp(x)), x itself above 20 as in PyTorch."""
     e = tl.exp(tl.minimum(x, 20.0))
     # What 1 + e loses by rounding, log(1 + e) must not lose (Kahan).
     rounded = 1.0 + e
@@ -39,13 +39,13 @@ def softplus(x):
 
 @triton.jit
 def read(first, there, FLOAT: tl.constexpr):
-    """Numbers in the precision that is computed in, zero where there is none."""
+    """Read numbers in the precision that is computed in, zero where there is none."""
     return tl.load(first, mask=there, other=0.0).to(FLOAT)
 
 
 @triton.jit
 def read_channels(values, channels, inside, GIVEN: tl.constexpr, FLOAT: tl.constexpr):
-    """One number for each channel, zeros when not given."""
+    """Read one number for each channel, zeros when not given."""
     numbers = tl.zeros(channels.shape, FLOAT)
     if GIVEN:
         numbers = read(values + channels, inside, FLOAT)
@@ -54,7 +54,7 @@ def read_channels(values, channels, inside, GIVEN: tl.constexpr, FLOAT: tl.const
 
 @triton.jit
 def read_factor(factor, at, here, HAS_FACTOR: tl.constexpr, FLOAT: tl.constexpr):
-    """The factor on a token's Δ, 0 where it is absent or not there."""
+    """Read the factor on a token's Δ, 0 where it is absent or not there."""
     scale = tl.where(here, 1.0, 0.0).to(FLOAT)
     if HAS_FACTOR:
         scale = read(factor + at, here, FLOAT)
@@ -63,13 +63,13 @@ def read_factor(factor, at, here, HAS_FACTOR: tl.constexpr, FLOAT: tl.constexpr)
 
 @triton.jit
 def where_if(there, channels, c):
-    """Which channels a token has: all if it is there, else none."""
+    """Tell which channels a token has: all if it is there, else none."""
     return channels < tl.where(there, c, 0)
 
 
 @triton.jit
 def read_delta(first, known, shift, scale, SOFTPLUS: tl.constexpr, HAS_FACTOR: tl.constexpr, FLOAT: tl.constexpr):
-    """Δ of a token and its slope, of softplus times the factor; zero where it is absent, whatever stands there."""
+    """Compute a token's Δ and the slope of softplus times the factor; zero where absent, whatever stands there."""
     delta = read(first, known, FLOAT) + shift
     slope = tl.full(delta.shape, 1.0, FLOAT)
     if SOFTPLUS:
@@ -83,7 +83,7 @@ def read_delta(first, known, shift, scale, SOFTPLUS: tl.constexpr, HAS_FACTOR: t
 
 @triton.jit
 def read_entering(chunk, initial, at_state, saved, at_saved, channels, c, GIVEN: tl.constexpr, FLOAT: tl.constexpr):
-    """The state that enters a chunk: what the forward has saved, for the first chunk what was given or zeros."""
+    """Read the state that enters a chunk: what the forward has saved, for the first chunk what was given or zeros."""
     state = tl.load(saved + at_saved, mask=where_if(chunk > 0, channels, c), other=0.0)
     if GIVEN:
         state += read(initial + at_state, where_if(chunk == 0, channels, c), FLOAT)
@@ -92,7 +92,7 @@ def read_entering(chunk, initial, at_state, saved, at_saved, channels, c, GIVEN:
 
 @triton.jit
 def read_waiting(waiting, at, here, first, begin, channels, c, SEVERAL: tl.constexpr):
-    """What the groups of states before have left at a token; `begin` for the first group."""
+    """Read what the groups of states before have left at a token; `begin` for the first group."""
     numbers = begin
     if SEVERAL:
         left = tl.load(waiting + at, mask=where_if(here & (first > 0), channels, c), other=0.0)
@@ -111,7 +111,7 @@ def forward(
     HAS_INITIAL: tl.constexpr, SAVE: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, SEVERAL: tl.constexpr,
 ):  # fmt: skip
-    """The forward pass; grid (b, blocks of channels).
+    """Run the forward pass; grid (b, blocks of channels).
 
     x_b and x_t are the strides of batch and token in x. Without gaps: A (c, n), D, bias (c,), factor (b, l), initial
     and final (b, c, n), y (b, l, c); with SAVE saved (b, chunks - 1, n, c), the state behind each chunk but the last
@@ -188,7 +188,7 @@ def backward(
     HAS_INITIAL: tl.constexpr, HAS_DFINAL: tl.constexpr, FLOAT: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     GROUP: tl.constexpr, SEVERAL: tl.constexpr,
 ):  # fmt: skip
-    """The backward pass; grid and arguments as `forward`'s.
+    """Run the backward pass; grid and arguments as `forward`'s.
 
     Results without gaps, to be added up over their first index: dA (b, n, c), dD and dbias (b, c), dB and dC (blocks of
     channels, b, l, n). Atomic additions would need less memory, but their order, and with it the result, would vary.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def as_flat_view(tensor: Tensor) -> tuple[np.ndarray, int, int]:
-    """The memory that a (b, l, x) tensor spans, from its first number to its last, and its first two strides."""
+    """View the memory that a (b, l, x) tensor spans, first number to last; return it and the first two strides."""
     tensor = tensor.detach()
     if tensor.stride(2) != 1:
         tensor = tensor.contiguous()
@@ -30,7 +30,7 @@ def as_flat_view(tensor: Tensor) -> tuple[np.ndarray, int, int]:
 
 
 def as_flat_array(tensor: Tensor | None, like: Tensor) -> np.ndarray:
-    """A tensor as one flat array: a view if it is contiguous."""
+    """Return a tensor as one flat array: a view if it is contiguous."""
     if tensor is None:
         return placeholder(like.dtype)
     return tensor.detach().contiguous().view(-1).numpy()
@@ -38,7 +38,7 @@ def as_flat_array(tensor: Tensor | None, like: Tensor) -> np.ndarray:
 
 @functools.cache
 def placeholder(dtype: torch.dtype) -> np.ndarray:
-    """Stands for a tensor that is not there; the kernels do not touch it."""
+    """Make what stands for a tensor that is not there; the kernels do not touch it."""
     return torch.zeros(1, dtype=dtype).numpy()
 
 
@@ -83,7 +83,7 @@ def _name(kernel: Callable[..., None]) -> str:
 
 @functools.cache
 def _openmp() -> Any:
-    """The entry of torch's OpenMP runtime that runs a function on its team of threads; None if there is no such entry.
+    """Find the entry of torch's OpenMP runtime that runs a function on its team of threads; None if there is none.
 
     torch loads libgomp on Linux; Intel's and LLVM's runtimes there have the same entry. It is looked up from torch's
     own library, because another package may have loaded a runtime too, whose threads would fight with torch's.

@@ -37,7 +37,7 @@ def count(typingctx, call, k):
 
 @inlined
 def take_item(call):
-    """The next item that no thread has taken; beyond the last one when all are taken."""
+    """Take the next item that no thread has taken; beyond the last one when all are taken."""
     return count(call, 0)
 
 
@@ -57,19 +57,19 @@ def as_pointer(typingctx, address):
 
 @inlined
 def as_call(address, arrays):
-    """The call at an address, which is one of so many arrays."""
+    """View the call at an address, which is one of so many arrays."""
     return carray(address, (HEAD + 2 * arrays,), np.int64)
 
 
 @inlined
 def part(call, k, dtype):
-    """Array k of a call."""
+    """View array k of a call."""
     return carray(as_pointer(call[HEAD + 2 * k]), (call[HEAD + 1 + 2 * k],), dtype)
 
 
 @functools.cache
 def team_address(kernel, dtypes):
-    """The address of what every thread of a team runs: `kernel`, for arrays of these dtypes (characters of numpy).
+    """Return the address of what every thread runs: `kernel`, for arrays of these dtypes (characters of numpy).
 
     The function is written from the kernel's own signature, compiled, or loaded from the disk.
     """
@@ -101,7 +101,7 @@ teams: list[object] = []
 
 @compiled
 def example(first, last, x, y):
-    """For `selective_scan_cpu` to try numba on: of every 40 numbers x softplus(x), plus the first times a vector's sum.
+    """Compute, of every 40 numbers x, softplus(x), plus the first times a vector's sum; `selective_scan_cpu` tries it.
 
     It is made of what the kernels use of numba although numba does not promise to keep it.
     """

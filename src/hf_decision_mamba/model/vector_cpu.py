@@ -54,7 +54,7 @@ class VectorModel(models.PrimitiveModel):
 
 
 def broadcast(context, builder, vector, kind, value):
-    """`value` of numba type `kind` as an LLVM vector; numbers are rounded to the precision of `vector`."""
+    """Make an LLVM vector of `value`, of a numba type; numbers are rounded to the precision of `vector`."""
     if isinstance(kind, Vector):
         return value
     number = context.cast(builder, value, kind, vector.dtype)
@@ -90,7 +90,7 @@ define_operator(operator.truediv, "fdiv")
 
 @intrinsic
 def if_less(typingctx, a, b, yes, no):
-    """Lane by lane, `yes` where a < b and else `no` (so also where a or b is NaN)."""
+    """Choose, lane by lane, `yes` where a < b and else `no` (so also where a or b is NaN)."""
     vector = next(t for t in (a, b, yes, no) if isinstance(t, Vector))
 
     def codegen(context, builder, signature, args):
@@ -103,7 +103,7 @@ def if_less(typingctx, a, b, yes, no):
 
 @intrinsic
 def power_of_two(typingctx, shifted):
-    """2**n, where the lowest bits of the floats `shifted` hold the integer n; -bias gives 0, bias + 1 infinity."""
+    """Compute 2**n, where the lowest bits of the floats `shifted` hold the integer n: -bias gives 0, bias + 1 inf."""
     bias, bits = (127, 23) if shifted.dtype == types.float32 else (1023, 52)
 
     def codegen(context, builder, signature, args):
@@ -118,7 +118,7 @@ def power_of_two(typingctx, shifted):
 
 
 def pointer(context, builder, array, value, index, kind, count):
-    """A pointer to `count` numbers from array[index] on; that they are inside is checked in checked mode only."""
+    """Point to `count` numbers from array[index] on; that they are inside is checked in checked mode only."""
     found = context.make_array(array)(context, builder, value)
     if CHECKED:
         beyond = builder.icmp_signed(">", builder.add(index, count), found.nitems)
@@ -134,7 +134,7 @@ def at_most_lanes(builder, left):
 
 @intrinsic
 def load(typingctx, array, index):
-    """The vector array[index : index + LANES]."""
+    """Load the vector array[index : index + LANES]."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, args):
@@ -146,7 +146,7 @@ def load(typingctx, array, index):
 
 @intrinsic
 def fill(typingctx, array, index):
-    """A vector whose lanes all are array[index]."""
+    """Make a vector whose lanes all are array[index]."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, args):
@@ -158,7 +158,7 @@ def fill(typingctx, array, index):
 
 @intrinsic
 def constant(typingctx, like, number):
-    """A vector of the precision of the array `like` whose lanes all are `number`."""
+    """Make a vector of the precision of the array `like` whose lanes all are `number`."""
     vector = Vector(like.dtype)
 
     def codegen(context, builder, signature, args):
@@ -169,7 +169,7 @@ def constant(typingctx, like, number):
 
 @intrinsic
 def store(typingctx, array, index, value):
-    """array[index : index + LANES] = value."""
+    """Set array[index : index + LANES] = value."""
 
     def codegen(context, builder, signature, args):
         at = pointer(context, builder, array, args[0], args[1], context.get_value_type(value), INTP(LANES))
@@ -181,7 +181,7 @@ def store(typingctx, array, index, value):
 
 @intrinsic
 def total(typingctx, value):
-    """The sum of the lanes, halves first."""
+    """Sum the lanes, halves first."""
 
     def codegen(context, builder, signature, args):
         (v,), lanes = args, LANES
@@ -216,7 +216,7 @@ def exchange_mode(typingctx, mode):
 
 
 def exp2(x):
-    """2**x; zero below 2**-126.5 (float64: 2**-1022.5), infinity where the result is out of range."""
+    """Compute 2**x; zero below 2**-126.5 (float64: 2**-1022.5), infinity where the result is out of range."""
 
 
 @overload(exp2)
@@ -250,7 +250,7 @@ def _exp2(x):
 
 
 def twice_atanh(s):
-    """2 atanh(s) for 0 <= s <= 1/3."""
+    """Compute 2 atanh(s) for 0 <= s <= 1/3."""
 
 
 @overload(twice_atanh)
@@ -313,7 +313,7 @@ def sigmoid(x):
 
 @inlined
 def softplus(x):
-    """log(1 + exp(x)), the identity above 20 as in torch."""
+    """Compute log(1 + exp(x)), the identity above 20 as in torch."""
     e = exp_of_minus_abs(x)
     return if_less(20.0, x, x, if_less(x, 0.0, 0.0, x) + twice_atanh(e / (2.0 + e)))
 
@@ -331,14 +331,14 @@ def softplus_slope(x):
 
 @compiled
 def allocate(size, like):
-    """A workspace from a cache line's start on; what is in it is undefined."""
+    """Allocate a workspace from a cache line's start on; what is in it is undefined."""
     spare = np.empty(size + 64 // like.itemsize, like.dtype)
     skip = (-spare.ctypes.data) % 64 // like.itemsize
     return spare[skip : skip + size]
 
 
 def first_lanes(builder, left):
-    """An LLVM vector that is true in the first `left` lanes."""
+    """Make an LLVM vector that is true in the first `left` lanes."""
     counts = ir.VectorType(INT32, LANES)
     first = builder.insert_element(ir.Constant(counts, ir.Undefined), builder.trunc(left, INT32), INT32(0))
     limits = builder.shuffle_vector(first, first, ir.Constant(counts, [0] * LANES))
@@ -347,7 +347,7 @@ def first_lanes(builder, left):
 
 @intrinsic
 def load_first(typingctx, array, index, left):
-    """The vector array[index:], of which only the first `left` numbers are touched; zeros behind them."""
+    """Load the vector array[index:], touching only its first `left` numbers; zeros behind them."""
     vector, bits = Vector(array.dtype), array.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
@@ -365,7 +365,7 @@ def load_first(typingctx, array, index, left):
 
 @intrinsic
 def store_first(typingctx, array, index, left, value):
-    """array[index : index + left] = the first `left` lanes of value."""
+    """Set array[index : index + left] = the first `left` lanes of value."""
     bits = array.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
@@ -381,7 +381,7 @@ def store_first(typingctx, array, index, left, value):
 
 @inlined
 def read(array, at, left):
-    """The vector array[at:], with zeros beyond the block's end."""
+    """Load the vector array[at:], with zeros beyond the block's end."""
     if left >= LANES:
         return load(array, at)
     return load_first(array, at, left)
@@ -389,7 +389,7 @@ def read(array, at, left):
 
 @inlined
 def write(array, at, left, value):
-    """array[at:] = value, up to the block's end."""
+    """Set array[at:] = value, up to the block's end."""
     if left >= LANES:
         store(array, at, value)
     else:
@@ -414,7 +414,7 @@ def read_tiles(w, tiles, states, count, array, at):
 
 @compiled
 def write_tiles(w, tiles, states, count, array, at):
-    """The reverse of `read_tiles`."""
+    """Undo `read_tiles`: write the tiles back to the array."""
     for c in range(count):
         start = tiles + c // LANES * states * LANES + c % LANES
         for n in range(states):
