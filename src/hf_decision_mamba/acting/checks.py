@@ -94,7 +94,7 @@ def check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor) 
 
 
 def checked_numbers(name: str, values: Any, dtype: Any) -> NDArray[Any]:
-    """Values as an array of this type, or of their own if it is None; beyond the type's range they are infinite.
+    """Return values as an array of this type, or of their own if it is None; beyond the type's range they are infinite.
 
     Raises:
         ValueError: they are no numbers.
@@ -118,7 +118,7 @@ def check_whole_number(name: str, value: Any, least: int, most: int | None = Non
 
 
 def checked_rows(rows: ArrayLike, count: int) -> NDArray[np.int64]:
-    """Indices of the rows that a boolean mask (n,) or indices name."""
+    """Return indices of the rows that a boolean mask (n,) or indices name."""
     index = checked_numbers("rows", rows, None)
     if index.dtype == np.bool_:
         if index.shape != (count,):

@@ -57,7 +57,7 @@ Array = NDArray[Any]
 
 
 def fuse(model: nn.Module) -> "FusedModel | None":
-    """The model as one compiled call, as its weights are now; None where that cannot be, or is not wanted.
+    """Write the model down, with its weights of now, as one compiled call; None where that cannot be, or is not wanted.
 
     It can be with numba, for a `DecisionMambaModel` on the CPU, in float32 or float64 throughout, whose config says
     nothing that `FIELDS` does not know and whose modules nobody has replaced or hooked. A `scan_backend` other than the
@@ -79,27 +79,27 @@ def fuse(model: nn.Module) -> "FusedModel | None":
 
 
 def _settings(config: DecisionMambaConfig) -> tuple[tuple[str, Any], ...]:
-    """The names and values of a config's own fields, those that transformers does not give to every config."""
+    """List the names and values of a config's own fields, those that transformers does not give to every config."""
     own = sorted({field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)})
     values = [getattr(config, name) for name in own]
     return tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in zip(own, values, strict=True))
 
 
 def _is_known(name: str, value: Any) -> bool:
-    """Whether `FusedModel` writes down what a field of the config asks for."""
+    """Tell whether `FusedModel` writes down what a field of the config asks for."""
     known = FIELDS.get(name, set())
     return known is None or set(value if isinstance(value, tuple) else [value]) <= known
 
 
 def _outline(model: nn.Module) -> list[Any]:
-    """What a model consists of, but for its numbers."""
+    """Describe what a model consists of, but for its numbers."""
     modules = [(name, type(m), m.extra_repr()) for name, m in model.named_modules(remove_duplicate=False)]
     return modules + [(name, weights.shape) for name, weights in model.named_parameters(remove_duplicate=False)]
 
 
 @functools.lru_cache(maxsize=8)
 def _outline_as_made(settings: tuple[tuple[str, Any], ...]) -> list[Any]:
-    """The outline of a model that nobody has changed since it was made from these settings."""
+    """Return the outline of a model that nobody has changed since it was made from these settings."""
     with torch.device("meta"):
         return _outline(DecisionMambaModel(DecisionMambaConfig(**dict(settings))))
 
@@ -143,7 +143,7 @@ class FusedModel:
     # ------------------------------------------------------------------------------------------------------- running
 
     def new_memory(self, rows: int) -> Array:
-        """What is remembered of so many episodes before they begin: zeros (rows, ...), one line for each."""
+        """Make the state of so many episodes before they begin: zeros (rows, ...), one line for each."""
         return np.zeros((rows, self._memory_size), self.dtype)
 
     def predict(
@@ -209,13 +209,13 @@ class FusedModel:
             self._activate("tanh", "prediction", k.LAST)
 
     def _state_width(self) -> int:
-        """Width of what `predict` takes for a state."""
+        """Return the width of what `predict` takes for a state."""
         if self.config.state_type == "vector":
             return self.config.state_dim
         return self.config.embedding_size or self.config.hidden_size
 
     def _embed(self, model: DecisionMambaModel) -> str:
-        """The embeddings of one step side by side, then what all tokens pass; as `DecisionMambaModel._embed`."""
+        """Put the embeddings of a step side by side, and apply what all tokens pass; as `DecisionMambaModel._embed`."""
         k, config = self.kernels, self.config
         size = config.embedding_size or config.hidden_size
         if config.sequence_layout == "concatenated":
@@ -254,7 +254,7 @@ class FusedModel:
         return tokens
 
     def _block(self, block: Any, tokens: str, last: bool) -> str:
-        """As `DecisionMambaBlock`; of the last block only the token that the action is read at leaves the scan."""
+        """Write down a `DecisionMambaBlock`; of the last only the token that the action is read at leaves the scan."""
         k, config = self.kernels, self.config
         rows = k.LAST if last else k.EACH_TOKEN
         norms = block.part("norms")
@@ -276,7 +276,7 @@ class FusedModel:
         return tokens
 
     def _mamba(self, mixer: Any, x: str, rows: int) -> str:
-        """As `DecisionMambaMixer`."""
+        """Write down a `DecisionMambaMixer`."""
         k, config = self.kernels, self.config
         channels, states, rank = config.intermediate_size, config.state_size, mixer.rank
         if mixer.gated:
@@ -313,7 +313,7 @@ class FusedModel:
         return mixed
 
     def _mamba2(self, mixer: Any, x: str, rows: int) -> str:
-        """As `DecisionMamba2Mixer`."""
+        """Write down a `DecisionMamba2Mixer`."""
         k, config = self.kernels, self.config
         channels, states, heads, width = (
             config.intermediate_size,
@@ -342,7 +342,7 @@ class FusedModel:
         return mixed
 
     def _local(self, mixer: nn.Module, x: str, width: int) -> str:
-        """As the local mixers: a dense or a depthwise filter over the last tokens."""
+        """Write down a local mixer: a dense or a depthwise filter over the last tokens."""
         if isinstance(mixer, DecisionMambaConvLocalMixer):
             kinds = self.kinds
             return self._conv([mixer.conv[kind] for kind in kinds], x, width)
@@ -355,7 +355,7 @@ class FusedModel:
         return mixed
 
     def _conv(self, convs: list[Any], x: str, width: int) -> str:
-        """A causal depthwise convolution; one for all kinds of tokens, or one for each."""
+        """Write down a causal depthwise convolution; one for all types of tokens, or one for each."""
         convs = convs * (len(self.kinds) // len(convs))
         taps = convs[0].kernel_size[0]
         weights = torch.stack([conv.weight[:, 0].T for conv in convs])  # (kind, tap, channel)
@@ -420,7 +420,7 @@ class FusedModel:
         return name
 
     def _view(self, name: str, buffer: str, start: int, stride: int | None, width: int) -> str:
-        """Columns of a buffer, from `start` on; with a stride of its own, of a kind of token."""
+        """Name columns of a buffer, from `start` on; with a stride of its own, of a type of token."""
         offset, growth, old_stride, _ = self._buffers[self._named[buffer]]
         name = f"{name} in {buffer}"
         if name not in self._named:

@@ -102,7 +102,7 @@ def activate(work, y, y_stride, rows, width, function):
 
 @compiled
 def mean_of(work, at, width, center):
-    """The mean of (x - center)^2, or of x itself where `center` is NaN, over the real width of a row."""
+    """Average (x - center)^2, or x itself where `center` is NaN, over the real width of a row."""
     whole = width - width % LANES
     sums, rest = constant(work, 0), 0.0
     for j in range(0, whole, LANES):
@@ -153,7 +153,7 @@ def conv(work, x, y, width, tokens, kinds, taps, weights, weight, bias):
 @compiled
 def scan(work, x, x_stride, y, width, raw, B, B_stride, C, C_stride, weights, rate, skip, tokens, states, absent,
          memory, where):  # fmt: skip
-    """States and rate, which is A log2(e), lie in tiles [vector of channels, state, LANES]."""
+    """Scan with states and rate, which is A log2(e), in tiles [vector of channels, state, LANES]."""
     for j in range(0, width, LANES):
         tile, state = rate + j * states, where + j * states
         for t in range(absent, tokens):
@@ -215,7 +215,7 @@ def run_steps(program, buffers, weights, epsilon, work, indices, memory, steps, 
 @compiled
 def run(first, last, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights, memory, states,
         returns_to_go, actions, out, work):  # fmt: skip
-    """Work items [first, last): groups of rows of a batch, over each row's last `lengths` steps; fills `out`.
+    """Compute work items [first, last): groups of rows of a batch, over each row's last `lengths` steps; fill `out`.
 
     Arrays are flat. `sizes`: rows, steps, numbers in a state, in a continuous action and in what is predicted, tokens
     of a step, which of them decides, whether the first may be absent, groups. `numbers`: the norms' epsilon.

@@ -89,7 +89,7 @@ class DecisionStep(nn.Module):
         ]
 
     def inputs(self, batch_size: int) -> dict[str, Tensor]:
-        """All inputs by name, in their order, as they are at the start of an episode but for what is observed: zero."""
+        """Return all inputs by name, in their order, as an episode starts: zero, but for what is observed."""
         image = self.config.state_type == "image"
         action = (torch.int64, ()) if self.discrete else (torch.float32, (self.config.act_dim,))
         named = {
@@ -143,7 +143,7 @@ class DecisionStep(nn.Module):
         return self._action(predicted), *(after[state.name] for state in self.states), *logits
 
     def _seen(self, observation: Tensor, before: dict[str, Tensor]) -> Tensor:
-        """The state as the model sees it: normalised, or the stack of frames that ends with this one."""
+        """Return the state as the model sees it: normalised, or the stack of frames that ends with this one."""
         if "frames" in before:
             newest = observation[:, None]
             begins = (before["timestep"] == 0)[:, None, None, None]
@@ -151,7 +151,7 @@ class DecisionStep(nn.Module):
         return (observation - self.state_mean) / self.state_std
 
     def _known(self, action: Tensor, started: Tensor) -> Tensor:
-        """The previous action as the model sees it; none where the episode has not started."""
+        """Return the previous action as the model sees it; none where the episode has not started."""
         if self.discrete:
             return torch.where(started, action - self.action_start, NO_ACTION)
         if self.action_mid is not None and self.action_scale is not None:
@@ -159,7 +159,7 @@ class DecisionStep(nn.Module):
         return torch.where(started[:, None], action, 0.0)
 
     def _action(self, predicted: Tensor) -> Tensor:
-        """The action that predictions (b, act_dim) stand for."""
+        """Return the action that predictions (b, act_dim) stand for."""
         if self.discrete:
             return predicted.argmax(dim=-1) + self.action_start
         if self.action_mid is not None and self.action_scale is not None:
@@ -230,7 +230,7 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
 
 
 def _onnx(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run | None]:
-    """The step as an ONNX file, and what runs it."""
+    """Write the step as an ONNX file; return it, and what runs it."""
     _require(("onnx", "onnxscript"), 'pip install "hf_decision_mamba[export]"')
     from onnx import helper
 
@@ -264,7 +264,7 @@ def _onnx(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run | No
 
 
 def _executorch(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run]:
-    """The step as an ExecuTorch program, and what runs it."""
+    """Write the step as an ExecuTorch program; return it, and what runs it."""
     _require(("executorch",), 'pip install "hf_decision_mamba[executorch]"')
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -285,7 +285,7 @@ def _require(packages: Sequence[str], command: str) -> None:
 
 
 def _traced(step: DecisionStep, rows: int, batch: Any = None) -> ExportedProgram:
-    """The step as a graph of torch's own operations, for so many rows, or any number of them."""
+    """Trace the step as a graph of torch's own operations, for so many rows, or any number of them."""
     shape = {0: batch} if batch is not None else None
     shapes = {name: shape for name in ("observation", "return_to_go", "previous_action")}
     program = torch.export.export(
@@ -297,14 +297,14 @@ def _traced(step: DecisionStep, rows: int, batch: Any = None) -> ExportedProgram
 
 
 def _plain_scan(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The scan as exporters can read it; its last two arguments choose kernels."""
+    """Scan as exporters can read it, without the last two arguments, which choose kernels."""
     y, final_state = reference_forward(ScanInputs(*inputs[:-2]))
     return y, final_state, y.new_empty(0)
 
 
 @torch.inference_mode()
 def _largest_difference(step: DecisionStep, run: Run, rows: int) -> float:
-    """Between what `run` and torch make of random observations, relative to numbers greater than 1."""
+    """Measure how far `run` and torch differ on random observations, relative to numbers greater than 1."""
     generator = torch.Generator().manual_seed(0)
     inputs, largest = step.inputs(rows), 0.0
     for _ in range(_DECISIONS):
@@ -323,7 +323,7 @@ def _largest_difference(step: DecisionStep, run: Run, rows: int) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What exporters say to their own developers, users need not read."""
+    """Silence what exporters say to their own developers; users need not read it."""
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")  # torchvision's operations are missing
     before = registry.level
     registry.setLevel(logging.ERROR)

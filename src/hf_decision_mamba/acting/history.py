@@ -30,7 +30,7 @@ class Memory(Protocol):
     """What a policy asks of its memory."""
 
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
-        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
 
     def remember(self, actions: Array) -> None:
         """Note the actions (n, ...) that were taken."""
@@ -39,7 +39,7 @@ class Memory(Protocol):
         """Put rows (indices) back to the start of an episode."""
 
     def save(self, exactly: bool) -> Any:
-        """What `restore` needs to undo the next prediction; `exactly` also where that costs a copy."""
+        """Keep what `restore` needs to undo the next prediction; `exactly` also where that costs a copy."""
 
     def restore(self, saved: Any) -> bool:
         """Undo everything since `save`; false where that would have taken a copy."""
@@ -69,7 +69,7 @@ class FusedMemory:
         self.end = 1  # one place in front: the previous action of a window's first step
 
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
-        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
         if self.end == self.states.shape[1]:
             self._wind_back()
         now, self.end = self.end, self.end + 1
@@ -98,7 +98,7 @@ class FusedMemory:
             self.memory[rows] = 0
 
     def save(self, exactly: bool) -> Any:
-        """The tape's end, its frames, and a copy of recurrent states only where it is asked for: that takes time."""
+        """Keep the tape's end, its frames, and, where it is asked for, a copy of recurrent states, which takes time."""
         return self.end, self.frames, self.memory.copy() if exactly and self.memory is not None else None
 
     def restore(self, saved: Any) -> bool:
@@ -124,7 +124,7 @@ class FusedMemory:
 
     @torch.inference_mode()
     def _encoded(self, frames: Array, steps: Array) -> Array:
-        """What the encoder makes of the stacks whose newest frames these are: each is encoded once."""
+        """Encode the stacks whose newest frames these are; each is encoded once."""
         self.frames = _stacked(self.frames, torch.from_numpy(frames), torch.from_numpy(steps == 0))
         assert self.encode is not None
         encoded: Array = self.encode(self.frames[:, None])[:, 0].numpy()
@@ -166,7 +166,7 @@ class WindowMemory:
 
     @torch.inference_mode()
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
-        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
         if self.end == self.states.shape[1]:
             self._wind_back()
         now, self.end = self.end, self.end + 1
@@ -205,7 +205,7 @@ class WindowMemory:
         self.actions[torch.from_numpy(rows), self.end - 1] = self.no_action
 
     def save(self, exactly: bool) -> Any:
-        """The tape's end."""
+        """Keep the tape's end."""
         return self.end
 
     def restore(self, saved: Any) -> bool:
@@ -224,7 +224,7 @@ class WindowMemory:
         vars(self).update(state, **tapes)
 
     def _stacked(self, start: int, steps: NDArray[np.int64]) -> Tensor:
-        """Stacks (n, k, frames, height, width) of the frames from `start` on, that end at time steps `steps` (n,)."""
+        """Stack the frames from `start` on that end at time steps `steps` (n,), as (n, k, frames, height, width)."""
         places = torch.arange(start, self.end)[:, None] + torch.arange(1 - self.frame_stack, 1)
         first = self.end - 1 - torch.from_numpy(steps)  # where each row's episode began, or would on an endless tape
         places = torch.maximum(places, first[:, None, None]).to(self.device)
@@ -253,7 +253,7 @@ class RecurrentMemory:
 
     @torch.inference_mode()
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
-        """Actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at time steps `steps` (n,)."""
+        """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
         newest = torch.from_numpy(states).to(self.device)
         if self.frame_stack:
             newest = self.frames = _stacked(self.frames, newest, torch.from_numpy(steps == 0).to(self.device))
@@ -280,7 +280,7 @@ class RecurrentMemory:
         self.last_actions[index] = self.no_action
 
     def save(self, exactly: bool) -> Any:
-        """The tensors of now: a prediction puts new ones in their place."""
+        """Keep the tensors of now: a prediction puts new ones in their place."""
         cache = copy(self.cache)
         for name in ("local_states", "conv_states", "ssm_states"):
             setattr(cache, name, list(getattr(cache, name)))
@@ -293,7 +293,7 @@ class RecurrentMemory:
 
 
 def _stacked(stacks: Tensor, newest: Tensor, begins: Tensor) -> Tensor:
-    """Stacks (n, frames, height, width) moved on by newest frames (n, height, width); repeated where a row begins."""
+    """Move stacks (n, frames, height, width) on by newest frames (n, height, width), repeated where a row begins."""
     frames = newest[:, None]
     return torch.where(begins[:, None, None, None], frames, torch.cat([stacks[:, 1:], frames], dim=1))
 

@@ -37,7 +37,7 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
 
 
 def is_missing(path_or_repo_id: str | os.PathLike[str], error: BaseException | None) -> bool:
-    """Whether an error of loading the processor means that the checkpoint has no preprocessor_config.json."""
+    """Tell whether an error of loading the processor means that the checkpoint has no preprocessor_config.json."""
     if os.path.isdir(path_or_repo_id):
         return not os.path.isfile(os.path.join(path_or_repo_id, "preprocessor_config.json"))
     while error is not None:

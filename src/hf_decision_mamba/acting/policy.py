@@ -338,7 +338,7 @@ class DecisionMambaPolicy:
             self._whole = True
 
     def _act(self, observation: ArrayLike, reward: float | ArrayLike | None) -> Actions:
-        """Everything is checked before anything changes, and changes at once when the decision has been made."""
+        """Check everything before anything changes; change all at once when the decision has been made."""
         observations, single = self._checked_observations(observation)
         if self._target_return is None:
             self._begin()
@@ -376,7 +376,7 @@ class DecisionMambaPolicy:
         return given
 
     def _decide(self, memory: Memory, states: NDArray[Any], returns: NDArray[np.float32]) -> NDArray[Any]:
-        """Actions for what the model sees, remembered as taken."""
+        """Decide for what the model sees, and remember the actions as taken."""
         predicted = memory.predict(states, returns, self._steps)
         self._check_answer(predicted)
         actions = self._choose(predicted)
@@ -386,7 +386,7 @@ class DecisionMambaPolicy:
         return actions
 
     def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
-        """The actions that predictions (n, act_dim) stand for: clipped, or of logits the most likely or drawn ones."""
+        """Choose what predictions (n, act_dim) stand for: clipped actions; of logits the likeliest, or a draw."""
         if self.action_type == "continuous":
             return self.processor.denormalize_actions(predicted)
         if not self.sample:
@@ -399,7 +399,7 @@ class DecisionMambaPolicy:
         return (predicted / self.temperature + noise).argmax(axis=-1).astype(np.int64)
 
     def _as_seen(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Actions as the model sees them."""
+        """Return actions as the model sees them."""
         return self.processor.normalize_actions(actions) if self.action_type == "continuous" else actions
 
     def _restart_draws(self, seed: int) -> None:
@@ -407,7 +407,7 @@ class DecisionMambaPolicy:
         self.seed, self._episodes = seed, 0
 
     def _next_streams(self, count: int) -> list[np.random.Generator]:
-        """Random streams of the episodes that begin now, in the order of their rows."""
+        """Spawn random streams for the episodes that begin now, in the order of their rows."""
         first, self._episodes = self._episodes, self._episodes + count
         return [np.random.default_rng([self.seed, episode]) for episode in range(first, self._episodes)]
 
@@ -423,7 +423,7 @@ class DecisionMambaPolicy:
     def _begin(
         self, target_return: float | ArrayLike | None = None, num_envs: int | None = None, seed: int | None = None
     ) -> None:
-        """As `reset`, with the model as it was prepared; of what fails, nothing is undone."""
+        """Do as `reset`, with the model as it was prepared; of what fails, nothing is undone."""
         target_return = self.processor.target_return if target_return is None else target_return
         if target_return is None:
             raise ValueError(
@@ -460,7 +460,7 @@ class DecisionMambaPolicy:
         self._memory, self._fused, self._prepared = memory, None, False
 
     def _new_memory(self, count: int) -> Memory:
-        """Room for so many rows, of the model as it was prepared."""
+        """Make room for so many rows, of the model as it was prepared."""
         context_length = None if self.mode == "recurrent" else self.context_length
         if self._fused is not None:
             return FusedMemory(self.model, self._fused, count, context_length)
@@ -470,7 +470,7 @@ class DecisionMambaPolicy:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Whatever fails inside leaves the policy as it was; for what puts new arrays in the place of old ones."""
+        """Undo everything when something inside fails; for what puts new arrays in the place of old ones."""
         before = vars(self).copy()
         try:
             yield
@@ -490,7 +490,7 @@ class DecisionMambaPolicy:
             )
 
     def __copy__(self) -> DecisionMambaPolicy:
-        """A policy of the same model and processor that goes on by itself."""
+        """Make a policy of the same model and processor that goes on by itself."""
         return deepcopy(self, {id(shared): shared for shared in (self.model, self.processor)})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -501,7 +501,7 @@ class DecisionMambaPolicy:
         vars(self).update(state, _lock=RLock())
 
     def _checked_observations(self, observation: ArrayLike) -> tuple[NDArray[Any], bool]:
-        """Observations (n, ...), and whether the caller gave a single one without rows; frames are a copy."""
+        """Return observations (n, ...), and whether the caller gave a single one without rows; frames are a copy."""
         shape, image = self.observation_shape, self.state_type == "image"
         observation = observation if image else self.processor.flatten_observations(observation)
         observations = checked_numbers("observation", observation, None if image else np.float32)
@@ -524,7 +524,7 @@ class DecisionMambaPolicy:
         return observations, single
 
     def _seen_states(self, observations: NDArray[Any]) -> tuple[NDArray[Any], bool]:
-        """Observations as the model sees them, and whether any is large; those of rows that wait do not count."""
+        """Return observations as the model sees them, and whether any is large; those of waiting rows do not count."""
         if self.state_type == "image":
             return observations, False
         states = self.processor.normalize_states(observations)
@@ -533,12 +533,12 @@ class DecisionMambaPolicy:
         return states, self._is_large("observation", observations, states, "Check the environment or sensor.")
 
     def _seen_returns(self, name: str, returns: NDArray[np.float64]) -> tuple[NDArray[np.float32], bool]:
-        """Returns (n,) as the model sees them, and whether any is large."""
+        """Return the returns-to-go (n,) as the model sees them, and whether any is large."""
         scaled = self.processor.scale_returns(returns)
         return scaled, self._is_large(name, returns, scaled, "Check rewards, target return and return_scale.")
 
     def _is_large(self, name: str, given: NDArray[Any], seen: NDArray[Any], advice: str) -> bool:
-        """Whether numbers (n, ...) are so large that the model's answer may be none; too large ones are refused."""
+        """Tell whether numbers (n, ...) are so large that the model's answer may be none; refuse too large ones."""
         if np.vdot(seen, seen) <= self._plain:
             return False
         refused = np.argwhere(~(np.abs(seen) <= self._largest))
@@ -566,7 +566,7 @@ class DecisionMambaPolicy:
         )
 
     def _checked_actions(self, taken: NDArray[Any]) -> NDArray[Any]:
-        """Actions (n, ...) that were taken as the model sees them."""
+        """Return actions (n, ...) that were taken as the model sees them."""
         if self.action_type == "continuous":
             seen = self._as_seen(taken)
             self._is_large("action", taken, seen, "Give the actions that were taken.")
@@ -576,14 +576,14 @@ class DecisionMambaPolicy:
         return taken.astype(np.int64)
 
     def _checked_targets(self, targets: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-        """One target return per row (n,), from one number or one per row."""
+        """Return one target return per row (n,), from one number or one per row."""
         targets = _per_row("target_return", targets, count)
         with np.errstate(over="ignore"):  # refused
             self._seen_returns("target_return", targets)
         return targets
 
     def _checked_rewards(self, reward: float | ArrayLike | None) -> NDArray[np.float64] | float:
-        """What to take off the return-to-go of every row: 0 where no action has been taken yet."""
+        """Return what to take off the return-to-go of every row: 0 where no action has been taken yet."""
         if reward is None:
             return 0.0
         rewards = checked_numbers("reward", reward, np.float64)
@@ -605,7 +605,7 @@ class DecisionMambaPolicy:
 
 
 def _waits_for_a_step(autoreset_mode: Any) -> bool:
-    """Whether an environment in this mode of gymnasium resets itself in the step after an episode's last one."""
+    """Tell whether an environment in this mode of gymnasium resets itself in the step after an episode's last one."""
     mode = getattr(autoreset_mode, "value", autoreset_mode)
     if mode not in (None, "NextStep", "SameStep", "Disabled"):
         raise ValueError(f"autoreset_mode={autoreset_mode!r} is unknown; give envs.metadata['autoreset_mode'].")
@@ -613,7 +613,7 @@ def _waits_for_a_step(autoreset_mode: Any) -> bool:
 
 
 def _per_row(name: str, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """One finite value per row (n,), from one number or one per row."""
+    """Return one finite value per row (n,), from one number or one per row."""
     if values.shape not in ((), (count,)):
         raise ValueError(f"{name} has shape {values.shape}; give one number or ({count},), one per row.")
     if not np.isfinite(values).all():
