@@ -88,7 +88,7 @@ class ModelArguments:
                 raise ValueError(f"{name}={share} must be at least 0 and below 1.")
 
     def _name_a_gru(self) -> None:
-        """A GRU is a preset of our models and an architecture of its own: whichever was given, both say so."""
+        """Let both settings name a GRU, whichever was given: it is a preset, and an architecture of its own."""
         if self.architecture == "gru" and self.preset not in (ModelArguments.preset, "gru"):
             raise ValueError(f"--architecture gru is --preset gru, not --preset {self.preset}; leave one of them out.")
         if self.preset == "gru" and self.architecture == ModelArguments.architecture:
@@ -102,7 +102,7 @@ class ModelArguments:
         return self.model_name_or_path is None and self.architecture in WITH_PRESETS
 
     def overrides(self) -> dict[str, Any]:
-        """The config fields that were given."""
+        """Return the config fields that were given."""
         chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         given = {name: value for name, value in chosen.items() if value is not None and name not in _MODEL_CHOICE}
         return {name: None if value == "none" else value for name, value in given.items()}
@@ -197,7 +197,7 @@ class DataArguments:
     )
 
     def columns(self) -> dict[str, str]:
-        """The column names to read, by ours.
+        """Return the column names to read, by ours.
 
         Raises:
             ValueError: `dataset_columns` is not a JSON object of strings.
@@ -241,7 +241,7 @@ class EvaluationArguments:
     )
 
     def environment_kwargs(self) -> dict[str, Any] | None:
-        """The keyword arguments for `gymnasium.make`; None where none are given.
+        """Return the keyword arguments for `gymnasium.make`; None where none are given.
 
         Raises:
             ValueError: `env_kwargs` is not a JSON object.
@@ -333,7 +333,7 @@ class DecisionMambaTrainingArguments(TrainingArguments):
 
 
 def _launched_processes() -> int:
-    """How many processes were started as one training, as the launcher says.
+    """Count the processes that were started as one training, as the launcher says.
 
     Raises:
         ValueError: this process is said to be another one than the first, but not of how many.
@@ -349,7 +349,7 @@ def _launched_processes() -> int:
 
 
 def _has_accelerator() -> bool:
-    """Whether processes can train together on what this machine has beside its CPU; on Apple's GPU none can."""
+    """Tell whether processes can train together on what this machine has beside its CPU; on Apple's GPU none can."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator is not None and accelerator.type != "mps"
 
@@ -359,7 +359,7 @@ _PATHS = ("dataset_name", "model_name_or_path", "output_dir", "resume_from_check
 
 
 def _json_object(name: str, text: str, example: str, kinds: tuple[type, ...]) -> dict[str, Any]:
-    """The object that a setting spells in JSON, with values of these kinds."""
+    """Parse the object that a setting spells in JSON, with values of these types."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -419,7 +419,7 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter):
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line instead of the usage, which is a page long."""
+        """Raise one line instead of printing the usage, which is a page long."""
         raise ValueError(f"{message} (--help lists all settings)")
 
 
@@ -430,7 +430,7 @@ _ANOTHER_MODEL = (
 
 
 def build_parser() -> HfArgumentParser:
-    """The command line: the four groups of settings, nothing abbreviated."""
+    """Build the command line: the four groups of settings, nothing abbreviated."""
     groups: Any = (ModelArguments, DataArguments, EvaluationArguments, DecisionMambaTrainingArguments)
     parser = _Parser(
         groups,
@@ -508,7 +508,7 @@ def arguments_from(settings: Mapping[str, Any]) -> Arguments:
 
 
 def _options(parser: HfArgumentParser) -> dict[str, Action]:
-    """The settings by name."""
+    """Return the settings by name."""
     options: dict[str, Action] = {}
     for action in parser._actions:
         if action.dest != "help":
@@ -517,7 +517,7 @@ def _options(parser: HfArgumentParser) -> dict[str, Action]:
 
 
 def _arguments(parser: HfArgumentParser, chosen: Mapping[str, Any], remarks: list[str]) -> Arguments:
-    """The four groups, of converted settings and the defaults of all others."""
+    """Make the four groups, of converted settings and the defaults of all others."""
     defaults = {name: parser.get_default(name) for name in _options(parser)}
     settings = {**defaults, **chosen}
     given = {name: value for name, value in settings.items() if value != defaults[name]}
@@ -530,7 +530,7 @@ def _arguments(parser: HfArgumentParser, chosen: Mapping[str, Any], remarks: lis
 def _of_another_model(
     from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool
 ) -> tuple[list[str], list[str]]:
-    """The file's settings to leave out where the command line chooses another model, and a remark on them if it does.
+    """List the file's settings to leave out where the command line chooses another model; remark on them if it does.
 
     Args:
         named: whether the file was named on the command line.
@@ -552,7 +552,7 @@ def _of_another_model(
 
 
 def _applies(name: str, value: Any, from_argv: Mapping[str, Any]) -> bool:
-    """Whether a setting of a file means something to the model that the command line chooses."""
+    """Tell whether a setting of a file means something to the model that the command line chooses."""
     of_preset = "gru" if from_argv.get("preset") == "gru" else ModelArguments.architecture
     architecture = from_argv.get("architecture", of_preset)
     if name == "context_length":
@@ -580,7 +580,7 @@ def _of_other_returns(from_file: Mapping[str, Any], from_argv: Mapping[str, Any]
 
 
 def _run_folder(settings: Mapping[str, Any]) -> str:
-    """Where a run is written that nobody gave a folder: named after its model, its data, and a seed of its own."""
+    """Name the folder of a run that nobody gave one: after its model, its data, and a seed of its own."""
     baseline = settings["architecture"] != ModelArguments.architecture
     model = settings["model_name_or_path"] or settings["architecture" if baseline else "preset"]
     sources = [name for given in settings["dataset_name"] or ["data"] for name in sorted(glob(given)) or [given]]
@@ -596,7 +596,7 @@ def _run_folder(settings: Mapping[str, Any]) -> str:
 
 
 def _read_yaml(path: Path, parser: HfArgumentParser, options: Mapping[str, Action]) -> dict[str, Any]:
-    """The settings of a YAML file, checked and converted as those of the command line; an empty one is the default."""
+    """Read the settings of a YAML file, check and convert them as the command line's; an empty one is the default."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {path}; the first argument is a YAML file or an option.")
     content = path.read_bytes()
@@ -625,7 +625,7 @@ def _read_yaml(path: Path, parser: HfArgumentParser, options: Mapping[str, Actio
 
 
 def _converted(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node, folder: Path) -> Any:
-    """A value of a YAML file as the command line would give it."""
+    """Convert a value of a YAML file to what the command line would give."""
     if option.nargs == "+":
         values = value if isinstance(value, list) else [value]
         nodes = node.value if isinstance(value, list) else [node]
@@ -636,7 +636,7 @@ def _converted(parser: HfArgumentParser, option: Action, value: Any, node: yaml.
 
 
 def _from_python(parser: HfArgumentParser, option: Action, value: Any) -> Any:
-    """A value given from Python as the command line would give it."""
+    """Convert a value given from Python to what the command line would give."""
     if option.nargs == "+":
         values = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
         return [_text_as_value(parser, option, _text(option.dest, item)) for item in values]
@@ -646,7 +646,7 @@ def _from_python(parser: HfArgumentParser, option: Action, value: Any) -> Any:
 
 
 def _text(name: str, value: Any) -> str:
-    """A value given from Python as it is written on a command line."""
+    """Write a value given from Python as on a command line."""
     value = getattr(value, "value", value)  # enumerations by their names
     if isinstance(value, Mapping):
         try:
@@ -681,7 +681,7 @@ def _item(parser: HfArgumentParser, option: Action, value: Any, node: yaml.Node,
 
 
 def _is_flat(value: Any, depth: int = 2) -> bool:
-    """Whether a value of a YAML file nests no deeper; one of a few lines can unfold to more than a memory holds."""
+    """Tell whether a YAML value nests no deeper; a few lines can unfold to more than a memory holds."""
     if isinstance(value, (dict, list)):
         items = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(_is_flat(item, depth - 1) for item in items)

@@ -46,7 +46,7 @@ class TrainingProgress(ProgressCallback):
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
-        """No second bar: the held-out windows take a moment."""
+        """Draw no second bar: the held-out windows take a moment."""
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Show losses in the bar, evaluations above it."""
@@ -127,7 +127,7 @@ class RolloutCallback(TrainerCallback):
 
 
 def as_saved(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model as its checkpoint is loaded: without the mixed precision that training wraps around it."""
+    """Copy a model as its checkpoint is loaded: without the mixed precision that training wraps around it."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # fresh weights are drawn, which training must not notice
         copy: Any = type(model)(model.config)
@@ -136,7 +136,7 @@ def as_saved(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def score_metrics(result: EvaluationResult) -> dict[str, float]:
-    """What the first target return of an evaluation reached, as metrics."""
+    """Name what the first target return of an evaluation reached, as metrics."""
     row = result.summary()[0]
     metrics = {"eval_return_mean": row["return_mean"], "eval_return_std": row["return_std"]}
     if row.get("normalized_score_mean") is not None:

@@ -35,7 +35,7 @@ def last_complete_checkpoint(output_dir: str | Path, *, quiet: bool = False) -> 
 
 
 def what_is_missing(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from; None if it can."""
+    """Say why a checkpoint cannot be resumed from; None if it can."""
     try:
         processes = processes_of(checkpoint)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -90,7 +90,7 @@ def build(
 
 
 def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.float64]]:
-    """How actions that reach beyond [-1, 1], where tanh ends, become ones within; others are left as they are."""
+    """Scale actions that reach beyond [-1, 1], where tanh ends, to what is within; leave others as they are."""
     low, high = statistics.action_low, statistics.action_high
     if low is None or high is None or max(-low.min(), high.max()) <= _WITHIN:
         return {}
@@ -101,7 +101,7 @@ def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.fl
 def _new_config(
     model_args: ModelArguments, trajectories: Trajectories, longest: int, settings: dict[str, Any]
 ) -> PreTrainedConfig:
-    """The config of a new model: the task's fields from the data, sizes from the preset or the paper."""
+    """Make the config of a new model: the task's fields from the data, sizes from the preset or the paper."""
     task = _task(trajectories, settings["frame_stack"])
     overrides = _checked_overrides(model_args)
     if model_args.builds_a_preset:
@@ -114,7 +114,7 @@ def _new_config(
 
 
 def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
-    """What a state and an action of these data are, as fields of a config."""
+    """Say what a state and an action of these data are, as fields of a config."""
     task: dict[str, Any] = {"state_type": trajectories.state_type, "action_type": trajectories.action_type}
     if trajectories.state_type == "vector":
         task["state_dim"] = trajectories.state_dim
@@ -150,7 +150,7 @@ def _check_preset(preset: str, trajectories: Trajectories) -> None:
 
 
 def _checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
-    """The config fields that were given, when the architecture has them."""
+    """Return the config fields that were given, when the architecture has them."""
     architecture, overrides = model_args.architecture, model_args.overrides()
     if architecture not in WITH_PRESETS and model_args.preset != ModelArguments.preset:
         raise ValueError(
@@ -168,7 +168,7 @@ def _checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
 def _load(
     source: str, model_args: ModelArguments, data_args: DataArguments, trajectories: Trajectories, longest: int
 ) -> PreTrainedModel:
-    """The model of a checkpoint to fine-tune, when it reads what the data hold."""
+    """Load the model of a checkpoint to fine-tune, when it reads what the data hold."""
     overrides = model_args.overrides()
     overrides.pop("scan_backend", None)
     if overrides:

@@ -54,7 +54,7 @@ _CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score", "ev
 def settings_to_repeat(
     arguments: Arguments, resolved: Mapping[str, Any], left_out: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Every setting that makes a run what it is, by group, and nothing about this machine's folders.
+    """Collect every setting that makes a run what it is, by group, and nothing about this machine's folders.
 
     Args:
         arguments: the four groups of the run.
@@ -81,12 +81,12 @@ def write_settings(path: Path, groups: Mapping[str, Mapping[str, Any]], remarks:
 
 
 def kept_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the settings of a run those that it keeps to its end, unset ones included, for `other_settings`."""
+    """Select the settings that a run keeps to its end, unset ones included, for `other_settings`."""
     return {name: settings.get(name) for name in (*FIXED, *_A_STEP, "dataloader_num_workers")}
 
 
 def other_settings(held: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What makes two runs of one, by name: the values that a run has, and those that are asked for instead.
+    """Find what makes two runs of one, by name: the values that a run has, and those that are asked for instead.
 
     Args:
         held: the settings of the run, as training.json has them (`arguments`); what they do not name is unset.
@@ -102,7 +102,7 @@ def other_settings(held: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[st
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in one form: a path by its name, the seed of the data even where it is the run's, a step's windows."""
+    """Bring settings into one form: paths as names, the data's seed even where it is the run's, a step's windows."""
     same = {**settings, **{name: settings.get(name) or 1 for name in _A_STEP}}
     if same.get("model_name_or_path"):
         same["model_name_or_path"] = Path(same["model_name_or_path"]).name
@@ -116,13 +116,13 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_held(settings: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run that goes on, where those of data and model are as it `held` them, however they were given."""
+    """Return the settings of a run that goes on, with data and model as it `held` them, however they were given."""
     kept = {name: value for name, value in held.items() if name in _OF_DATA_AND_MODEL}
     return {**kept, **{name: value for name, value in settings.items() if name not in _OF_DATA_AND_MODEL}}
 
 
 def read_run(checkpoint: Path) -> dict[str, Any] | None:
-    """What a checkpoint keeps of its run: its `stretches`, and how many `episodes` and `transitions` its data have.
+    """Read what a checkpoint keeps of its run: its `stretches`, and its data's `episodes` and `transitions`.
 
     Returns:
         None if an earlier version wrote the checkpoint.
@@ -149,7 +149,7 @@ def write_run(checkpoint: Path, run: Mapping[str, Any]) -> None:
 
 
 def learning_history(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Losses and scores by step, from a Trainer's `log_history`; what was never logged is left out."""
+    """Collect losses and scores by step, from a Trainer's `log_history`; what was never logged is left out."""
     history = {name: {int(row["step"]): float(row[name]) for row in log if name in row} for name in _CURVES}
     return {name: values for name, values in history.items() if values}
 
@@ -204,7 +204,7 @@ def plot_learning_curve(run: str | os.PathLike[str] | Mapping[str, Mapping[int, 
 
 
 def _curves(history: Mapping[str, Mapping[int, float]]) -> dict[str, Mapping[int, float]]:
-    """Those of a history that have two points or more."""
+    """Select the curves of a history that have two points or more."""
     return {name: history[name] for name in _CURVES if len(history.get(name, ())) > 1}
 
 
@@ -245,7 +245,7 @@ def _finish(axes: Axes, label: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as YAML has it: enumerations by their values, paths as `portable` makes them, no list of one text."""
+    """Write a setting as YAML has it: enumerations by their values, `portable` paths, no list of one text."""
     value = getattr(value, "value", value)
     if isinstance(value, str):
         return portable(value)

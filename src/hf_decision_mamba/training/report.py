@@ -145,7 +145,7 @@ def processes_in_words(processes: int) -> str:
 
 
 def run_summary(run: Run) -> str:
-    """What is about to happen, in five lines."""
+    """Say what is about to happen, in five lines."""
     data, statistics, args, trainer = run.data, run.data.statistics, run.args, run.trainer
     mean = statistics.return_mean
     config: Any = run.model.config
@@ -175,7 +175,7 @@ def run_summary(run: Run) -> str:
 
 
 def remarks_on_schedule(run: Run) -> list[str]:
-    """What is to be said of settings that do not do what they seem to: a warm-up that does not end, or never begins.
+    """Remark on settings that do not do what they seem to: a warm-up that does not end, or never begins.
 
     Raises:
         ValueError: the schedule does not take its settings.
@@ -209,7 +209,7 @@ def closing_lines(output_dir: Path) -> str:
 
 
 def run_record(run: Run, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """training.json: what a reader needs to judge the run and to repeat it, and nothing about the machine's folders."""
+    """Make training.json: what a reader needs to judge the run and to repeat it, without the machine's folders."""
     stretches = run.trainer.run["stretches"]
     stretches[-1]["to_step"] = metrics["global_step"]
     settings = stretches[-1]["settings"] or run.now["settings"]
@@ -236,7 +236,7 @@ def run_record(run: Run, metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def resolved_settings(run: Run) -> dict[str, Any]:
-    """What followed from data and model where no setting said it."""
+    """Return what followed from data and model where no setting said it."""
     return {
         "preset": run.preset,
         "dataset_revision": run.data.revision,
@@ -251,7 +251,7 @@ def resolved_settings(run: Run) -> dict[str, Any]:
 
 
 def settings_remarks(record: dict[str, Any], data: RunData) -> list[str]:
-    """What a reader of train.yaml has to know to repeat the run."""
+    """Remark on what a reader of train.yaml has to know to repeat the run."""
     made = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     on_cpu = "CPU" in record["hardware"]
     where = f"{record['hardware']} ({torch.get_num_threads()} threads)" if on_cpu else record["hardware"]
@@ -280,7 +280,7 @@ def settings_remarks(record: dict[str, Any], data: RunData) -> list[str]:
 
 
 def settings_of(args: TrainingArguments) -> dict[str, Any]:
-    """The training arguments that differ from transformers' own defaults, and those that always matter."""
+    """Return the training arguments that differ from transformers' own defaults, and those that always matter."""
     always = {*RECIPE, "per_device_train_batch_size", "gradient_accumulation_steps", "seed"}
     always |= {"num_train_epochs"} if args.max_steps < 0 else set()
     never = re.compile(
@@ -300,12 +300,12 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """The command that was given, without tokens, resuming and the machine's folders."""
+    """Write the command that was given, without tokens, resuming and the machine's folders."""
     return _repeating(Path(sys.argv[0]).name == "train.py", argv)
 
 
 def command_with(given: Mapping[str, Any]) -> str:
-    """The command that does what these settings do, which were given from Python."""
+    """Write the command that does what these settings do, which were given from Python."""
     words: list[str] = []
     for name, value in given.items():
         values = [str(item).lower() if isinstance(item, bool) else str(item) for item in _listed(value)]

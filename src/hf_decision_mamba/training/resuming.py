@@ -138,7 +138,7 @@ def _refuse_to_write_over(output_dir: Path, asked: Mapping[str, Any], same_too: 
 def _known_settings(
     model_args: ModelArguments, data_args: DataArguments, args: DecisionMambaTrainingArguments
 ) -> dict[str, Any]:
-    """What a run would keep to its end, as far as it is known before its data are read."""
+    """Return what a run would keep to its end, as far as it is known before its data are read."""
     names = [*("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size")]
     names += ["dataloader_num_workers"]
     known = {**vars(data_args), **{name: getattr(args, name) for name in names}}
@@ -157,7 +157,7 @@ def _known_settings(
 
 
 def _name_of_data(source: str) -> str | None:
-    """What a data set is called when it has been read, as far as that is known before."""
+    """Return what a data set is called when it has been read, as far as that is known before."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve().name if find_logs(path) is None else None
@@ -165,7 +165,7 @@ def _name_of_data(source: str) -> str | None:
 
 
 def _held_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the run that a folder holds, and its model's config; both empty if it does not say."""
+    """Read the settings of the run that a folder holds, and its model's config; both are empty if it does not say."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for place in (folder, *checkpoints):
         with suppress(OSError, ValueError):  # half-written, or edited by hand

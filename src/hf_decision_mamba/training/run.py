@@ -227,7 +227,7 @@ def _tell_and_resume(run: Run, checkpoint: Path | None) -> None:
 
 
 def _measured(trainer: DecisionMambaTrainer, runtime: float | None) -> dict[str, float]:
-    """What a training that has ended was measured by: steps, seconds, last loss, and that of the held-out episodes."""
+    """Measure a training that has ended: steps, seconds, last loss, and that of the held-out episodes."""
     trainer.remove_callback(RolloutCallback)
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -436,7 +436,7 @@ def _build_trainer(
 
 
 def _goes_to_the_device(data: RunData, args: DecisionMambaTrainingArguments) -> bool:
-    """Whether the training data is kept where the model is.
+    """Tell whether the training data is kept where the model is.
 
     Raises:
         ValueError: it was asked for, and cannot be.
@@ -501,13 +501,13 @@ def _say_who_resumes(checkpoint: Path, trainer: DecisionMambaTrainer) -> None:
 
 
 def _final_weights(checkpoint: Path, trainer: DecisionMambaTrainer) -> Path:
-    """The weights of a run that ended at a checkpoint."""
+    """Find the weights of a run that ended at a checkpoint."""
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     return Path(best or checkpoint) / "model.safetensors"
 
 
 def _is_written(checkpoint: Path, trainer: DecisionMambaTrainer) -> bool:
-    """Whether the checkpoint is the end of a run whose weights and record are in their places, as they should be."""
+    """Tell whether the checkpoint is the end of a run whose weights and record are in place, as they should be."""
     ours, record = trainer.output_dir / "model.safetensors", read_json(trainer.output_dir / TRAINING_FILE)
     step = trainer.state.global_step
     at_the_end = checkpoint.name == f"checkpoint-{step}" and record.get("global_step") == step

@@ -43,11 +43,11 @@ class RunData:
         return self.train.name
 
     def sizes(self) -> dict[str, int]:
-        """What tells it from others in short."""
+        """Say in short what tells it from others."""
         return {"episodes": self.statistics.episodes, "transitions": self.statistics.transitions}
 
     def facts(self) -> dict[str, Any]:
-        """What training.json and the card say about it."""
+        """Return what training.json and the card say about it."""
         kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
         statistics = {name: self.statistics.to_dict()[name] for name in kept}
         parts = [self.train] if self.held_out is None else [self.train, self.held_out]
@@ -147,7 +147,7 @@ def name_in_memory(data: Any, given: Any) -> str:
 
 
 def _environment(eval_args: EvaluationArguments, data: Trajectories) -> tuple[str | None, dict[str, Any] | None]:
-    """The environment's id and keyword arguments: those given, else the data set's."""
+    """Return the environment's id and keyword arguments: those given, else the data set's."""
     given, env_id = eval_args.environment_kwargs(), _env_id(eval_args, data)
     if given and env_id is None:
         raise ValueError(f"env_kwargs={eval_args.env_kwargs} needs an environment: --env_id")
@@ -155,7 +155,7 @@ def _environment(eval_args: EvaluationArguments, data: Trajectories) -> tuple[st
 
 
 def _env_id(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
-    """The environment that was asked for, else the data set's; a text there that cannot be one is left out."""
+    """Return the environment that was asked for, else the data set's; leave out a text there that cannot be one."""
     if eval_args.env_id is not None and not is_env_id(eval_args.env_id):
         raise ValueError(f"env_id={eval_args.env_id!r} is no gymnasium id, [module:][namespace/]name[-vN].")
     if eval_args.env_id is None and data.env_id is not None and not is_env_id(data.env_id):
@@ -166,7 +166,7 @@ def _env_id(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
 
 
 def _revision(data_args: DataArguments) -> str | None:
-    """The commit that a Hub repository is read at; as it was given where that is a copy or cannot be found out."""
+    """Find the commit that a Hub repository is read at; as given where that is a copy or cannot be found out."""
     names, revision = data_args.dataset_name or [], data_args.dataset_revision
     if len(names) != 1:
         return revision  # each has commits of its own

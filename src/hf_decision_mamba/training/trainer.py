@@ -78,7 +78,7 @@ def action_errors(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def action_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Mean error of `outputs.action_preds` (b, K, A), see `action_errors`, for models without a loss of their own.
+    """Compute the mean error of `outputs.action_preds` (b, K, A), see `action_errors`, for models without a loss.
 
     Args:
         num_items_in_batch: divisor of the sum; the number of entries that count when not given.
@@ -153,7 +153,7 @@ class DecisionMambaTrainer(Trainer):
         return Path(str(self.args.output_dir))
 
     def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's; of a stream nothing is distributed, and of sequences each pass and process has its own rows."""
+        """Load as Trainer does; a stream is not distributed, of sequences each pass and process has its own rows."""
         args = self.args
         names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
         settings: dict[str, Any] = {name: getattr(args, f"dataloader_{name}") for name in names}
@@ -168,7 +168,7 @@ class DecisionMambaTrainer(Trainer):
         return self.accelerator.prepare_data_loader(loader)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As Trainer's, but every process reads all of the sequences, each from its episode's start."""
+        """Load as Trainer does, but every process reads all of the sequences, each from its episode's start."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(dataset, SequenceDataset):
             return super().get_eval_dataloader(eval_dataset)
@@ -190,13 +190,13 @@ class DecisionMambaTrainer(Trainer):
         self.add_callback(SetEpoch(sampler))
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Weight decay is for matrices that multiply activations: not for A_log, D, norms, biases and embeddings."""
+        """List what decays: matrices that multiply activations, not A_log, D, norms, biases and embeddings."""
         names = get_parameter_names(model, [torch.nn.LayerNorm, torch.nn.Embedding])
         shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
         return [name for name in names if shapes.get(name, 0) > 1 and not re.search(r"(^|\.)(A_log|D|bias)$", name)]
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As Trainer's, but a loss that is not finite ends the training before it reaches the weights.
+        """Train as Trainer does, but end at a loss that is not finite, before it reaches the weights.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite; says where the last checkpoint is.
@@ -213,7 +213,7 @@ class DecisionMambaTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, without the inputs that the model's forward does not take, and with the state of its rows."""
+        """Do as Trainer's, without inputs that the model's forward does not take, and with the state of its rows."""
         if "begins" in inputs:
             inputs = {**inputs, "cache_params": self._carried.at(inputs["begins"])}
         share, largest = (getattr(self.args, name, 0.0) for name in ("time_dilation", "time_dilation_max"))
@@ -233,7 +233,7 @@ class DecisionMambaTrainer(Trainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Any, Any]:
-        """As Trainer's, and add the batch to the sums behind `eval_loss`."""
+        """Predict as Trainer does, and add the batch to the sums behind `eval_loss`."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -246,7 +246,7 @@ class DecisionMambaTrainer(Trainer):
         return loss.detach(), predictions, None if prediction_loss_only else labels
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, but the loss is the mean over all action entries and not a mean of the batches' means."""
+        """Evaluate as Trainer does, but take the mean loss over all action entries, not over the batches' means."""
         self._eval_errors, self._eval_count = 0.0, 0
         with self._carried.of("evaluation"):
             output = super().evaluation_loop(*args, **kwargs)
@@ -256,7 +256,7 @@ class DecisionMambaTrainer(Trainer):
         return output
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's; what callbacks add to the metrics (see `RolloutCallback`) is logged too."""
+        """Evaluate as Trainer does; what callbacks add to the metrics (see `RolloutCallback`) is logged too."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         logged = self.state.log_history[-1]
         added = {name: value for name, value in metrics.items() if name not in logged}
@@ -276,7 +276,7 @@ class DecisionMambaTrainer(Trainer):
             self.push_or_say(folder, "Model save")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As Trainer's, but for the pickle of the arguments, which holds tokens."""
+        """Save as Trainer does, but for the pickle of the arguments, which holds tokens."""
         folder = Path(output_dir or self.output_dir)
         if not self.args.should_save:
             super()._save(str(folder), state_dict)
@@ -312,7 +312,7 @@ class DecisionMambaTrainer(Trainer):
             self._carried.load(Path(checkpoint) / carried_file(self.args.process_index), self.args.device)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, without its warning that arguments and checkpoint differ: here, the arguments are used."""
+        """Start as Trainer does, but do not warn that arguments and checkpoint differ: here, the arguments are used."""
         logs = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
         for log in logs:
             log.addFilter(_is_of_something_else)
@@ -329,7 +329,7 @@ class DecisionMambaTrainer(Trainer):
             write_run(Path(output_dir), self.run)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer's, but of the checkpoint are only what was learned and the place in the schedule, not settings."""
+        """Load as Trainer does, but only what was learned and the place in the schedule; the settings are the run's."""
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -354,7 +354,7 @@ class DecisionMambaTrainer(Trainer):
             group.update({**settings, "lr": rate})
 
     def _has_new_schedule(self) -> bool:
-        """Whether the stretch that begins here has another schedule than the one before."""
+        """Tell whether the stretch that begins here has another schedule than the one before."""
         stretches = [] if self.run is None else self.run["stretches"]
         if len(stretches) < 2 or stretches[-1]["from_step"] != self.state.global_step:
             return False
