@@ -90,7 +90,7 @@ def _check_fit(converted: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
 
 
 def _refuse_unknown(arguments: Mapping[str, Any], unread: tuple[str, ...]) -> None:
-    """Arguments that the official forward pass never reads may be given; others must be known."""
+    """Refuse arguments that are unknown; those that the official forward pass never reads may be given."""
     unknown = sorted(arguments.keys() - set(unread))
     if unknown:
         raise ValueError(f"Unknown official constructor arguments: {', '.join(unknown)}.")
@@ -284,7 +284,7 @@ def _dmm(
 
 
 def _dmm_prepare(weights: Weights) -> Weights:
-    """The one local mixer of kitchen and antmaze models is in no official state_dict; the caller has to add it."""
+    """Refuse weights without the one local mixer of kitchen and antmaze, which users have to add to the state_dict."""
     if not any("local_sequence_mixers" in key for key in weights) and "unregistered_dsm_lin_weight" not in weights:
         raise ValueError(
             "The local mixer's weights are missing. The official code does not save them for kitchen and antmaze; add "

@@ -39,7 +39,7 @@ _TOLERANCE = 1e-4  # of float32 kernels against the reference, on numbers around
 
 
 def installation_info() -> dict[str, Any]:
-    """Versions, devices, backends, caches and the Hub's settings, ready for JSON.
+    """Collect versions, devices, backends, caches and the Hub's settings, ready for JSON.
 
     The first call on a machine compiles kernels, which takes seconds. Tokens are not in it, only whether there is one.
     """
@@ -68,7 +68,7 @@ def installation_info() -> dict[str, Any]:
 
 
 def info_text(found: Mapping[str, Any]) -> str:
-    """What `installation_info` found, as text for a terminal."""
+    """Write what `installation_info` found as text for a terminal."""
     lines = ["versions", *_rows(found["versions"])]
     for name, device in found["devices"].items():
         lines += ["", f"device {name}", *_rows(device)]
@@ -99,7 +99,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> list[torch.device]:
-    """The CPU and every accelerator that torch sees."""
+    """List the CPU and every accelerator that torch sees."""
     devices = [torch.device("cpu")]
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:
@@ -128,7 +128,7 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 
 def _cannot_run(device: torch.device) -> list[str]:
-    """Why some backends are not chosen, in the words of what chooses."""
+    """Say why some backends are not chosen, in the words of what chooses."""
     reasons = []
     for backend in BACKENDS:
         try:
@@ -139,7 +139,7 @@ def _cannot_run(device: torch.device) -> list[str]:
 
 
 def _trial(compute: Callable[[torch.device, str | None], Tensor], device: torch.device) -> str:
-    """Whether what is chosen works, and does the same as the reference."""
+    """Try what is chosen: say whether it works, and does the same as the reference."""
     started = time.perf_counter()
     try:
         result = compute(device, None)
@@ -167,7 +167,7 @@ def _small_convolution(device: torch.device, backend: str | None) -> Tensor:
 
 
 def _kernels() -> dict[str, Any]:
-    """How wide the vectors of the CPU kernels are, whose threads they run on, where their machine code is kept."""
+    """Describe how wide the CPU kernels' vectors are, whose threads they run on, where their machine code is kept."""
     if (reason := why_no_numba()) is not None:
         return {"CPU kernels": f"none ({reason})"}
     from llvmlite import binding

@@ -51,7 +51,7 @@ _COUNTED_WITH_UNUSED_HEADS = ("dema-b3ld", "dema-bl3d", "dema-post")
 
 
 def architecture_of(config: PreTrainedConfig) -> str:
-    """The value of `--architecture` that builds such a model.
+    """Return the value of `--architecture` that builds such a model.
 
     Raises:
         ValueError: none of them does.
@@ -67,20 +67,20 @@ def architecture_of(config: PreTrainedConfig) -> str:
 
 
 def fields_of(architecture: str) -> set[str]:
-    """The config fields that mean something to models of this architecture."""
+    """List the config fields that mean something to models of this architecture."""
     names = {entry.name for entry in fields(ARCHITECTURES[architecture])}
     return names - _OF_A_SCAN if architecture == "gru" else names
 
 
 def embeds_time(config: PreTrainedConfig) -> bool:
-    """Whether the model has an embedding for each time step below `max_ep_len`, and knows none beyond."""
+    """Tell whether the model has an embedding for each time step below `max_ep_len`, and knows none beyond."""
     return bool(getattr(config, "use_timestep_embedding", isinstance(config, DecisionTransformerConfig)))
 
 
 def baseline_config(
     architecture: str, task: dict[str, Any], settings: dict[str, Any], longest: int
 ) -> PreTrainedConfig:
-    """The config of a baseline that is no preset, with the sizes of its paper where `settings` name no others.
+    """Make the config of a baseline that is no preset, sized as in its paper where `settings` name no others.
 
     Args:
         architecture: a key of `ARCHITECTURES`.
@@ -102,12 +102,12 @@ def baseline_config(
 
 
 def model_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """A new model, drawn from torch's random generator."""
+    """Make a new model, drawn from torch's random generator."""
     return _MODELS[type(config)](config)
 
 
 def paper_parameter_count(model: PreTrainedModel, preset: str | None = None) -> int:
-    """Parameters as the model's paper counts them: ours, with what the authors' code has beyond or leaves out.
+    """Count parameters as the model's paper does: ours, with what the authors' code has beyond or leaves out.
 
     DeMa's code for MuJoCo holds heads for the next state and return that are never trained, and counts them. The
     positions that transformers' Decision Transformer inherits from GPT-2 are no part of the published model. Where

@@ -47,7 +47,7 @@ class EncodedDecisionTransformerConfig(CheckedConfig, DecisionTransformerConfig)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: refuse values from which no model can be built."""
+        """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         check_task(self)
         if self.hidden_size % self.n_head:

@@ -55,7 +55,7 @@ class DecisionMLPConfig(CheckedConfig, PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: refuse values from which no model can be built."""
+        """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         check_task(self)
         if self.conditioning not in _CONDITIONS:
