@@ -1,4 +1,4 @@
-"""Rooms: arrows between them point down, there are no circles, and nothing inside uses the front door."""
+"""Rooms: arrows point down, there are no circles, nothing inside uses the front door. Docstrings begin with a verb."""
 
 import ast
 from pathlib import Path
@@ -16,6 +16,13 @@ FLOORS = (
     {"data", "acting", "baselines", "sharing", "conversion"},
     {"model", "reporting", "tasks"},
 )
+#: First words of docstrings that say what something is, where a function's says what it does.
+NO_VERBS = {
+    *("A", "All", "An", "Another", "Any", "As", "At", "Both", "By", "Each", "Every", "Everything", "For", "From"),
+    *("How", "If", "In", "It", "Its", "No", "None", "Of", "One", "Our", "Part", "Same", "Some", "Such", "That", "The"),
+    *("Their", "These", "They", "This", "Those", "To", "True", "Values", "What", "Whatever", "When", "Where"),
+    *("Whether", "Which", "Who", "Whose", "Why", "With", "Arguments", "Number", "Numbers", "Shape", "Width"),
+}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -51,3 +58,19 @@ def test_arrows_point_down(room):
             other = module.split(".")[0]
             assert other in FLOOR, f"{path} imports {module or 'the front door'}"
             assert other == room or FLOOR[other] > FLOOR[room], f"{path} imports {module}, which is not below it"
+
+
+def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    names = {ast.unparse(decorator).rpartition(".")[2] for decorator in function.decorator_list}
+    return bool(names & {"property", "cached_property"})
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    found = []
+    for path in HOUSE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node):
+                first = (ast.get_docstring(node) or "Do").split()[0].rstrip(",.")
+                if not first.isalpha() or not first[0].isupper() or first in NO_VERBS:
+                    found.append(f"{path.name}:{node.lineno} {node.name}: {first}")
+    assert not found
