@@ -115,12 +115,12 @@ def fused_decision(fused: FusedModel, kernels: Any, rows: int, steps: int) -> Ca
     draw = np.random.default_rng(0)
     sizes = (fused.state_width,), (), (3,)
     states, returns, actions = (draw.normal(size=(rows, steps, *size)).astype(np.float32) for size in sizes)
-    memory = fused.new_memory(rows) if steps == 1 else None
+    recurrent_state = fused.new_recurrent_state(rows) if steps == 1 else None
     times, lengths = np.zeros((rows, steps), np.int64), np.full(rows, steps)
 
     def decide() -> Any:
         fused.kernels = kernels
-        return fused.predict(states, returns, actions, times, lengths, memory)
+        return fused.predict(states, returns, actions, times, lengths, recurrent_state)
 
     return decide
 

@@ -119,14 +119,14 @@ class Actor:
     def restart(self, decisions: int, blindly: bool = False) -> None:
         """Begin an episode and take so many decisions; `blindly` without the model, which a window cannot tell."""
         self.policy.reset(num_envs=np.size(self.reward))
-        memory: Any = self.policy._memory
-        name = "fused" if hasattr(memory, "fused") else "model"
-        network = getattr(memory, name)
+        history: Any = self.policy._history
+        name = "fused" if hasattr(history, "fused") else "model"
+        network = getattr(history, name)
         if blindly:
-            setattr(memory, name, Nobody())
+            setattr(history, name, Nobody())
         for _ in range(decisions):
             self()
-        setattr(memory, name, network)
+        setattr(history, name, network)
 
 
 class Nobody:

@@ -147,11 +147,11 @@ def check(model: DecisionMambaModel, rows: int, steps: int, tolerance: float) ->
     windows = fused.predict(*rolled, lengths)
     np.testing.assert_allclose(windows, expected[np.arange(rows), lengths - 1], atol=tolerance * scale)
 
-    memory, cut = fused.new_memory(rows), steps // 2
+    recurrent_state, cut = fused.new_recurrent_state(rows), steps // 2
     for start, end in ((0, cut), (cut, steps)):
         if end > start:
             chunk = [x[:, start:end] for x in given]
-            out = fused.predict(*chunk, np.full(rows, end - start), memory)
+            out = fused.predict(*chunk, np.full(rows, end - start), recurrent_state)
             np.testing.assert_allclose(out, expected[:, end - 1], atol=tolerance * scale)
 
 
@@ -194,11 +194,11 @@ def test_rows_do_not_know_of_each_other_and_one_that_is_reset_starts_over():
     model = make_model("dmm")
     fused, given = fuse(model), arrays(model, make_steps(model, rows=3, steps=6))
     step = [[x[:, t : t + 1] for x in given] for t in range(6)]
-    one, together = np.ones(3, int), fused.new_memory(3)
+    one, together = np.ones(3, int), fused.new_recurrent_state(3)
     for t in range(3):
         fused.predict(*step[t], one, together)
     together[1] = 0
-    alone = fused.new_memory(1)
+    alone = fused.new_recurrent_state(1)
     for t in range(3, 6):
         out = fused.predict(*step[t], one, together)
         np.testing.assert_array_equal(out[1:2], fused.predict(*[x[1:2] for x in step[t]], one[:1], alone))
@@ -213,8 +213,8 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             fused = fuse(model)
-            memory = fused.new_memory(7)
-            results.append((fused.predict(*given, lengths), fused.predict(*given, lengths, memory), memory))
+            state = fused.new_recurrent_state(7)
+            results.append((fused.predict(*given, lengths), fused.predict(*given, lengths, state), state))
             assert fused._groups == count
     finally:
         torch.set_num_threads(threads)

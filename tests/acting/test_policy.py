@@ -414,11 +414,11 @@ class TestAtari:
         policy = make_player_policy()
         policy.reset(num_envs=2)
         if acting == "one compiled call":  # each stack is encoded once, and what the encoder said is remembered
-            assert policy._memory.frames.dtype == torch.uint8
-            assert policy._memory.states.shape == (2, 2 * K + 1, 16)
+            assert policy._history.frames.dtype == torch.uint8
+            assert policy._history.states.shape == (2, 2 * K + 1, 16)
             return
-        assert policy._memory.states.dtype == torch.uint8
-        assert policy._memory.states.shape[1] == 2 * (K + FRAMES - 2) + 1  # single frames, none stacked
+        assert policy._history.states.dtype == torch.uint8
+        assert policy._history.states.shape[1] == 2 * (K + FRAMES - 2) + 1  # single frames, none stacked
 
     def test_frames_that_may_not_be_written_are_read(self):
         frame = np.frombuffer(bytes(SIDE * SIDE), np.uint8).reshape(SIDE, SIDE)[::-1]
@@ -1026,7 +1026,7 @@ class TestBadInput:
         def full(*_):
             raise MemoryError("Unable to allocate 9 TiB")
 
-        for name in ("FusedMemory", "WindowMemory"):
+        for name in ("CompiledHistory", "WindowHistory"):
             monkeypatch.setattr(f"hf_decision_mamba.acting.policy.{name}", full)
         with pytest.raises(ValueError, match=r"num_envs=1000: so many rows cannot be remembered \(Unable to allocate"):
             make_policy().reset(num_envs=1000)

@@ -124,7 +124,7 @@ class FusedModel:
         self._named: dict[str, int] = {}
         self._weights: list[Array] = []
         self._size = self._growth = self._weights_size = 0
-        self._memory_size = LANES
+        self._recurrent_state_size = LANES
         with torch.no_grad():
             self._write_program(model)
         self.program = np.array(self._program, np.int64).reshape(-1)
@@ -142,9 +142,9 @@ class FusedModel:
 
     # ------------------------------------------------------------------------------------------------------- running
 
-    def new_memory(self, rows: int) -> Array:
+    def new_recurrent_state(self, rows: int) -> Array:
         """Make the state of so many episodes before they begin: zeros (rows, ...), one line for each."""
-        return np.zeros((rows, self._memory_size), self.dtype)
+        return np.zeros((rows, self._recurrent_state_size), self.dtype)
 
     def predict(
         self,
@@ -153,7 +153,7 @@ class FusedModel:
         previous_actions: Array,
         timesteps: Array,
         lengths: Array,
-        memory: Array | None = None,
+        recurrent_state: Array | None = None,
     ) -> Array:
         """Predict the action of the last step of every row.
 
@@ -163,7 +163,7 @@ class FusedModel:
             previous_actions: (rows, steps, act_dim), or (rows, steps) integers.
             timesteps: (rows, steps) integers, read where the model embeds them.
             lengths: (rows,) how many of the steps, the last ones, are real; 1 or more.
-            memory: of the episodes that these steps continue; it moves on. None where they start new ones.
+            recurrent_state: of the episodes that these steps continue; it moves on. None where they start new ones.
 
         Returns:
             Actions (rows, act_dim), or logits.
@@ -181,14 +181,14 @@ class FusedModel:
             discrete, continuous = previous_actions, self._nothing
         else:
             discrete, continuous = timesteps, previous_actions
-        memory = self.new_memory(rows) if memory is None else memory
+        recurrent_state = self.new_recurrent_state(rows) if recurrent_state is None else recurrent_state
         out = np.empty((rows, self.config.act_dim), self.dtype)
         sizes = np.array([rows, steps, self.state_width, *self._sizes, groups], np.int64)
         integers = (np.ascontiguousarray(x, np.int64).reshape(-1) for x in (timesteps, discrete, lengths))
         floats = (np.ascontiguousarray(x, self.dtype).reshape(-1) for x in (states, returns_to_go, continuous))
         run_items(
             self.kernels.run, groups, groups, sizes, self.program, self.buffers,
-            self._indices[:groups].reshape(-1), *integers, self._numbers, self.weights, memory.reshape(-1),
+            self._indices[:groups].reshape(-1), *integers, self._numbers, self.weights, recurrent_state.reshape(-1),
             *floats, out.reshape(-1), self._work[:groups].reshape(-1),
         )  # fmt: skip
         return out
@@ -429,7 +429,7 @@ class FusedModel:
         return name
 
     def _keep(self, tensor: Tensor) -> int:
-        """Keep weights, every line of theirs filled up with zeros to whole vectors; returns where."""
+        """Keep weights, every line of theirs filled up with zeros to whole vectors; return where."""
         at, lines = self._weights_size, tensor.detach().numpy().reshape(-1, tensor.shape[-1])
         padded = np.zeros((len(lines), whole_lanes(lines.shape[1])), self.dtype)
         padded[:, : lines.shape[1]] = lines
@@ -438,6 +438,6 @@ class FusedModel:
         return at
 
     def _remember(self, size: int) -> int:
-        at = self._memory_size
-        self._memory_size += size
+        at = self._recurrent_state_size
+        self._recurrent_state_size += size
         return at

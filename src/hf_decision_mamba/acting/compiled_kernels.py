@@ -129,13 +129,13 @@ def norm(work, x, y, stride, rows, row, width, weights, weight, bias, epsilon):
 
 
 @compiled
-def history(work, x, y, width, tokens, count, absent, memory, where):
+def history(work, x, y, width, tokens, count, absent, recurrent, where):
     for j in range(0, count * width, LANES):
-        store(work, y + j, load(memory, where + j))
+        store(work, y + j, load(recurrent, where + j))
     for j in range(0, tokens * width, LANES):
         store(work, y + count * width + j, constant(work, 0) if absent and j < width else load(work, x + j))
     for j in range(0, count * width, LANES):
-        store(memory, where + j, load(work, y + tokens * width + j))
+        store(recurrent, where + j, load(work, y + tokens * width + j))
 
 
 @compiled
@@ -152,7 +152,7 @@ def conv(work, x, y, width, tokens, kinds, taps, weights, weight, bias):
 
 @compiled
 def scan(work, x, x_stride, y, width, raw, B, B_stride, C, C_stride, weights, rate, skip, tokens, states, absent,
-         memory, where):  # fmt: skip
+         recurrent, where):  # fmt: skip
     """Scan with states and rate, which is A log2(e), in tiles [vector of channels, state, LANES]."""
     for j in range(0, width, LANES):
         tile, state = rate + j * states, where + j * states
@@ -160,21 +160,21 @@ def scan(work, x, x_stride, y, width, raw, B, B_stride, C, C_stride, weights, ra
             delta, value = softplus(load(work, raw + t * width + j)), load(work, x + t * x_stride + j)
             push, out = delta * value, load(weights, skip + j) * value
             for n in range(states):
-                h = exp2(delta * load(weights, tile + n * LANES)) * load(memory, state + n * LANES)
+                h = exp2(delta * load(weights, tile + n * LANES)) * load(recurrent, state + n * LANES)
                 h = h + push * fill(work, B + t * B_stride + n)
-                store(memory, state + n * LANES, h)
+                store(recurrent, state + n * LANES, h)
                 out = out + h * fill(work, C + t * C_stride + n)
             store(work, y + t * width + j, out)
 
 
 @compiled
-def run_steps(program, buffers, weights, epsilon, work, indices, memory, steps, kinds, decision, cut):
+def run_steps(program, buffers, weights, epsilon, work, indices, recurrent, steps, kinds, decision, cut):
     """Run the program over the steps of one episode whose inputs stand in their buffers.
 
     `kinds`: tokens of one step; `decision`: at which of them its action is read; `cut`: whether the first one is the
-    previous action, which is absent when an episode begins. `memory`: what is remembered of the episode; it moves on.
+    previous action, which is absent when an episode begins. `recurrent`: the episode's recurrent state; it moves on.
     """
-    tokens, absent = steps * kinds, int(cut and memory[STARTED] == 0)
+    tokens, absent = steps * kinds, int(cut and recurrent[STARTED] == 0)
     starts = buffers[:, OFFSET] + buffers[:, GROWTH] * steps
     for line in program:
         operation, x, y = line[OPERATION], starts[line[X]], starts[line[Y]]
@@ -193,13 +193,13 @@ def run_steps(program, buffers, weights, epsilon, work, indices, memory, steps, 
         elif operation == NORM:
             norm(work, x, y, y_stride, rows, width, a, weights, b, c, epsilon)
         elif operation == HISTORY:
-            history(work, x, y, width, tokens, a, absent, memory, b)
+            history(work, x, y, width, tokens, a, absent, recurrent, b)
         elif operation == CONV:
             conv(work, x, y, width, tokens, kinds, a, weights, b, c)
         elif operation == SCAN:
             scan(
                 work, x, x_stride, y, width, starts[a], starts[b], buffers[b, STRIDE], starts[c], buffers[c, STRIDE],
-                weights, d, e, tokens, f, absent, memory, g,
+                weights, d, e, tokens, f, absent, recurrent, g,
             )  # fmt: skip
         else:
             for r in range(rows):
@@ -213,8 +213,8 @@ def run_steps(program, buffers, weights, epsilon, work, indices, memory, steps, 
 
 
 @compiled
-def run(first, last, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights, memory, states,
-        returns_to_go, actions, out, work):  # fmt: skip
+def run(first, last, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights, recurrent,
+        states, returns_to_go, actions, out, work):  # fmt: skip
     """Compute work items [first, last): groups of rows of a batch, over each row's last `lengths` steps; fill `out`.
 
     Arrays are flat. `sizes`: rows, steps, numbers in a state, in a continuous action and in what is predicted, tokens
@@ -222,7 +222,7 @@ def run(first, last, sizes, program, buffers, indices, timesteps, discrete, leng
     """
     rows, steps, state_dim, act_dim, out_dim, kinds, decision, cut, groups = sizes
     lines, table = program.reshape(-1, LINE), buffers.reshape(-1, BUFFER)
-    own_work, own_indices, remembered = len(work) // groups, len(indices) // groups, len(memory) // rows
+    own_work, own_indices, state_size = len(work) // groups, len(indices) // groups, len(recurrent) // rows
     for group in range(first, last):
         w = work[group * own_work : (group + 1) * own_work]
         index = indices[group * own_indices : (group + 1) * own_indices].reshape(3, -1)
@@ -240,7 +240,7 @@ def run(first, last, sizes, program, buffers, indices, timesteps, discrete, leng
                     w[to_action + j] = actions[step * act_dim + j]
                 index[TIMESTEPS, s], index[TIMESTEPS_BEFORE, s] = timesteps[step], max(timesteps[step] - 1, 0)
                 index[ACTIONS, s] = discrete[step]
-            own = memory[row * remembered : (row + 1) * remembered]
+            own = recurrent[row * state_size : (row + 1) * state_size]
             run_steps(lines, table, weights, numbers[0], w, index, own, length, kinds, decision, cut != 0)
             own[STARTED] = 1
             at = starts[PREDICTION] + ((length - 1) * kinds + decision) * table[PREDICTION, STRIDE]

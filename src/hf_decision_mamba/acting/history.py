@@ -1,7 +1,7 @@
 """What a policy remembers between decisions: a window of the last steps, or the model's recurrent state.
 
-All memories answer the same calls for many rows at once, each an episode of its own: arrays in, arrays out. On a CPU
-`FusedMemory` is the one that is used; the others run any model of torch, on any device.
+All histories answer the same calls for many rows at once, each an episode of its own: arrays in, arrays out. On a CPU
+`CompiledHistory` is the one that is used; the others run any model of torch, on any device.
 Source: the Transformer-like and RNN-like modes of DeMa (arXiv 2405.12094, section 4).
 """
 
@@ -23,11 +23,11 @@ from .shapes import frame_stack, kinds_of, no_actions, no_states
 
 Array = NDArray[Any]
 
-_TAPES = ("states", "actions", "returns_to_go", "timesteps")
+_COLUMNS = ("states", "actions", "returns_to_go", "timesteps")
 
 
-class Memory(Protocol):
-    """What a policy asks of its memory."""
+class History(Protocol):
+    """What a policy asks of its history."""
 
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
@@ -45,10 +45,10 @@ class Memory(Protocol):
         """Undo everything since `save`; false where that would have taken a copy."""
 
 
-class FusedMemory:
+class CompiledHistory:
     """Windows, or recurrent states, of a network that is one compiled call; all in numpy but an image encoder.
 
-    The last steps of every row stand on a tape, newest last, as in `WindowMemory`; recurrent states need one step.
+    The last steps of every row stand in a buffer, newest last, as in `WindowHistory`; recurrent states need one step.
 
     Args:
         context_length: steps of a window; None for recurrent states.
@@ -57,7 +57,7 @@ class FusedMemory:
     def __init__(self, model: PreTrainedModel, fused: FusedModel, count: int, context_length: int | None):
         self.encode = getattr(model, "embed_state", None) if fused.config.state_type == "image" else None
         self.fused = fused
-        self.memory = fused.new_memory(count) if context_length is None else None
+        self.recurrent_state = fused.new_recurrent_state(count) if context_length is None else None
         self.context_length = context_length or 1
         length = 2 * self.context_length + 1
         self.states = np.zeros((count, length, fused.state_width), fused.dtype)
@@ -71,7 +71,7 @@ class FusedMemory:
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
         if self.end == self.states.shape[1]:
-            self._wind_back()
+            self._move_to_front()
         now, self.end = self.end, self.end + 1
         self.states[:, now] = states if self.encode is None else self._encoded(states, steps)
         self.returns_to_go[:, now] = returns_to_go
@@ -84,7 +84,7 @@ class FusedMemory:
             self.actions[:, start - 1 : now],
             self.timesteps[:, start : self.end],
             lengths,
-            self.memory,
+            self.recurrent_state,
         )
 
     def remember(self, actions: Array) -> None:
@@ -94,21 +94,22 @@ class FusedMemory:
     def reset_rows(self, rows: Array) -> None:
         """Put rows (indices) back to the start of an episode; in a window their steps are not read any more."""
         self.actions[rows, self.end - 1] = self.no_action
-        if self.memory is not None:
-            self.memory[rows] = 0
+        if self.recurrent_state is not None:
+            self.recurrent_state[rows] = 0
 
     def save(self, exactly: bool) -> Any:
-        """Keep the tape's end, its frames, and, where it is asked for, a copy of recurrent states, which takes time."""
-        return self.end, self.frames, self.memory.copy() if exactly and self.memory is not None else None
+        """Keep the buffer's end, the frames, and, where asked for, a copy of recurrent states, which takes time."""
+        state = self.recurrent_state
+        return self.end, self.frames, state.copy() if exactly and state is not None else None
 
     def restore(self, saved: Any) -> bool:
-        """Undo everything since `save`: what was written on the tape lies behind its end then, and is not read."""
-        self.end, self.frames, memory = saved
+        """Undo everything since `save`: what was written to the buffer lies behind its end then, and is not read."""
+        self.end, self.frames, state = saved
         self.fused._room = self.fused._groups = 0  # it may have been interrupted while it made more room
-        if self.memory is None:
+        if self.recurrent_state is None:
             return True
-        self.memory = self.memory if memory is None else memory
-        return memory is not None
+        self.recurrent_state = self.recurrent_state if state is None else state
+        return state is not None
 
     def __getstate__(self) -> dict[str, Any]:
         # The compiled kernels are a module, which is no part of a copy.
@@ -130,15 +131,15 @@ class FusedMemory:
         encoded: Array = self.encode(self.frames[:, None])[:, 0].numpy()
         return encoded
 
-    def _wind_back(self) -> None:
+    def _move_to_front(self) -> None:
         kept = self.context_length  # one less than a window of steps, and the action in front of them
-        for tape in (getattr(self, name) for name in _TAPES):
-            tape[:, :kept] = tape[:, self.end - kept : self.end].copy()
+        for column in (getattr(self, name) for name in _COLUMNS):
+            column[:, :kept] = column[:, self.end - kept : self.end].copy()
         self.end = kept
 
 
-class WindowMemory:
-    """The last steps of every row, newest last, on a tape that is written to the right and wound back when it is full.
+class WindowHistory:
+    """The last steps of every row, newest last, in a buffer whose end moves to the front when it is full.
 
     All rows share the place of the newest step, so a row that was reset later is padded on its left. Reading a window
     is a view, and a step costs one write, whatever the context length.
@@ -148,8 +149,8 @@ class WindowMemory:
         self, model: PreTrainedModel, count: int, context_length: int, previous_actions: bool, timesteps: bool
     ):
         self.frame_stack = frame_stack(model.config)
-        history = max(1, self.frame_stack - 1)  # places in front of a window: the previous action, the stack's frames
-        self.kept = context_length - 1 + history
+        before = max(1, self.frame_stack - 1)  # places in front of a window: the previous action, the stack's frames
+        self.kept = context_length - 1 + before
         length = 2 * self.kept + 1
         self.model = model
         self.device = model.device
@@ -162,16 +163,16 @@ class WindowMemory:
         self.no_action = NO_ACTION if kinds_of(model.config)[1] == "discrete" else 0
         self.returns_to_go = torch.zeros(count, length, 1, device=model.device, dtype=model.dtype)
         self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
-        self.end = history
+        self.end = before
 
     @torch.inference_mode()
     def predict(self, states: Array, returns_to_go: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and returns-to-go (n,) at steps (n,)."""
         if self.end == self.states.shape[1]:
-            self._wind_back()
+            self._move_to_front()
         now, self.end = self.end, self.end + 1
         self.states[:, now] = torch.from_numpy(states)
-        self.actions[:, now] = self.no_action  # not known yet; what stood here belongs to a lap before
+        self.actions[:, now] = self.no_action  # not known yet; what stood here belongs to a step before
         self.returns_to_go[:, now, 0] = torch.from_numpy(returns_to_go)
         if self.needs_timesteps:
             self.timesteps[:, now] = torch.from_numpy(steps)
@@ -205,39 +206,39 @@ class WindowMemory:
         self.actions[torch.from_numpy(rows), self.end - 1] = self.no_action
 
     def save(self, exactly: bool) -> Any:
-        """Keep the tape's end."""
+        """Keep the buffer's end."""
         return self.end
 
     def restore(self, saved: Any) -> bool:
-        """Undo everything since `save`, as `FusedMemory.restore`."""
+        """Undo everything since `save`, as `CompiledHistory.restore`."""
         self.end = saved
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        # As bytes: of a tensor, another process would get the same memory, and two policies would write on one tape.
-        tapes = {name: getattr(self, name).cpu().view(torch.uint8).numpy() for name in _TAPES}
-        return {**vars(self), **tapes, "dtypes": {name: getattr(self, name).dtype for name in _TAPES}}
+        # As bytes: of a tensor, another process would get the same memory, and two policies would write to one buffer.
+        columns = {name: getattr(self, name).cpu().view(torch.uint8).numpy() for name in _COLUMNS}
+        return {**vars(self), **columns, "dtypes": {name: getattr(self, name).dtype for name in _COLUMNS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         dtypes = state.pop("dtypes")
-        tapes = {name: torch.from_numpy(state[name]).view(dtypes[name]).to(state["device"]) for name in _TAPES}
-        vars(self).update(state, **tapes)
+        columns = {name: torch.from_numpy(state[name]).view(dtypes[name]).to(state["device"]) for name in _COLUMNS}
+        vars(self).update(state, **columns)
 
     def _stacked(self, start: int, steps: NDArray[np.int64]) -> Tensor:
         """Stack the frames from `start` on that end at time steps `steps` (n,), as (n, k, frames, height, width)."""
         places = torch.arange(start, self.end)[:, None] + torch.arange(1 - self.frame_stack, 1)
-        first = self.end - 1 - torch.from_numpy(steps)  # where each row's episode began, or would on an endless tape
+        first = self.end - 1 - torch.from_numpy(steps)  # where each row's episode began, or would in an endless buffer
         places = torch.maximum(places, first[:, None, None]).to(self.device)
         return self.states[torch.arange(len(steps), device=self.device)[:, None, None], places]
 
-    def _wind_back(self) -> None:
+    def _move_to_front(self) -> None:
         kept = self.kept  # one less than a window of steps, and what is read in front of them
-        for tape in (getattr(self, name) for name in _TAPES):
-            tape[:, :kept] = tape[:, self.end - kept : self.end]
+        for column in (getattr(self, name) for name in _COLUMNS):
+            column[:, :kept] = column[:, self.end - kept : self.end]
         self.end = kept
 
 
-class RecurrentMemory:
+class RecurrentState:
     """The model's recurrent state of every row, and the action that it took last; no tensor is ever written to."""
 
     def __init__(self, model: PreTrainedModel, count: int, timesteps: bool):

@@ -35,7 +35,7 @@ from .checks import (
     checked_rows,
 )
 from .compiled import FusedModel, fuse
-from .history import FusedMemory, Memory, RecurrentMemory, WindowMemory
+from .history import CompiledHistory, History, RecurrentState, WindowHistory
 from .loading import is_missing, load_model
 from .shapes import kinds_of, observation_shape
 
@@ -116,7 +116,7 @@ class DecisionMambaPolicy:
             getattr(model.config, "use_timestep_embedding", False)
         )
         self._target_return: NDArray[np.float64] | None = None  # of the last reset, one number or one per row
-        self._memory: Memory | None = None
+        self._history: History | None = None
         self._fused: FusedModel | None = None  # of the episodes that begin next, where `_prepared`
         self._prepared = False
         self._returns_to_go: NDArray[np.float64]
@@ -218,17 +218,17 @@ class DecisionMambaPolicy:
         model is put in evaluation mode. If it is changed afterwards, it needs a `reset`.
         """
         with self._lock, self._all_or_nothing():
-            running = self._memory is not None
+            running = self._history is not None
             rows = self._steps.size if running else 1
             self._prepare()
-            memory: Any = self._new_memory(rows)
+            history: Any = self._new_history(rows)
             states = np.zeros((rows, *self.observation_shape), np.uint8 if self.state_type == "image" else np.float32)
             returns, steps = np.zeros(rows, np.float32), np.zeros(rows, np.int64)
-            memory.predict(states, returns, steps)
+            history.predict(states, returns, steps)
             if self.mode == "window":  # as wide as it gets
-                memory.end = memory.states.shape[1] - 1
+                history.end = history.states.shape[1] - 1
                 longest = self.model.config.max_ep_len if self._needs_timesteps else LONGEST_CONTEXT
-                memory.predict(states, returns, steps + min(self.context_length, longest) - 1)
+                history.predict(states, returns, steps + min(self.context_length, longest) - 1)
             if running:
                 self._fused, self._prepared = None, False
 
@@ -273,7 +273,7 @@ class DecisionMambaPolicy:
             self._steps[index] = 0
             for row, stream in zip(index, self._next_streams(index.size), strict=True):
                 self._streams[row] = stream
-            cast(Memory, self._memory).reset_rows(index)
+            cast(History, self._history).reset_rows(index)
             self._whole = True
 
     def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> Actions:
@@ -301,7 +301,7 @@ class DecisionMambaPolicy:
                 undone (after a KeyboardInterrupt, or with weights that large), the next call asks for a `reset`.
         """
         with self._lock, np.errstate(over="ignore", invalid="ignore"):  # refused below
-            if self._memory is not None:
+            if self._history is not None:
                 return self._act(observation, reward)
             with self._all_or_nothing():
                 return self._act(observation, reward)
@@ -332,9 +332,9 @@ class DecisionMambaPolicy:
             taken = np.where(begins.reshape(-1, *[1] * (taken.ndim - 1)), 0, taken).astype(taken.dtype)
             seen = self._checked_actions(taken)
             self._whole = False
-            memory = cast(Memory, self._memory)
-            memory.remember(seen)
-            memory.reset_rows(np.flatnonzero(begins))
+            history = cast(History, self._history)
+            history.remember(seen)
+            history.reset_rows(np.flatnonzero(begins))
             self._whole = True
 
     def _act(self, observation: ArrayLike, reward: float | ArrayLike | None) -> Actions:
@@ -343,7 +343,7 @@ class DecisionMambaPolicy:
         if self._target_return is None:
             self._begin()
         states, large = self._seen_states(observations)
-        if self._memory is None:
+        if self._history is None:
             self._start(observations.shape[0])
         count, waiting = self._steps.size, self._waiting
         if observations.shape[0] != count:
@@ -356,11 +356,11 @@ class DecisionMambaPolicy:
         self._check_time()
         returns, larger = self._seen_returns("return-to-go", returns_to_go)
 
-        memory = cast(Memory, self._memory)
-        saved = memory.save(exactly=large or larger)
+        history = cast(History, self._history)
+        saved = history.save(exactly=large or larger)
         self._whole = False
         try:
-            actions = self._decide(memory, states, returns)
+            actions = self._decide(history, states, returns)
             steps = self._steps + 1
             if waiting is not None:
                 steps[waiting] = 0
@@ -368,21 +368,21 @@ class DecisionMambaPolicy:
             given = given[0] if single else given  # a copy: the caller may write into what it gets
         except BaseException as error:
             drawn = self.sample and not isinstance(error, ValueError)  # an answer is refused before anything is drawn
-            self._whole = memory.restore(saved) and not drawn
+            self._whole = history.restore(saved) and not drawn
             raise
         # No call stands between these, so that an interrupt finds all of them done, or none.
         self._returns_to_go, self._steps, self._waiting = returns_to_go, steps, None
         self._acted = self._whole = True
         return given
 
-    def _decide(self, memory: Memory, states: NDArray[Any], returns: NDArray[np.float32]) -> NDArray[Any]:
+    def _decide(self, history: History, states: NDArray[Any], returns: NDArray[np.float32]) -> NDArray[Any]:
         """Decide for what the model sees, and remember the actions as taken."""
-        predicted = memory.predict(states, returns, self._steps)
+        predicted = history.predict(states, returns, self._steps)
         self._check_answer(predicted)
         actions = self._choose(predicted)
-        memory.remember(self._as_seen(actions))
+        history.remember(self._as_seen(actions))
         if self._waiting is not None:
-            memory.reset_rows(np.flatnonzero(self._waiting))
+            history.reset_rows(np.flatnonzero(self._waiting))
         return actions
 
     def _choose(self, predicted: NDArray[np.float32]) -> NDArray[Any]:
@@ -440,7 +440,7 @@ class DecisionMambaPolicy:
         self._checked_targets(targets, num_envs or 1)
         if seed is not None:
             self._restart_draws(seed)
-        self._target_return, self._memory, self._waiting, self._whole = targets, None, None, True
+        self._target_return, self._history, self._waiting, self._whole = targets, None, None, True
         if num_envs is not None:
             self._start(num_envs)
 
@@ -454,19 +454,19 @@ class DecisionMambaPolicy:
         self._acted = False
         self._streams = self._next_streams(count)
         try:
-            memory = self._new_memory(count)
+            history = self._new_history(count)
         except (MemoryError, RuntimeError) as error:  # numpy's, and torch's
             raise ValueError(f"num_envs={count}: so many rows cannot be remembered ({error}); take fewer.") from error
-        self._memory, self._fused, self._prepared = memory, None, False
+        self._history, self._fused, self._prepared = history, None, False
 
-    def _new_memory(self, count: int) -> Memory:
+    def _new_history(self, count: int) -> History:
         """Make room for so many rows, of the model as it was prepared."""
         context_length = None if self.mode == "recurrent" else self.context_length
         if self._fused is not None:
-            return FusedMemory(self.model, self._fused, count, context_length)
+            return CompiledHistory(self.model, self._fused, count, context_length)
         if context_length is None:
-            return RecurrentMemory(self.model, count, self._needs_timesteps)
-        return WindowMemory(self.model, count, context_length, self._previous_actions, self._needs_timesteps)
+            return RecurrentState(self.model, count, self._needs_timesteps)
+        return WindowHistory(self.model, count, context_length, self._previous_actions, self._needs_timesteps)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -479,7 +479,7 @@ class DecisionMambaPolicy:
             raise
 
     def _rows(self, what: str) -> int:
-        if self._memory is None:
+        if self._history is None:
             raise ValueError(f"{what}: the number of rows is not known yet; call reset(num_envs=...) or act first.")
         return self._steps.size
 
