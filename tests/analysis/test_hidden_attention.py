@@ -49,19 +49,19 @@ def test_hidden_attention_is_what_the_model_gives(model, reduce):
     every_row = hidden_attention(model, batch, reduce=reduce, last_row=False)
     np.testing.assert_allclose(every_row.weights, expected, rtol=0, atol=1e-14)
 
-    kinds = model.config.token_kinds
-    decision = kinds.index("state") if "state" in kinds else 0
+    token_types = model.config.token_types
+    decision = token_types.index("state") if "state" in token_types else 0
     last = hidden_attention(model, batch, reduce=reduce)
-    assert last.kinds == kinds
+    assert last.token_types == token_types
     for row, step in enumerate([2, 3, 3, 3]):
-        query = step * len(kinds) + decision
+        query = step * len(token_types) + decision
         np.testing.assert_allclose(last.weights[:, row], expected[:, row, ..., query, :], rtol=0, atol=1e-14)
 
 
 def test_by_steps_ago_counts_real_steps_from_the_decision(model):
     batch = padded_batch(model)
     ordered = hidden_attention(model, batch).by_steps_ago()
-    assert ordered.shape == (model.config.n_layer, *MASK.shape, len(model.config.token_kinds))
+    assert ordered.shape == (model.config.n_layer, *MASK.shape, len(model.config.token_types))
     assert np.isnan(ordered[:, :3, 3]).all()
     for row in range(3):
         alone = hidden_attention(model, row_alone(batch, row)).by_steps_ago()

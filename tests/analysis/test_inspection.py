@@ -117,7 +117,7 @@ def test_everything_is_measured_and_stated():
         "hf-decision-mamba inspect me/pendulum --target-return -900 -300 --timesteps 20 49 --episodes 2 --seed 7"
     )
     layers = policy.model.config.n_layer
-    assert found.kinds == ("return", "previous_action", "state")
+    assert found.token_types == ("return", "previous_action", "state")
     assert found.surface.shape == (layers, 30, K, 3) and np.isfinite(found.surface).all()
     assert found.timesteps[[0, -1]].tolist() == [20, 49]
     assert found.curves.shape == (layers, K) and len(found.decays) == layers

@@ -82,7 +82,7 @@ def test_mixer_forward_and_gradients(dtype, assert_close):
     mixer, config = mixer_and_config(case)
     hidden_states = case.inputs["hidden_states"].requires_grad_()
     cache = DecisionMambaCache(config, batch_size=len(hidden_states), dtype=dtype)
-    y = mixer(hidden_states, TokenStream(config.token_kinds, cache))
+    y = mixer(hidden_states, TokenStream(config.token_types, cache))
     assert_close("y", y, case.expected("y"), case.tolerance)
     assert_close("ssm_state", cache.ssm_states[0], case.expected("ssm_state"), case.tolerance)
     # The official window also keeps the oldest of its inputs, which no later token sees.
@@ -110,9 +110,9 @@ def test_mixer_steps(prefill, dtype, assert_close):
 
     y = []
     if prefill:
-        y.append(mixer(hidden_states[:, :prefill], TokenStream(config.token_kinds, cache)))
+        y.append(mixer(hidden_states[:, :prefill], TokenStream(config.token_types, cache)))
         check_states(f"prefill{prefill}")
-    y += [mixer(token, TokenStream(config.token_kinds, cache)) for token in hidden_states[:, prefill:].split(1, dim=1)]
+    y += [mixer(token, TokenStream(config.token_types, cache)) for token in hidden_states[:, prefill:].split(1, dim=1)]
     check_states("step")
     name = f"y_prefill{prefill}_then_step" if prefill else "y_step"
     assert_close(name, torch.cat(y, dim=1), case.expected(name), case.tolerance)
@@ -122,7 +122,7 @@ def test_mixer_steps(prefill, dtype, assert_close):
 def test_hidden_attention(dtype, assert_close):
     case = Case("hidden_attention", dtype)
     mixer, config = mixer_and_config(case)
-    tokens = TokenStream(config.token_kinds, scans=[])
+    tokens = TokenStream(config.token_types, scans=[])
     assert_close("y", mixer(case.inputs["hidden_states"], tokens), case.expected("y"), case.tolerance)
     terms = scan_terms(tokens.scans[0], config, mask=None)
     assert_close("Δ", terms.step_sizes.mT, case.expected("delta_softplus"), case.tolerance)

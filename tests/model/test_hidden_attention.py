@@ -51,7 +51,7 @@ def test_absent_tokens_are_zero_and_change_nothing(model, places, scaled):
         padded[name][:, places] = x
     mask = torch.zeros(1, 5)
     mask[:, places] = 1
-    real = mask[0].bool().repeat_interleave(len(model.config.token_kinds))
+    real = mask[0].bool().repeat_interleave(len(model.config.token_types))
     alone = attentions_of(model, **inputs)
     for attention, expected in zip(attentions_of(model, **padded, attention_mask=mask), alone, strict=True):
         torch.testing.assert_close(attention[:, :, real][..., real], expected, rtol=0, atol=1e-12)
@@ -65,7 +65,7 @@ def test_behind_a_cache_it_is_the_attention_among_the_new_tokens(model, scaled):
     whole = attentions_of(model, **inputs, use_cache=True)
     attentions_of(model, **take(inputs, slice(0, first)), cache_params=cache)
     new = attentions_of(model, **take(inputs, slice(first, None)), cache_params=cache)
-    start = first * len(model.config.token_kinds)
+    start = first * len(model.config.token_types)
     for attention, expected in zip(new, whole, strict=True):
         torch.testing.assert_close(attention, expected[:, :, start:, start:], rtol=0, atol=1e-10)
 

@@ -34,7 +34,7 @@ if os.environ.get("TRANSFORMERS_SOURCE"):
 
         def __init__(self, preset: str):
             self.preset = preset
-            self.encoder_seq_length = self.seq_length * len(self.get_config().token_kinds)
+            self.encoder_seq_length = self.seq_length * len(self.get_config().token_types)
 
         def get_config(self) -> DecisionMambaConfig:
             sizes = {"hidden_size": self.hidden_size, "n_layer": self.num_hidden_layers, "state_size": 4}

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, DecisionTransformerConfig, PreTrainedMo
 from ..model import DecisionMambaProcessor
 from ..model.loading_decision_mamba import shown
 from ..reporting.checks import wrong_type
-from .shapes import kinds_of
+from .shapes import state_and_action_types
 
 MOST_ROWS = 2**20
 
@@ -23,7 +23,7 @@ LARGEST = 1e16  # of the numbers that a model sees: in float32, norms square lar
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def check_kind(model_type: Any) -> None:
+def check_model_type(model_type: Any) -> None:
     """Refuse models that decide nothing: of transformers' own, configs of any size are made without a check."""
     known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     if not known or (
@@ -65,7 +65,7 @@ def check_sampling(sample: bool, temperature: float, action_type: str) -> None:
 
 def check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor) -> None:
     config, other = model.config, "give the processor that was saved with this model."
-    state_type, action_type = kinds_of(config)
+    state_type, action_type = state_and_action_types(config)
     if processor.state_type != state_type:
         raise ValueError(
             f"The processor is for {processor.state_type} states (its state_mean is "

@@ -112,11 +112,11 @@ class FusedModel:
 
         self.kernels = compiled_kernels
         self.config = model.config
-        self.kinds = model.config.token_kinds
-        if "action" in self.kinds:
-            self.kinds = ("action", *self.kinds[:-1])  # as `DecisionMambaModel` cuts the stream when it acts
-        self.cut = self.kinds[0] == "action"
-        self.decision = self.kinds.index("state") if "state" in self.kinds else 0
+        self.token_types = model.config.token_types
+        if "action" in self.token_types:  # as `DecisionMambaModel` cuts the stream when it acts
+            self.token_types = ("action", *self.token_types[:-1])
+        self.cut = self.token_types[0] == "action"
+        self.decision = self.token_types.index("state") if "state" in self.token_types else 0
         self.state_width = self._state_width()
         self.dtype = np.dtype(np.float32 if model.dtype == torch.float32 else np.float64)
         self._program: list[list[int]] = []
@@ -133,7 +133,7 @@ class FusedModel:
         self._numbers = np.array([self.config.layer_norm_epsilon], self.dtype)
         self._nothing = np.zeros(0, self.dtype)
         act_dim, discrete = self.config.act_dim, self.config.action_type == "discrete"
-        self._sizes = 0 if discrete else act_dim, act_dim, len(self.kinds), self.decision, self.cut
+        self._sizes = 0 if discrete else act_dim, act_dim, len(self.token_types), self.decision, self.cut
         self._room = self._groups = 0
         # The first call compiles, or loads from the disk: now, rather than when the first decision is due.
         zeros, none = np.zeros((1, 1, self.state_width), self.dtype), np.zeros((1, 1), np.int64)
@@ -171,7 +171,7 @@ class FusedModel:
         rows, steps = lengths.shape[0], states.shape[1]
         groups = 1
         if rows > 1:
-            worth = rows * steps * len(self.kinds) * self.weights.size // WORTH_A_THREAD
+            worth = rows * steps * len(self.token_types) * self.weights.size // WORTH_A_THREAD
             groups = max(1, min(rows, torch.get_num_threads(), worth))
         if steps > self._room or groups > self._groups:
             self._room, self._groups = max(steps, self._room), max(groups, self._groups)
@@ -223,7 +223,7 @@ class FusedModel:
             self._buffer("embeddings", stride)
             starts = [0, size, 2 * size]
         else:
-            parts, stride = list(self.kinds), whole_lanes(size)
+            parts, stride = list(self.token_types), whole_lanes(size)
             self._buffer("embeddings", size)
             starts = [i * stride for i in range(3)]
             stride *= 3
@@ -344,8 +344,7 @@ class FusedModel:
     def _local(self, mixer: nn.Module, x: str, width: int) -> str:
         """Write down a local mixer: a dense or a depthwise filter over the last tokens."""
         if isinstance(mixer, DecisionMambaConvLocalMixer):
-            kinds = self.kinds
-            return self._conv([mixer.conv[kind] for kind in kinds], x, width)
+            return self._conv([mixer.conv[name] for name in self.token_types], x, width)
         assert isinstance(mixer, DecisionMambaLinearLocalMixer)
         count, padded = self.config.local_mixer_window, whole_lanes(width)
         weight = torch.zeros(width, count, padded, dtype=mixer.proj.weight.dtype)
@@ -356,9 +355,9 @@ class FusedModel:
 
     def _conv(self, convs: list[Any], x: str, width: int) -> str:
         """Write down a causal depthwise convolution; one for all types of tokens, or one for each."""
-        convs = convs * (len(self.kinds) // len(convs))
+        convs = convs * (len(self.token_types) // len(convs))
         taps = convs[0].kernel_size[0]
-        weights = torch.stack([conv.weight[:, 0].T for conv in convs])  # (kind, tap, channel)
+        weights = torch.stack([conv.weight[:, 0].T for conv in convs])  # (token type, tap, channel)
         biases = torch.stack([conv.weight.new_zeros(width) if conv.bias is None else conv.bias for conv in convs])
         convolved = self._buffer(f"local of {width}", width)
         past = self._history(x, width, taps - 1)
@@ -412,7 +411,7 @@ class FusedModel:
     def _buffer(self, name: str, width: int, *, per_step: bool = False, more_rows: int = 0) -> str:
         """Make room for rows of this width, unless a buffer has the name."""
         if name not in self._named:
-            padded, rows = whole_lanes(width), 1 if per_step else len(self.kinds)
+            padded, rows = whole_lanes(width), 1 if per_step else len(self.token_types)
             self._named[name] = len(self._buffers)
             self._buffers.append([self._size, self._growth, padded, padded])
             self._size += more_rows * padded

@@ -22,7 +22,7 @@ ADD = 4  # y = y + x
 COPY = 5  # y = x
 GATE = 6  # y = y SiLU(x)
 HISTORY = 7  # y = the rows before x, x   a: number of rows before; b: where they are remembered
-CONV = 8  # y = depthwise filter of x     a: taps; b: filters [kind, tap, channel]; c: biases [kind, channel]
+CONV = 8  # y = depthwise filter of x     a: taps; b: filters [type of token, tap, channel]; c: biases [type, channel]
 SCAN = 9  # y = selective scan of x       a, b, c: buffers of Δ before softplus, B, C; d: rate; e: skip; f: states; g: h
 
 OPERATION, X, Y, ROWS, PARAMETERS = 0, 1, 2, 3, 4
@@ -139,13 +139,13 @@ def history(work, x, y, width, tokens, count, absent, recurrent, where):
 
 
 @compiled
-def conv(work, x, y, width, tokens, kinds, taps, weights, weight, bias):
+def conv(work, x, y, width, tokens, types, taps, weights, weight, bias):
     for t in range(tokens):
-        kind = t % kinds
+        token_type = t % types
         for j in range(0, width, LANES):
-            out = load(weights, bias + kind * width + j)
+            out = load(weights, bias + token_type * width + j)
             for tap in range(taps):
-                factor = load(weights, weight + (kind * taps + tap) * width + j)
+                factor = load(weights, weight + (token_type * taps + tap) * width + j)
                 out = out + load(work, x + (t + tap) * width + j) * factor
             store(work, y + t * width + j, out)
 
@@ -168,13 +168,13 @@ def scan(work, x, x_stride, y, width, raw, B, B_stride, C, C_stride, weights, ra
 
 
 @compiled
-def run_steps(program, buffers, weights, epsilon, work, indices, recurrent, steps, kinds, decision, cut):
+def run_steps(program, buffers, weights, epsilon, work, indices, recurrent, steps, types, decision, cut):
     """Run the program over the steps of one episode whose inputs stand in their buffers.
 
-    `kinds`: tokens of one step; `decision`: at which of them its action is read; `cut`: whether the first one is the
+    `types`: tokens of one step; `decision`: at which of them its action is read; `cut`: whether the first one is the
     previous action, which is absent when an episode begins. `recurrent`: the episode's recurrent state; it moves on.
     """
-    tokens, absent = steps * kinds, int(cut and recurrent[STARTED] == 0)
+    tokens, absent = steps * types, int(cut and recurrent[STARTED] == 0)
     starts = buffers[:, OFFSET] + buffers[:, GROWTH] * steps
     for line in program:
         operation, x, y = line[OPERATION], starts[line[X]], starts[line[Y]]
@@ -182,7 +182,7 @@ def run_steps(program, buffers, weights, epsilon, work, indices, recurrent, step
         a, b, c, d, e, f, g = line[4], line[5], line[6], line[7], line[8], line[9], line[10]
         rows = steps if line[ROWS] == EACH_STEP else tokens
         if line[ROWS] == LAST:
-            last = tokens - kinds + decision
+            last = tokens - types + decision
             x, y, rows = x + last * x_stride, y + last * y_stride, 1
         if operation == LINEAR:
             linear(work, x, x_stride, y, y_stride, rows, width, weights, a, b, c)
@@ -195,7 +195,7 @@ def run_steps(program, buffers, weights, epsilon, work, indices, recurrent, step
         elif operation == HISTORY:
             history(work, x, y, width, tokens, a, absent, recurrent, b)
         elif operation == CONV:
-            conv(work, x, y, width, tokens, kinds, a, weights, b, c)
+            conv(work, x, y, width, tokens, types, a, weights, b, c)
         elif operation == SCAN:
             scan(
                 work, x, x_stride, y, width, starts[a], starts[b], buffers[b, STRIDE], starts[c], buffers[c, STRIDE],
@@ -220,7 +220,7 @@ def run(first, last, sizes, program, buffers, indices, timesteps, discrete, leng
     Arrays are flat. `sizes`: rows, steps, numbers in a state, in a continuous action and in what is predicted, tokens
     of a step, which of them decides, whether the first may be absent, groups. `numbers`: the norms' epsilon.
     """
-    rows, steps, state_dim, act_dim, out_dim, kinds, decision, cut, groups = sizes
+    rows, steps, state_dim, act_dim, out_dim, types, decision, cut, groups = sizes
     lines, table = program.reshape(-1, LINE), buffers.reshape(-1, BUFFER)
     own_work, own_indices, state_size = len(work) // groups, len(indices) // groups, len(recurrent) // rows
     for group in range(first, last):
@@ -241,8 +241,8 @@ def run(first, last, sizes, program, buffers, indices, timesteps, discrete, leng
                 index[TIMESTEPS, s], index[TIMESTEPS_BEFORE, s] = timesteps[step], max(timesteps[step] - 1, 0)
                 index[ACTIONS, s] = discrete[step]
             own = recurrent[row * state_size : (row + 1) * state_size]
-            run_steps(lines, table, weights, numbers[0], w, index, own, length, kinds, decision, cut != 0)
+            run_steps(lines, table, weights, numbers[0], w, index, own, length, types, decision, cut != 0)
             own[STARTED] = 1
-            at = starts[PREDICTION] + ((length - 1) * kinds + decision) * table[PREDICTION, STRIDE]
+            at = starts[PREDICTION] + ((length - 1) * types + decision) * table[PREDICTION, STRIDE]
             for j in range(out_dim):
                 out[row * out_dim + j] = w[at + j]

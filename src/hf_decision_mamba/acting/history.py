@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..model import DecisionMambaCache, DecisionMambaConfig
 from ..model.cache_decision_mamba import NO_ACTION
 from .compiled import FusedModel
-from .shapes import frame_stack, kinds_of, no_actions, no_states
+from .shapes import frame_stack, no_actions, no_states, state_and_action_types
 
 Array = NDArray[Any]
 
@@ -160,7 +160,7 @@ class WindowHistory:
         self.states = no_states(model, count, length)
         # Place t holds a_t, so the places before a window's hold the previous actions: none before the first step.
         self.actions = no_actions(model, count, length)
-        self.no_action = NO_ACTION if kinds_of(model.config)[1] == "discrete" else 0
+        self.no_action = NO_ACTION if state_and_action_types(model.config)[1] == "discrete" else 0
         self.returns_to_go = torch.zeros(count, length, 1, device=model.device, dtype=model.dtype)
         self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
         self.end = before

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..model.loading_decision_mamba import DAMAGE, CheckedConfig, check_config_file, check_sizes, in_short, load_checked
-from .checks import check_kind
+from .checks import check_model_type
 
 
 def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> PreTrainedModel:
@@ -21,7 +21,7 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
     try:
         said = check_config_file(path_or_repo_id, **hub_kwargs)
         if said is not None and not hub_kwargs.get("trust_remote_code"):
-            check_kind(said.get("model_type"))
+            check_model_type(said.get("model_type"))
         config = AutoConfig.from_pretrained(path_or_repo_id, **hub_kwargs)
         load = partial(AutoModel.from_pretrained, path_or_repo_id, config=config)
         if isinstance(config, CheckedConfig):

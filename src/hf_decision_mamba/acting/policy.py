@@ -37,7 +37,7 @@ from .checks import (
 from .compiled import FusedModel, fuse
 from .history import CompiledHistory, History, RecurrentState, WindowHistory
 from .loading import is_missing, load_model
-from .shapes import kinds_of, observation_shape
+from .shapes import observation_shape, state_and_action_types
 
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
@@ -99,7 +99,7 @@ class DecisionMambaPolicy:
         if context_length is not None:
             check_whole_number("context_length", context_length, 1, LONGEST_CONTEXT)
         check_dimensions(model, processor)
-        self.state_type, self.action_type = kinds_of(model.config)
+        self.state_type, self.action_type = state_and_action_types(model.config)
         check_sampling(sample, temperature, self.action_type)
         self.model = model
         self.processor = processor

@@ -11,29 +11,30 @@ from transformers import PreTrainedModel
 from ..model.cache_decision_mamba import NO_ACTION
 
 
-def kinds_of(config: Any) -> tuple[str, str]:
+def state_and_action_types(config: Any) -> tuple[str, str]:
     """Return state type and action type of a model; DecisionTransformer's config has no such fields."""
     return getattr(config, "state_type", "vector"), getattr(config, "action_type", "continuous")
 
 
 def observation_shape(config: Any) -> tuple[int, ...]:
     """Return the shape of what one row observes at one step: (state_dim,), or (height, width) of a frame."""
-    return (config.image_size, config.image_size) if kinds_of(config)[0] == "image" else (config.state_dim,)
+    state_type, _ = state_and_action_types(config)
+    return (config.image_size, config.image_size) if state_type == "image" else (config.state_dim,)
 
 
 def frame_stack(config: Any) -> int:
     """Count the frames in a state; 0 where states are vectors, which are not stacked."""
-    return config.num_channels if kinds_of(config)[0] == "image" else 0
+    return config.num_channels if state_and_action_types(config)[0] == "image" else 0
 
 
 def no_states(model: PreTrainedModel, count: int, length: int) -> Tensor:
     """Make room for the observations (count, length, ...) of so many rows and steps; frames stay bytes."""
-    dtype = torch.uint8 if kinds_of(model.config)[0] == "image" else model.dtype
+    dtype = torch.uint8 if state_and_action_types(model.config)[0] == "image" else model.dtype
     return torch.zeros(count, length, *observation_shape(model.config), device=model.device, dtype=dtype)
 
 
 def no_actions(model: PreTrainedModel, *shape: int) -> Tensor:
     """Make room for actions (*shape, act_dim), or discrete ones (*shape), none of which has been taken."""
-    if kinds_of(model.config)[1] == "discrete":
+    if state_and_action_types(model.config)[1] == "discrete":
         return torch.full(shape, NO_ACTION, device=model.device)
     return torch.zeros(*shape, model.config.act_dim, device=model.device, dtype=model.dtype)

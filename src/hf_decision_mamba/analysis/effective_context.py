@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..acting.shapes import kinds_of
+from ..acting.shapes import state_and_action_types
 from ..model.cache_decision_mamba import NO_ACTION
 from ..model.mixers_decision_mamba import take_steps
 from .windows import Floats, checked_window, evaluation_mode
@@ -53,7 +53,7 @@ def effective_context(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Ef
     lengths, length = mask.sum(1), mask.shape[1]
     if length < 2:
         raise ValueError("batch holds windows of one step; there is no past to remove.")
-    discrete = kinds_of(model.config)[1] == "discrete"
+    discrete = state_and_action_types(model.config)[1] == "discrete"
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def decide(seen: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _newest_last(model: PreTrainedModel, window: dict[str, Tensor]) -> dict[str,
     reads_them = "previous_actions" in inspect.signature(model.forward).parameters
     if reads_them and "previous_actions" not in window and "actions" in window:
         actions = window["actions"]
-        nothing = NO_ACTION if kinds_of(model.config)[1] == "discrete" else 0
+        nothing = NO_ACTION if state_and_action_types(model.config)[1] == "discrete" else 0
         previous = torch.cat([torch.full_like(actions[:, :1], nothing), actions[:, :-1]], dim=1)
         first = take_steps(mask, order).cumsum(1) == 1
         window["previous_actions"] = previous.masked_fill(

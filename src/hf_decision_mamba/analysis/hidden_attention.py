@@ -27,18 +27,18 @@ class HiddenAttention:
     Attributes:
         weights: (layers, batch, [heads,] l) of the last decision, or (layers, batch, [heads,] l, l), query then key;
             tokens stand as in the batch, absent ones are 0.
-        kinds: what the tokens of one step are, in order; `("step",)` where a step is one token.
+        token_types: what the tokens of one step are, in order; `("step",)` where a step is one token.
         mask: (batch, k), false where a step is absent.
         last_row: whether `weights` is the last decision's row.
     """
 
     weights: Floats
-    kinds: tuple[str, ...]
+    token_types: tuple[str, ...]
     mask: NDArray[np.bool_]
     last_row: bool
 
     def by_steps_ago(self) -> Floats:
-        """Return the last decision's row (layers, batch, [heads,] k, kinds): at 0 its own step, at 1 the one before.
+        """Return the last decision's row (layers, batch, [heads,] k, types): at 0 its own step, at 1 the one before.
 
         NaN where a window has no such step; 0 at the own action, which a decision does not see.
 
@@ -49,7 +49,7 @@ class HiddenAttention:
             raise ValueError(
                 "by_steps_ago reads the last decision's row; ask for hidden_attention(..., last_row=True)."
             )
-        by_step = self.weights.reshape(*self.weights.shape[:-1], -1, len(self.kinds))
+        by_step = self.weights.reshape(*self.weights.shape[:-1], -1, len(self.token_types))
         ordered = np.full_like(by_step, np.nan)
         for row, real in enumerate(self.mask):
             newest_first = np.flatnonzero(real)[::-1]
@@ -80,16 +80,16 @@ def hidden_attention(
     if reduce not in ("abs-mean", None):
         raise ValueError(f"reduce={reduce!r} is unknown; choose 'abs-mean' or None.")
     scans, mask = scan_terms_of(model, batch)
-    kinds = model.config.token_kinds
-    decision = kinds.index("state") if "state" in kinds else 0
+    token_types = model.config.token_types
+    decision = token_types.index("state") if "state" in token_types else 0
     steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    query = ((steps * mask).amax(1) - 1).clamp(min=0) * len(kinds) + decision
+    query = ((steps * mask).amax(1) - 1).clamp(min=0) * len(token_types) + decision
     layers = []
     for terms in scans:
         weights = terms.attention_row(query) if last_row else terms.attention()
         weights = weights.abs().mean(1) if reduce else weights
         layers.append(weights.cpu().numpy())
-    return HiddenAttention(np.stack(layers), kinds, mask.cpu().numpy(), last_row)
+    return HiddenAttention(np.stack(layers), token_types, mask.cpu().numpy(), last_row)
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def decay_rate(attention: ArrayLike, *, confidence: float = 0.95, resamples: int
     for instance what has underflowed, have no logarithm and are left out.
 
     Args:
-        attention: (windows, k) or (k,) by steps ago, as `by_steps_ago` gives it for one layer and kind (or summed over
-            kinds); NaN where there is no such step.
+        attention: (windows, k) or (k,) by steps ago, as `by_steps_ago` gives it for one layer and type (or summed over
+            token types); NaN where there is no such step.
 
     Raises:
         ValueError: another shape, an infinite value, or fewer than two distances with attention; a confidence that is

@@ -41,10 +41,10 @@ class ModelInspection:
 
     Attributes:
         protocol: what was inspected: checkpoint, command, episodes, seeds, target return, windows, versions.
-        kinds: what the tokens of a step are, in order.
+        token_types: what the tokens of a step are, in order.
         timesteps: (n,) of the decisions in `surface`.
-        surface: (layers, n, k, kinds) mean |α| that the decisions of one episode pay to the steps before.
-        curves: (layers, k) mean |α| by steps ago over spaced windows, all kinds together.
+        surface: (layers, n, k, token types) mean |α| that the decisions of one episode pay to the steps before.
+        curves: (layers, k) mean |α| by steps ago over spaced windows, all token types together.
         decays: of each curve; None where fewer than two steps are attended.
         context: of spaced windows.
         action_spread: standard deviation of the actions in these windows, mean over dimensions, in the model's units;
@@ -55,7 +55,7 @@ class ModelInspection:
     """
 
     protocol: dict[str, Any]
-    kinds: tuple[str, ...] = ()
+    token_types: tuple[str, ...] = ()
     timesteps: NDArray[np.int64] | None = None
     surface: NDArray[Any] | None = None
     curves: NDArray[Any] | None = None
@@ -71,9 +71,9 @@ class ModelInspection:
         attention = decay = context = memory = None
         if self.surface is not None and self.timesteps is not None and self.curves is not None:
             attention = {
-                "token_kinds": self.kinds,
+                "token_types": self.token_types,
                 "timesteps": [int(self.timesteps[0]), int(self.timesteps[-1])],
-                "axes": ["token kind", "timestep", "steps ago"],
+                "axes": ["token type", "timestep", "steps ago"],
                 "mean_over_layers": self.surface.mean(0).transpose(2, 0, 1),
             }
             decay = [
@@ -269,7 +269,7 @@ def _measure_attention(
     decisions = _decisions(timesteps, int(windows.lengths[longest]))
     bar = tqdm(range(0, len(decisions), at_once), desc="hidden attention", disable=not progress)
     attention = [hidden_attention(policy.model, windows.read(longest, decisions[i : i + at_once])) for i in bar]
-    found.kinds, found.timesteps = attention[0].kinds, decisions
+    found.token_types, found.timesteps = attention[0].token_types, decisions
     found.surface = np.concatenate([part.by_steps_ago() for part in attention], axis=1)
     found.protocol.update(surface_episode=longest)
     spaced = np.concatenate([hidden_attention(policy.model, part).by_steps_ago() for part in parts], axis=1).sum(-1)

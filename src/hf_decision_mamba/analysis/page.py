@@ -32,7 +32,7 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 #: What R² of the fitted line says about decay, from its lowest value.
 _VERDICTS = ((0.95, "exponential"), (0.8, "not quite exponential"), (-math.inf, "not exponential"))
 
-_KINDS = {
+_TOKEN_TYPES = {
     "return": "returns-to-go",
     "state": "states",
     "action": "actions",
@@ -105,9 +105,9 @@ def _attention(found: ModelInspection) -> Figure:
     from matplotlib.colors import LogNorm
 
     assert found.surface is not None and found.timesteps is not None
-    surface = found.surface.mean(0)  # (n, k, kinds)
+    surface = found.surface.mean(0)  # (n, k, token types)
     first, last, context = int(found.timesteps[0]), int(found.timesteps[-1]), surface.shape[1]
-    figure = new_figure(9.2, 1.1 + 1.75 * len(found.kinds), _DPI)
+    figure = new_figure(9.2, 1.1 + 1.75 * len(found.token_types), _DPI)
     episode = found.protocol["episodes"][found.protocol["surface_episode"]]
     place = (
         f"episode {episode['number']}"
@@ -115,11 +115,11 @@ def _attention(found: ModelInspection) -> Figure:
         else f"{found.protocol['env_id']}, seed {episode['number']}"
     )
     figure.suptitle(f"Hidden attention that each decision pays to what it reads ({place})", x=0.01, ha="left")
-    panels = figure.subplots(len(found.kinds), 1, sharex=True, squeeze=False)[:, 0]
+    panels = figure.subplots(len(found.token_types), 1, sharex=True, squeeze=False)[:, 0]
     positive = surface[surface > 0]
     low, high = (np.quantile(positive, 0.01), positive.max()) if positive.size else (0.1, 1.0)
     norm = LogNorm(min(low, high / 10), high, clip=True)
-    for axes, kind, values in zip(panels, found.kinds, np.moveaxis(surface, 2, 0), strict=True):
+    for axes, token_type, values in zip(panels, found.token_types, np.moveaxis(surface, 2, 0), strict=True):
         image = axes.imshow(
             np.where(values > 0, values, np.nan).T,
             origin="lower",
@@ -129,7 +129,7 @@ def _attention(found: ModelInspection) -> Figure:
             interpolation="nearest",
             extent=(first - 0.5, last + 0.5, -0.5, context - 0.5),
         )
-        axes.set_title(f"to {_KINDS[kind]}", loc="left", fontsize=10)
+        axes.set_title(f"to {_TOKEN_TYPES[token_type]}", loc="left", fontsize=10)
         axes.set_ylabel("steps ago")
         axes.yaxis.get_major_locator().set_params(integer=True, nbins=5)
     panels[-1].set_xlabel("time step of the decision")
@@ -304,9 +304,9 @@ Table = list[list[str]]  # rows of cells, the heads first
 
 def _attention_table(found: ModelInspection) -> Table:
     assert found.surface is not None
-    shares = mean_of_present(found.surface, axis=1).sum(1)  # (layers, kinds)
+    shares = mean_of_present(found.surface, axis=1).sum(1)  # (layers, token types)
     shares = 100 * shares / shares.sum(1, keepdims=True)
-    heads = ["share of attention", *(f"to {_KINDS[kind]}" for kind in found.kinds)]
+    heads = ["share of attention", *(f"to {_TOKEN_TYPES[token_type]}" for token_type in found.token_types)]
     return [heads, *([f"layer {layer}", *(f"{x:.0f} %" for x in row)] for layer, row in enumerate(shares))]
 
 

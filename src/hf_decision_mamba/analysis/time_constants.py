@@ -43,7 +43,7 @@ def time_constants(
         ValueError: a model without Mamba mixers, or a batch that is no window.
     """
     scans, mask = scan_terms_of(model, batch)
-    per_step = len(model.config.token_kinds)
+    per_step = len(model.config.token_types)
     real = mask.repeat_interleave(per_step, dim=1)
     step_sizes, steps = [], []
     for terms in scans:

@@ -74,7 +74,7 @@ def scan_terms_of(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
             model(**window, use_cache=False)
             order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)  # in which the model reads the steps
             inverse = torch.argsort(order, dim=1)
-            real = take_steps(mask, order).repeat_interleave(len(model.config.token_kinds), dim=1)
+            real = take_steps(mask, order).repeat_interleave(len(model.config.token_types), dim=1)
             config = cast(DecisionMambaConfig, model.config)
             return [scan_terms(scan, config, real).at_steps(inverse) for scan in scans], mask
     finally:

@@ -298,8 +298,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)} must be {condition}.")
         order = tuple(self.token_order)
-        kinds = sorted(set(order)), order[-1:]
-        if len(order) != 3 or kinds not in (
+        types = sorted(set(order)), order[-1:]
+        if len(order) != 3 or types not in (
             (["previous_action", "return", "state"], ("state",)),
             (["action", "return", "state"], ("action",)),
         ):
@@ -371,7 +371,7 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         return outside + self.n_layer * (mixer + local + mlp)
 
     @property
-    def token_kinds(self) -> tuple[str, ...]:
+    def token_types(self) -> tuple[str, ...]:
         """The tokens of one environment step, in order: `token_order`, or one for the whole step."""
         return tuple(self.token_order) if self.sequence_layout == "interleaved" else ("step",)
 

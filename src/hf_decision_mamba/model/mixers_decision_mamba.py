@@ -27,7 +27,7 @@ class TokenStream(NamedTuple):
     """What mixers need to know of the tokens they see, beside their values.
 
     Attributes:
-        kinds: what the tokens of one environment step are, in order; the sequence is whole steps.
+        token_types: what the tokens of one environment step are, in order; the sequence is whole steps.
         cache: states to continue from, or None.
         mask: (b, l) bool, false where a token is absent; None when no absent token can matter, which without a cache is
             always so, because absent tokens stand behind all others.
@@ -35,7 +35,7 @@ class TokenStream(NamedTuple):
         time_scale: (b, l) the factor on every token's Δ, or None.
     """
 
-    kinds: tuple[str, ...]
+    token_types: tuple[str, ...]
     cache: DecisionMambaCache | None = None
     mask: Tensor | None = None
     scans: list[dict[str, Any]] | None = None
@@ -116,7 +116,7 @@ class DecisionMambaLinearLocalMixer(nn.Module):
         super().__init__()
         self.proj = nn.Linear(config.local_mixer_window * width, width, bias=False)
 
-    def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
+    def forward(self, window: Tensor, token_types: tuple[str, ...]) -> Tensor:
         """Mix (b, W - 1 + l, width) to (b, l, width)."""
         width = window.shape[2]
         if window.device.type == "cpu" and type(self.proj) is nn.Linear:
@@ -126,17 +126,17 @@ class DecisionMambaLinearLocalMixer(nn.Module):
 
 
 class DecisionMambaConvLocalMixer(nn.Module):
-    """DMM's convolutional mixer: a depthwise filter of W tokens with bias for every kind of token."""
+    """DMM's convolutional mixer: a depthwise filter of W tokens with bias for every type of token."""
 
     def __init__(self, width: int, config: DecisionMambaConfig):
         super().__init__()
-        conv = {kind: nn.Conv1d(width, width, config.local_mixer_window, groups=width) for kind in config.token_kinds}
+        conv = {name: nn.Conv1d(width, width, config.local_mixer_window, groups=width) for name in config.token_types}
         self.conv = nn.ModuleDict(conv)
 
-    def forward(self, window: Tensor, kinds: tuple[str, ...]) -> Tensor:
+    def forward(self, window: Tensor, token_types: tuple[str, ...]) -> Tensor:
         """Mix (b, W - 1 + l, width) to (b, l, width); each token passes the filter of its own type only."""
-        filters: Any = [self.conv[kind] for kind in kinds]
-        outputs = [conv_over_tokens(window[:, i:], f.weight, f.bias, len(kinds)) for i, f in enumerate(filters)]
+        filters: Any = [self.conv[name] for name in token_types]
+        outputs = [conv_over_tokens(window[:, i:], f.weight, f.bias, len(token_types)) for i, f in enumerate(filters)]
         return torch.stack(outputs, dim=2).flatten(1, 2)
 
 
@@ -211,7 +211,7 @@ class DecisionMambaMixer(nn.Module):
         """Compute SiLU(conv(x)), or apply the local mixer in the convolution's place."""
         if self.config.local_mixer_inside:
             window = tokens.with_history(x, "conv_states", self.layer_idx, self.config.conv_history)
-            return F.silu(self.local_mixer(window, tokens.kinds))
+            return F.silu(self.local_mixer(window, tokens.token_types))
         if self.config.conv_kernel:
             return _convolve(tokens, self.layer_idx, x, self.conv1d, self.config.scan_backend)
         return F.silu(x)

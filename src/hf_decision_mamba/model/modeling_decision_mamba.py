@@ -152,7 +152,7 @@ class DecisionMambaBlock(GradientCheckpointingLayer):
             local_mixer = self.part("local_mixer")
             history = self.config.local_mixer_window - 1
             window = tokens.with_history(norms["local"](hidden_states), "local_states", self.layer_idx, history)
-            hidden_states = hidden_states + self.dropout(local_mixer(window, tokens.kinds))
+            hidden_states = hidden_states + self.dropout(local_mixer(window, tokens.token_types))
         mixed = self.dropout(self.mixer(norms["mixer"](hidden_states), tokens))
         hidden_states = hidden_states + mixed if self.config.mixer_residual else mixed.to(hidden_states.dtype)
         if self.config.block_type != "mamba":
@@ -162,13 +162,13 @@ class DecisionMambaBlock(GradientCheckpointingLayer):
 
 def make_norms(config: DecisionMambaConfig) -> nn.ModuleDict:
     """Make the norms of one block, one in front of each of its parts."""
-    kinds = {
+    types = {
         "local": config.norm_type if config.local_mixer is not None else None,
         "mixer": config.mixer_norm_type or config.norm_type,
         "mlp": config.norm_type if config.block_type != "mamba" else None,
     }
     size, eps = config.hidden_size, config.layer_norm_epsilon
-    return nn.ModuleDict({part: NORMS[kind](size, eps=eps) for part, kind in kinds.items() if kind is not None})
+    return nn.ModuleDict({part: NORMS[name](size, eps=eps) for part, name in types.items() if name is not None})
 
 
 @dataclass
@@ -388,7 +388,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if output_attentions:
             tokens = tokens._replace(scans=[])
         hidden_states = self._embed(
-            tokens.kinds, states, actions, previous_actions, returns_to_go, timesteps
+            tokens.token_types, states, actions, previous_actions, returns_to_go, timesteps
         )  # (b, l, d)
         if cache_params is not None:
             cache_params.advance(actions, padding.mask, time_scale)
@@ -400,12 +400,12 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         all_hidden_states[-1] = self.norm_f(hidden_states)
         if not output_hidden_states:
             all_hidden_states = all_hidden_states[-1:]
-        of_steps = (-1, len(tokens.kinds))  # (b, l, d) to (b, k, tokens of a step, d)
+        of_steps = (-1, len(tokens.token_types))  # (b, l, d) to (b, k, tokens of a step, d)
         all_hidden_states = [padding.undo(h.unflatten(1, of_steps)).flatten(1, 2) for h in all_hidden_states]
 
         by_step = all_hidden_states[-1].unflatten(1, of_steps)
-        action_preds = self._predict_actions(by_step, tokens.kinds)  # (b, k, act_dim)
-        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.kinds, padding.undo(actions))
+        action_preds = self._predict_actions(by_step, tokens.token_types)  # (b, k, act_dim)
+        state_preds, return_preds = self._predict_state_and_return(by_step, tokens.token_types, padding.undo(actions))
         output = DecisionMambaOutput(
             loss=None if labels is None else self._loss(action_preds, labels, attention_mask, num_items_in_batch),
             state_preds=state_preds,
@@ -436,26 +436,26 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         time_scale: Tensor | None,
     ) -> TokenStream:
         """Cut the sequence into tokens; say which of them are absent, and the factor on Δ of each."""
-        kinds = self.config.token_kinds
-        scale = None if time_scale is None else time_scale.repeat_interleave(len(kinds), dim=1)
+        token_types = self.config.token_types
+        scale = None if time_scale is None else time_scale.repeat_interleave(len(token_types), dim=1)
         if cache_params is None:
-            return TokenStream(kinds, time_scale=scale)
-        token_mask = None if mask is None else mask.repeat_interleave(len(kinds), dim=1)
-        if "action" in kinds:
+            return TokenStream(token_types, time_scale=scale)
+        token_mask = None if mask is None else mask.repeat_interleave(len(token_types), dim=1)
+        if "action" in token_types:
             # A decision is due before its own action is known. So the stream R s a R s a ... is cut into
             # (R s)(a R s)...: an episode's first action token, in front of its first return, is absent.
-            kinds = ("action", *kinds[:-1])
+            token_types = ("action", *token_types[:-1])
             if token_mask is None:
-                shape = (states.shape[0], states.shape[1] * len(kinds))
+                shape = (states.shape[0], states.shape[1] * len(token_types))
                 token_mask = torch.ones(shape, dtype=torch.bool, device=states.device)
             token_mask = torch.cat([token_mask[:, :1] & cache_params.started[:, None], token_mask[:, 1:]], dim=1)
             if scale is not None:  # one token later, behind the step before
                 scale = torch.cat([cache_params.time_scale_before(scale)[:, None], scale[:, :-1]], dim=1)
-        return TokenStream(kinds, cache_params, token_mask, time_scale=scale)
+        return TokenStream(token_types, cache_params, token_mask, time_scale=scale)
 
     def _embed(
         self,
-        kinds: tuple[str, ...],
+        token_types: tuple[str, ...],
         states: Tensor,
         actions: Any,
         previous_actions: Tensor,
@@ -464,18 +464,18 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
     ) -> Tensor:
         """Make tokens (b, l, d): the embeddings of one step side by side, step after step."""
         dtype = self.dtype
-        cut_before_action = kinds[0] == "action"
+        cut_before_action = token_types[0] == "action"
         parts = []
-        for kind in kinds if len(kinds) > 1 else self.config.token_order:
-            if kind == "return":
+        for name in token_types if len(token_types) > 1 else self.config.token_order:
+            if name == "return":
                 part = self.embed_return(returns_to_go.to(dtype))
-            elif kind == "state":
+            elif name == "state":
                 part = self.embed_state(states if self.config.state_type == "image" else states.to(dtype))
             else:
-                part = self._embed_actions(actions if kind == "action" and not cut_before_action else previous_actions)
+                part = self._embed_actions(actions if name == "action" and not cut_before_action else previous_actions)
             part = self.activation(part)
             if self.config.use_timestep_embedding:
-                shown_steps = timesteps - 1 if kind == "action" and cut_before_action else timesteps
+                shown_steps = timesteps - 1 if name == "action" and cut_before_action else timesteps
                 part = part + self.embed_timestep(shown_steps.clamp(min=0))
             parts.append(part)
         if self.config.sequence_layout == "concatenated":
@@ -498,31 +498,31 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         """Compute hidden attention (b, heads, l, l) of every layer, with the steps where the caller has them."""
         real = tokens.mask
         if real is None and padding.mask is not None:
-            real = padding.mask.repeat_interleave(len(tokens.kinds), dim=1)
+            real = padding.mask.repeat_interleave(len(tokens.token_types), dim=1)
         layers = [scan_terms(scan, self.config, real) for scan in tokens.scans or ()]
         # Absent tokens add nothing to a sum of step sizes, so that the terms can be moved instead of the matrices.
         places = padding.places
         return tuple((layer if places is None else layer.at_steps(places)).attention() for layer in layers)
 
-    def _predict_actions(self, hidden_states: Tensor, kinds: tuple[str, ...]) -> Tensor:
+    def _predict_actions(self, hidden_states: Tensor, token_types: tuple[str, ...]) -> Tensor:
         """Predict actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, a step's, d)."""
-        actions = self.predict_action(hidden_states[:, :, _state_token(kinds)])
+        actions = self.predict_action(hidden_states[:, :, _state_token(token_types)])
         return torch.tanh(actions) if self.config.action_tanh and self.config.action_type == "continuous" else actions
 
     def _predict_state_and_return(
-        self, hidden_states: Tensor, kinds: tuple[str, ...], actions: Tensor | None
+        self, hidden_states: Tensor, token_types: tuple[str, ...], actions: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict next states (b, k, state_dim) and returns (b, k, 1) after the step's own action, where that is known.
 
         They are read at its token. Where it is none, its embedding stands beside what is known of the step before it.
         """
         is_token = "action" in self.config.token_order
-        if not self.config.predict_state_and_return or actions is None or (is_token and kinds[-1] != "action"):
+        if not self.config.predict_state_and_return or actions is None or (is_token and token_types[-1] != "action"):
             return None, None
         if is_token:
             seen = hidden_states[:, :, -1]
         else:
-            before = hidden_states[:, :, _state_token(kinds)]
+            before = hidden_states[:, :, _state_token(token_types)]
             seen = torch.cat([before, self.activation(self._embed_actions(actions))], dim=-1)
         return self.predict_state(seen), self.predict_return(seen)
 
@@ -604,9 +604,9 @@ def _check_time_scale(time_scale: Tensor, attention_mask: Tensor | None) -> None
         raise ValueError(f"{found}; it must be positive and finite at every real step: 1 leaves a step as it is.")
 
 
-def _state_token(kinds: tuple[str, ...]) -> int:
+def _state_token(token_types: tuple[str, ...]) -> int:
     """Tell which token of a step holds its state."""
-    return kinds.index("state") if "state" in kinds else 0
+    return token_types.index("state") if "state" in token_types else 0
 
 
 __all__ = ["DecisionMambaModel", "DecisionMambaOutput", "DecisionMambaPreTrainedModel"]
