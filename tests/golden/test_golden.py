@@ -125,7 +125,7 @@ def test_hidden_attention(dtype, assert_close):
     tokens = TokenStream(config.token_types, scans=[])
     assert_close("y", mixer(case.inputs["hidden_states"], tokens), case.expected("y"), case.tolerance)
     terms = scan_terms(tokens.scans[0], config, mask=None)
-    assert_close("Δ", terms.step_sizes.mT, case.expected("delta_softplus"), case.tolerance)
+    assert_close("Δ", terms.delta.mT, case.expected("delta_softplus"), case.tolerance)
     attention = terms.attention()
     assert_close("alpha", attention, case.expected("alpha"), case.tolerance)
     last = torch.full((attention.shape[0],), attention.shape[-1] - 1)

@@ -122,9 +122,9 @@ def test_long_products_neither_vanish_into_noise_nor_overflow():
 
 def test_a_small_step_behind_many_large_ones_keeps_its_digits():
     """Of a running sum, 100,000 here, float32 would keep no digit of the last step."""
-    step_sizes = torch.full((1, 1001, 1), 100.0)
-    step_sizes[0, -1] = 1e-3
-    terms = ScanTerms(step_sizes, torch.tensor([[-1.0]]), torch.ones(1, 1001, 1), torch.ones(1, 1001, 1))
+    delta = torch.full((1, 1001, 1), 100.0)
+    delta[0, -1] = 1e-3
+    terms = ScanTerms(delta, torch.tensor([[-1.0]]), torch.ones(1, 1001, 1), torch.ones(1, 1001, 1))
     expected = 100 * torch.exp(torch.tensor(-1e-3))
     torch.testing.assert_close(terms.attention()[0, 0, -1, -2], expected)
     torch.testing.assert_close(terms.attention_row(torch.tensor([1000]))[0, 0, -2], expected)

@@ -322,13 +322,13 @@ class FusedModel:
             config.conv_channels,
         )
         sizes = [channels, width, config.num_heads]
-        to_z, to_xBC, to_step = mixer.in_proj.weight.split(sizes)
+        to_z, to_xBC, to_dt = mixer.in_proj.weight.split(sizes)
         biases = [None] * 3 if mixer.in_proj.bias is None else mixer.in_proj.bias.split(sizes)
         z, xBC, delta = self._buffer("z", channels), self._buffer("xBC", width), self._buffer("delta", channels)
         self._matrix(to_z, biases[0], x, z, rows)
         self._matrix(to_xBC, biases[1], x, xBC)
         bias = mixer.dt_bias if biases[2] is None else mixer.dt_bias + biases[2]
-        self._matrix(to_step.repeat_interleave(heads, 0), bias.repeat_interleave(heads), x, delta)
+        self._matrix(to_dt.repeat_interleave(heads, 0), bias.repeat_interleave(heads), x, delta)
         if config.conv_kernel:
             xBC = self._conv([mixer.conv1d], xBC, width)
         self._activate("silu", xBC)

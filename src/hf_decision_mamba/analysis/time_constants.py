@@ -47,7 +47,7 @@ def time_constants(
     real = mask.repeat_interleave(per_step, dim=1)
     step_sizes, steps = [], []
     for terms in scans:
-        delta = terms.step_sizes[real].double().cpu().numpy()  # (real tokens, heads)
+        delta = terms.delta[real].double().cpu().numpy()  # (real tokens, heads)
         rates = delta.mean(0)[:, None] * -terms.A.double().cpu().numpy()
         with np.errstate(divide="ignore"):  # a step size that has underflowed remembers for ever
             steps.append(np.quantile(1 / rates / per_step, quantiles))

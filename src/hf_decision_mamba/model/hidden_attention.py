@@ -26,12 +26,12 @@ class ScanTerms(NamedTuple):
     """What a layer's hidden attention is made of, float32 or float64; its methods compute in place, without autograd.
 
     Attributes:
-        step_sizes: Δ (b, l, h), times the time scale; 0 at absent tokens.
+        delta: Δ (b, l, h), times the time scale; 0 at absent tokens.
         A: (h, r), negative.
         B, C: (b, l, n); C is 0 at absent tokens.
     """
 
-    step_sizes: Tensor
+    delta: Tensor
     A: Tensor
     B: Tensor
     C: Tensor
@@ -42,13 +42,13 @@ class ScanTerms(NamedTuple):
         def moved(x: Tensor) -> Tensor:
             return take_steps(x.unflatten(1, (index.shape[1], -1)), index).flatten(1, 2)
 
-        return self._replace(step_sizes=moved(self.step_sizes), B=moved(self.B), C=moved(self.C))
+        return self._replace(delta=moved(self.delta), B=moved(self.B), C=moved(self.C))
 
     def attention(self) -> Tensor:
         """Compute α (b, h, l, l), query then key. Time O(b h l² r), memory three times the result's."""
         length = self.B.shape[1]
-        step = self.step_sizes.mT  # (b, h, l)
-        elapsed = step[..., None].expand(-1, -1, -1, length).tril(-1).cumsum_(2)  # Σ_{k=j+1..i} Δ_k
+        delta = self.delta.mT  # (b, h, l)
+        elapsed = delta[..., None].expand(-1, -1, -1, length).tril(-1).cumsum_(2)  # Σ_{k=j+1..i} Δ_k
         attention, decay = torch.zeros_like(elapsed), torch.empty_like(elapsed)
         rates = self.A.shape[1]
         for A, B, C in zip(
@@ -59,19 +59,19 @@ class ScanTerms(NamedTuple):
         ):
             torch.mul(elapsed, A[:, None, None], out=decay).exp_()
             attention.addcmul_((C @ B.mT).tril()[:, None], decay)
-        return attention.mul_(step[:, :, None])
+        return attention.mul_(delta[:, :, None])
 
     def attention_row(self, query: Tensor) -> Tensor:
         """Compute α (b, h, l) of one query a row, at tokens query (b,). Time O(b h l r), memory O(b l (h + n))."""
         seen = torch.arange(self.B.shape[1], device=query.device) <= query[:, None]
-        step = self.step_sizes * seen[..., None]
-        until_query = step.flip(1).cumsum(1).flip(1)  # Σ_{k=j..i} Δ_k
-        elapsed = torch.cat([until_query[:, 1:], torch.zeros_like(step[:, :1])], dim=1)
+        delta = self.delta * seen[..., None]
+        until_query = delta.flip(1).cumsum(1).flip(1)  # Σ_{k=j..i} Δ_k
+        elapsed = torch.cat([until_query[:, 1:], torch.zeros_like(delta[:, :1])], dim=1)
         scores = (self.B * take_steps(self.C, query[:, None])).unflatten(2, (self.A.shape[1], -1)).sum(3)
-        attention = torch.zeros_like(step)
+        attention = torch.zeros_like(delta)
         for A, score in zip(self.A.unbind(1), scores.unbind(2), strict=True):
             attention.addcmul_(score[..., None], torch.exp(A * elapsed))
-        return attention.mul_(step).mT
+        return attention.mul_(delta).mT
 
 
 def scan_terms(scan: dict[str, Any], config: DecisionMambaConfig, mask: Tensor | None) -> ScanTerms:

@@ -185,9 +185,9 @@ class DecisionMambaMixer(nn.Module):
         x = self.in_proj(hidden_states) if self.projected else hidden_states
         x, z = x.chunk(2, dim=-1) if self.gated else (x, None)
         x = self._mix_locally(x, tokens)
-        step, B, C = self.x_proj(x).split([self.rank, *[self.config.state_size] * 2], dim=-1)
+        dt, B, C = self.x_proj(x).split([self.rank, *[self.config.state_size] * 2], dim=-1)
         if self.config.selective:
-            delta = F.linear(step, self.dt_proj.weight.mT.contiguous().mT)  # its gradient is faster in this layout
+            delta = F.linear(dt, self.dt_proj.weight.mT.contiguous().mT)  # its gradient is faster in this layout
             delta_bias = self.dt_proj.bias
         else:
             delta, delta_bias = torch.zeros_like(x), self.dt_bias
@@ -223,8 +223,8 @@ class DecisionMambaMixer(nn.Module):
         init.ones_(self.D)
         if self.config.selective:
             init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
-        step_bias = self.dt_proj.bias if self.config.selective else self.dt_bias
-        init.copy_(step_bias, _draw_step_biases(self.config, self.config.intermediate_size))
+        dt_bias = self.dt_proj.bias if self.config.selective else self.dt_bias
+        init.copy_(dt_bias, _draw_dt_biases(self.config, self.config.intermediate_size))
         if self.projected:
             _init_out_proj(self.out_proj, self.config)
 
@@ -254,7 +254,7 @@ class DecisionMamba2Mixer(nn.Module):
         """Mix (b, l, d) along the tokens."""
         config = self.config
         channels, state_size, head_dim = config.intermediate_size, config.state_size, config.head_dim
-        z, xBC, step = self.in_proj(hidden_states).split([channels, config.conv_channels, config.num_heads], dim=-1)
+        z, xBC, dt = self.in_proj(hidden_states).split([channels, config.conv_channels, config.num_heads], dim=-1)
         if config.conv_kernel:
             xBC = _convolve(tokens, self.layer_idx, xBC, self.conv1d, config.scan_backend)
         else:
@@ -266,7 +266,7 @@ class DecisionMamba2Mixer(nn.Module):
             tokens,
             self.layer_idx,
             u=x,
-            delta=step.repeat_interleave(head_dim, dim=-1),
+            delta=dt.repeat_interleave(head_dim, dim=-1),
             A=A.repeat_interleave(head_dim)[:, None].expand(-1, state_size),
             B=B,
             C=C,
@@ -280,7 +280,7 @@ class DecisionMamba2Mixer(nn.Module):
         """Initialise as Mamba-2 does: decay rates uniform in [1, 16], step sizes as in Mamba."""
         init.copy_(self.A_log, torch.log(torch.empty(self.config.num_heads).uniform_(1, 16)))
         init.ones_(self.D)
-        init.copy_(self.dt_bias, _draw_step_biases(self.config, self.config.num_heads))
+        init.copy_(self.dt_bias, _draw_dt_biases(self.config, self.config.num_heads))
         _init_out_proj(self.out_proj, self.config)
 
 
@@ -358,12 +358,12 @@ def _scan(tokens: TokenStream, layer_idx: int, **inputs: Any) -> Tensor:
     return y
 
 
-def _draw_step_biases(config: DecisionMambaConfig, count: int) -> Tensor:
+def _draw_dt_biases(config: DecisionMambaConfig, count: int) -> Tensor:
     """Draw biases (count,) from which softplus makes step sizes log-uniform in [time_step_min, time_step_max]."""
     low, high = math.log(config.time_step_min), math.log(config.time_step_max)
     floor = min(config.time_step_floor, config.time_step_min)  # whoever asks for smaller steps gets them
-    steps = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=floor)
-    return steps + torch.log(-torch.expm1(-steps))  # inverse of softplus
+    delta = torch.exp(torch.rand(count) * (high - low) + low).clamp(min=floor)
+    return delta + torch.log(-torch.expm1(-delta))  # inverse of softplus
 
 
 def _init_out_proj(linear: nn.Linear, config: DecisionMambaConfig) -> None:

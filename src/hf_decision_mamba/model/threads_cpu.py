@@ -62,8 +62,8 @@ def run_items(kernel: Callable[..., None], items: int, threads: int, *arguments:
         if (parallel := _openmp()) is None:
             return _run_on_pool(kernel, items, threads, arguments)
     except Exception as error:
-        kind = MemoryError if isinstance(error, MemoryError) else RuntimeError
-        raise kind(f"{_name(kernel)} failed: {error}") from error
+        error_type = MemoryError if isinstance(error, MemoryError) else RuntimeError
+        raise error_type(f"{_name(kernel)} failed: {error}") from error
 
     from .threads_kernels import team_address
 

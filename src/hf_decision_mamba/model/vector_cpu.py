@@ -53,11 +53,11 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(element, LANES))
 
 
-def broadcast(context, builder, vector, kind, value):
+def broadcast(context, builder, vector, value_type, value):
     """Make an LLVM vector of `value`, of a numba type; numbers are rounded to the precision of `vector`."""
-    if isinstance(kind, Vector):
+    if isinstance(value_type, Vector):
         return value
-    number = context.cast(builder, value, kind, vector.dtype)
+    number = context.cast(builder, value, value_type, vector.dtype)
     first = builder.insert_element(ir.Constant(context.get_value_type(vector), ir.Undefined), number, INT32(0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
 
@@ -117,7 +117,7 @@ def power_of_two(typingctx, shifted):
     return shifted(shifted), codegen
 
 
-def pointer(context, builder, array, value, index, kind, count):
+def pointer(context, builder, array, value, index, llvm_type, count):
     """Point to `count` numbers from array[index] on; that they are inside is checked in checked mode only."""
     found = context.make_array(array)(context, builder, value)
     if CHECKED:
@@ -125,7 +125,7 @@ def pointer(context, builder, array, value, index, kind, count):
         outside = builder.or_(beyond, builder.icmp_signed("<", index, INTP(0)))
         with builder.if_then(outside, likely=False):
             context.call_conv.return_user_exc(builder, IndexError, ("a kernel reads or writes outside of an array",))
-    return builder.bitcast(builder.gep(found.data, [index]), kind.as_pointer())
+    return builder.bitcast(builder.gep(found.data, [index]), llvm_type.as_pointer())
 
 
 def at_most_lanes(builder, left):
@@ -203,9 +203,9 @@ def exchange_mode(typingctx, mode):
             return INT32(0)
         old, new = (alloca_once(builder, INT32) for _ in range(2))
         builder.store(args[0], new)
-        kind = ir.FunctionType(ir.VoidType(), [old.type])
-        builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr"), [old])
-        builder.call(get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr"), [new])
+        function_type = ir.FunctionType(ir.VoidType(), [old.type])
+        builder.call(get_or_insert_function(builder.module, function_type, "llvm.x86.sse.stmxcsr"), [old])
+        builder.call(get_or_insert_function(builder.module, function_type, "llvm.x86.sse.ldmxcsr"), [new])
         return builder.load(old)
 
     return types.int32(types.int32), codegen
@@ -351,12 +351,12 @@ def load_first(typingctx, array, index, left):
     vector, bits = Vector(array.dtype), array.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
-        kind = context.get_value_type(vector)
+        llvm_type = context.get_value_type(vector)
         operands = [
-            pointer(context, builder, array, args[0], args[1], kind, at_most_lanes(builder, args[2])), INT32(bits // 8),
-            first_lanes(builder, args[2]), ir.Constant(kind, [0.0] * LANES),
+            pointer(context, builder, array, args[0], args[1], llvm_type, at_most_lanes(builder, args[2])),
+            INT32(bits // 8), first_lanes(builder, args[2]), ir.Constant(llvm_type, [0.0] * LANES),
         ]  # fmt: skip
-        function = ir.FunctionType(kind, [operand.type for operand in operands])
+        function = ir.FunctionType(llvm_type, [operand.type for operand in operands])
         name = f"llvm.masked.load.v{LANES}f{bits}.p0"
         return builder.call(get_or_insert_function(builder.module, function, name), operands)
 
