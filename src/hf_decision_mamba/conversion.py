@@ -329,16 +329,18 @@ def _dmm_gen1_prepare(weights: Weights) -> Weights:
     folded = {key: tensor for key, tensor in weights.items() if not key.endswith("_lin.weight")}
     for key, tensor in weights.items():
         if key.endswith("rtg_lin.weight"):
-            matrices = [tensor, *(weights[key.replace("rtg_lin", kind)] for kind in ("obs_lin", "act_lin"))]
+            matrices = [tensor, *(weights[key.replace("rtg_lin", name)] for name in ("obs_lin", "act_lin"))]
             rows = torch.arange(len(tensor))
             folded[key.replace("rtg_lin", "lin")] = torch.stack(matrices)[rows % 3, rows]
     return folded
 
 
-def _dmm_gen1_mixer(official: str, ours: str) -> tuple[tuple[str, str], ...]:
-    prefix, target = rf"model\.layers\.(\d+)\.{official}\.", rf"layers.\1.{ours}."
-    kinds = {"rtg": "return", "obs": "state", "act": "action"}
-    convs = tuple((rf"{prefix}{kind}_conv1d\.(.+)", rf"{target}conv.{ours_}.\2") for kind, ours_ in kinds.items())
+def _dmm_gen1_mixer(official: str, name: str) -> tuple[tuple[str, str], ...]:
+    prefix, target = rf"model\.layers\.(\d+)\.{official}\.", rf"layers.\1.{name}."
+    types = {"rtg": "return", "obs": "state", "act": "action"}
+    convs = tuple(
+        (rf"{prefix}{short}_conv1d\.(.+)", rf"{target}conv.{token_type}.\2") for short, token_type in types.items()
+    )
     return (*convs, (rf"{prefix}lin\.weight", rf"{target}proj.weight"))
 
 

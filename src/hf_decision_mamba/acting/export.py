@@ -213,7 +213,7 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
 
 def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str, str]:
     states = [{**state._asdict(), "dtype": str(state.dtype).removeprefix("torch.")} for state in step.states]
-    facts = {
+    values = {
         "format_version": FORMAT_VERSION,
         "hf_decision_mamba_version": __version__,
         "env_id": processor.env_id,
@@ -226,7 +226,7 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
         "max_ep_len": step.config.max_ep_len if step.config.use_timestep_embedding else None,
         "states": json.dumps(states),
     }
-    return {name: str(value) for name, value in facts.items() if value is not None}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
 def _onnx(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run | None]:

@@ -19,9 +19,9 @@ def load_model(path_or_repo_id: str | os.PathLike[str], **hub_kwargs: Any) -> Pr
     Args, raises: as `DecisionMambaPolicy.from_pretrained`.
     """
     try:
-        said = check_config_file(path_or_repo_id, **hub_kwargs)
-        if said is not None and not hub_kwargs.get("trust_remote_code"):
-            check_model_type(said.get("model_type"))
+        settings = check_config_file(path_or_repo_id, **hub_kwargs)
+        if settings is not None and not hub_kwargs.get("trust_remote_code"):
+            check_model_type(settings.get("model_type"))
         config = AutoConfig.from_pretrained(path_or_repo_id, **hub_kwargs)
         load = partial(AutoModel.from_pretrained, path_or_repo_id, config=config)
         if isinstance(config, CheckedConfig):

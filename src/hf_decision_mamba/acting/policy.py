@@ -314,7 +314,7 @@ class DecisionMambaPolicy:
                 model sees these as previous actions. Ignored in rows that have just been reset.
 
         Raises:
-            ValueError: there was no `act` before, or actions of another shape or kind than those that it returned, not
+            ValueError: there was no `act` before, or actions of another shape or type than those that it returned, not
                 finite, too large to compute with, or none of the discrete ones.
         """
         with self._lock, np.errstate(over="ignore", invalid="ignore"):  # refused below

@@ -90,10 +90,10 @@ def baseline_config(
     """
     if architecture != "decision_transformer":
         return DecisionMLPConfig(conditioning=_CONDITIONING[architecture], **task, **settings)
-    kinds = {name: value for name, value in task.items() if name in ("state_type", "action_type")}
+    types = {name: value for name, value in task.items() if name in ("state_type", "action_type")}
     defaults: dict[str, Any] = {"max_ep_len": max(_DECISION_TRANSFORMER_EP_LEN, longest)}
-    if kinds == {"state_type": "vector", "action_type": "continuous"}:
-        task = {name: value for name, value in task.items() if name not in kinds}
+    if types == {"state_type": "vector", "action_type": "continuous"}:
+        task = {name: value for name, value in task.items() if name not in types}
         # They are of GPT-2's vocabulary, which is not there.
         return DecisionTransformerConfig(**task, **{**defaults, "bos_token_id": None, "eos_token_id": None, **settings})
     if task["state_type"] == "image":

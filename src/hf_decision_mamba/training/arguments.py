@@ -197,7 +197,7 @@ class DataArguments:
     )
 
     def columns(self) -> dict[str, str]:
-        """Return the column names to read, by ours.
+        """Return the column names to read, by the names that they have here.
 
         Raises:
             ValueError: `dataset_columns` is not a JSON object of strings.
@@ -317,8 +317,8 @@ class DecisionMambaTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         _check_ranges(self)
         if isinstance(self.lr_scheduler_kwargs, str):
-            example, kinds = '{"min_lr_rate": 0.1}', (int, float, str)
-            self.lr_scheduler_kwargs = _json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs, example, kinds)
+            example, types = '{"min_lr_rate": 0.1}', (int, float, str)
+            self.lr_scheduler_kwargs = _json_object("lr_scheduler_kwargs", self.lr_scheduler_kwargs, example, types)
         processes = _launched_processes()
         if processes > 1 and not _has_accelerator():
             self.use_cpu = True  # only then is one world made of them; else each would train alone
@@ -358,13 +358,13 @@ def _has_accelerator() -> bool:
 _PATHS = ("dataset_name", "model_name_or_path", "output_dir", "resume_from_checkpoint", "deepspeed")
 
 
-def _json_object(name: str, text: str, example: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+def _json_object(name: str, text: str, example: str, types: tuple[type, ...]) -> dict[str, Any]:
     """Parse the object that a setting spells in JSON, with values of these types."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not all(isinstance(value, kinds) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(value, types) for value in found.values()):
         raise ValueError(f"{name}={text} must be JSON such as {example}.")
     return found
 
@@ -538,11 +538,11 @@ def _of_another_model(
     of_file = {name: from_file.get(name, getattr(ModelArguments, name)) for name in _MODEL_CHOICE}
     chosen = [name for name, value in of_file.items() if from_argv.get(name, value) != value]
     of_a_model = {*(entry.name for entry in fields(ModelArguments)), "context_length"}
-    theirs = [name for name in from_file if name in of_a_model and name not in from_argv]
-    if not chosen or not theirs:
+    of_its_model = [name for name in from_file if name in of_a_model and name not in from_argv]
+    if not chosen or not of_its_model:
         return [], []
-    kept = [name for name in theirs if named and _applies(name, from_file[name], from_argv)]
-    left_out = [name for name in theirs if name not in kept]
+    kept = [name for name in of_its_model if named and _applies(name, from_file[name], from_argv)]
+    left_out = [name for name in of_its_model if name not in kept]
     choice = " ".join(f"--{name} {from_argv[name]}" for name in chosen)
     remarks = [f"{', '.join(kept)} kept with {choice}"] if kept else []
     if left_out:

@@ -131,11 +131,10 @@ def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
 
 
 def _presets_for(trajectories: Trajectories) -> list[str]:
-    kind = trajectories.state_type
     return [
         name
         for name, preset in PRESETS.items()
-        if name in _FOR_ANY_STATES or preset.get("state_type", "vector") == kind
+        if name in _FOR_ANY_STATES or preset.get("state_type", "vector") == trajectories.state_type
     ]
 
 

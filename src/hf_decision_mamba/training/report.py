@@ -157,7 +157,7 @@ def run_summary(run: Run) -> str:
     if run.architecture in WITH_SCANS:
         backend = f", scan backend {choose_backend(torch.empty(0, device=device), config.scan_backend)}"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    resident = " (holds the data)" if isinstance(trainer.train_dataset, DeviceWindowDataset) else ""
+    holds_data = " (holds the data)" if isinstance(trainer.train_dataset, DeviceWindowDataset) else ""
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
@@ -169,7 +169,7 @@ def run_summary(run: Run) -> str:
         f"parameters{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {run.window_length} time "
         f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
-        f"device       {device}{resident}{threads}{processes}\n"
+        f"device       {device}{holds_data}{threads}{processes}\n"
         f"output       {args.output_dir}"
     )
 
@@ -181,20 +181,22 @@ def remarks_on_schedule(run: Run) -> list[str]:
         ValueError: the schedule does not take its settings.
     """
     args, last_step, given = run.args, run.trainer.last_step, run.arguments.given
-    kind, warm_up = SchedulerType(args.lr_scheduler_type).value, args.get_warmup_steps(last_step)
+    schedule_type, warm_up = SchedulerType(args.lr_scheduler_type).value, args.get_warmup_steps(last_step)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     settings: Any = args.lr_scheduler_kwargs
     try:
-        schedule: Any = get_scheduler(kind, optimizer, warm_up, last_step, settings)
+        schedule: Any = get_scheduler(schedule_type, optimizer, warm_up, last_step, settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"lr_scheduler_kwargs={settings} is not for lr_scheduler_type={kind}: {error}") from error
+        raise ValueError(
+            f"lr_scheduler_kwargs={settings} is not for lr_scheduler_type={schedule_type}: {error}"
+        ) from error
     remarks = []
     steps = f"max_steps={last_step}" if args.max_steps > 0 else f"{last_step} steps"
     if args.max_steps > 0 and "num_train_epochs" in given:
         remarks.append(f"num_train_epochs={args.num_train_epochs:g} is not used, but {steps} (-1 counts epochs)")
-    if kind in WITHOUT_WARM_UP:
+    if schedule_type in WITHOUT_WARM_UP:
         unused = warm_up > 0 and "warmup_steps" in given
-        remarks += [f"warmup_steps={warm_up} is not used: lr_scheduler_type={kind} has none"] if unused else []
+        remarks += [f"warmup_steps={warm_up} is not used: lr_scheduler_type={schedule_type} has none"] if unused else []
     elif warm_up >= last_step:
         highest = args.learning_rate * schedule.lr_lambdas[0](last_step - 1)
         remarks.append(f"warmup_steps={warm_up} of {steps}: the learning rate only reaches {highest:.1e}")
@@ -219,7 +221,7 @@ def run_record(run: Run, metrics: Mapping[str, float]) -> dict[str, Any]:
         "architecture": run.architecture,
         "num_parameters": run.num_parameters,
         "num_parameters_as_published": run.num_parameters_as_published,
-        "dataset": run.data.facts(),
+        "dataset": run.data.summary(),
         "arguments": settings,
         "command": run.command,
         "train_runtime_seconds": metrics.get("train_runtime"),
@@ -293,8 +295,8 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
         value = getattr(value, "value", value)  # enumerations by their names
         default = getattr(default, "value", default)
         differs = value != default and bool(value or default) and not never.search(name)  # False for None is no change
-        kinds = (bool, int, float, str, dict) if name in RECIPE else (bool, int, float, str)
-        if isinstance(value, kinds) and (name in always or differs):
+        types = (bool, int, float, str, dict) if name in RECIPE else (bool, int, float, str)
+        if isinstance(value, types) and (name in always or differs):
             settings[name] = value
     return settings
 

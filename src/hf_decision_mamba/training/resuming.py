@@ -112,8 +112,8 @@ def resume(checkpoint: Path, trainer: DecisionMambaTrainer, now: Mapping[str, An
     if step < trainer.last_step:
         run["stretches"] = go_on(run["stretches"], step, now)
         if new:
-            told = ", ".join(f"{name}={_word(value)} (was {_word(before)})" for name, (before, value) in new.items())
-            say(f"From step {step:,} on: {told}.")
+            listed = ", ".join(f"{name}={_word(value)} (was {_word(before)})" for name, (before, value) in new.items())
+            say(f"From step {step:,} on: {listed}.")
     trainer.run = run
 
 
@@ -210,23 +210,23 @@ def _check_same_epochs(checkpoint: Path, state: TrainerState, steps_per_epoch: i
 
 def _check_same_model(checkpoint: Path, config: PreTrainedConfig) -> None:
     """Refuse a run of another model."""
-    saved, ours = AutoConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
+    saved, asked = AutoConfig.from_pretrained(checkpoint).to_dict(), config.to_dict()
     ignored = {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "scan_backend"}
     ignored |= set() if embeds_time(config) else {"max_ep_len"}
-    names = ["model_type", *sorted({*saved, *ours} - ignored)]
-    _refuse(checkpoint, _differing(saved, ours, names))
+    names = ["model_type", *sorted({*saved, *asked} - ignored)]
+    _refuse(checkpoint, _differing(saved, asked, names))
 
 
-def _check_same_processor(checkpoint: Path, ours: DecisionMambaProcessor) -> None:
+def _check_same_processor(checkpoint: Path, processor: DecisionMambaProcessor) -> None:
     """Refuse a run whose model knows windows, returns or states in another form, of which the data decide too."""
     if not (checkpoint / PROCESSOR_FILE).is_file():
         return
     saved = DecisionMambaProcessor.from_pretrained(checkpoint)
-    _refuse(checkpoint, _differing(vars(saved), vars(ours), ("context_length", "return_scale", "frame_stack")))
+    _refuse(checkpoint, _differing(vars(saved), vars(processor), ("context_length", "return_scale", "frame_stack")))
     if saved.state_mean is None:
         return
     deviation = np.array(saved.state_std)
-    moved = [np.array(getattr(saved, name)) - getattr(ours, name) for name in ("state_mean", "state_std")]
+    moved = [np.array(getattr(saved, name)) - getattr(processor, name) for name in ("state_mean", "state_std")]
     if np.abs(moved / deviation).max() > _OTHER_DATA:
         raise ValueError(
             f"Cannot resume from {checkpoint}: the states that it learned from have another mean or deviation than "

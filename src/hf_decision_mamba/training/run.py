@@ -508,10 +508,10 @@ def _final_weights(checkpoint: Path, trainer: DecisionMambaTrainer) -> Path:
 
 def _is_written(checkpoint: Path, trainer: DecisionMambaTrainer) -> bool:
     """Tell whether the checkpoint is the end of a run whose weights and record are in place, as they should be."""
-    ours, record = trainer.output_dir / "model.safetensors", read_json(trainer.output_dir / TRAINING_FILE)
+    weights, record = trainer.output_dir / "model.safetensors", read_json(trainer.output_dir / TRAINING_FILE)
     step = trainer.state.global_step
     at_the_end = checkpoint.name == f"checkpoint-{step}" and record.get("global_step") == step
-    return at_the_end and ours.is_file() and filecmp.cmp(ours, _final_weights(checkpoint, trainer), shallow=False)
+    return at_the_end and weights.is_file() and filecmp.cmp(weights, _final_weights(checkpoint, trainer), shallow=False)
 
 
 def _policy_of(run: Run) -> DecisionMambaPolicy:

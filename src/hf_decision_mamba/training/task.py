@@ -46,7 +46,7 @@ class RunData:
         """Say in short what tells it from others."""
         return {"episodes": self.statistics.episodes, "transitions": self.statistics.transitions}
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what training.json and the card say about it."""
         kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
         statistics = {name: self.statistics.to_dict()[name] for name in kept}
@@ -134,8 +134,8 @@ def name_in_memory(data: Any, given: Any) -> str:
         ValueError: it is a file or folder, which would be taken for the data.
     """
     if given is None:
-        said = data.name if isinstance(data, Trajectories) else getattr(getattr(data, "info", None), "dataset_name", "")
-        return said or "in-memory"
+        own = data.name if isinstance(data, Trajectories) else getattr(getattr(data, "info", None), "dataset_name", "")
+        return own or "in-memory"
     if not isinstance(given, str):
         raise TypeError(f"dataset_name={given!r} must be a text: what card and messages call the data in memory.")
     if Path(given).exists():
@@ -159,8 +159,8 @@ def _env_id(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
     if eval_args.env_id is not None and not is_env_id(eval_args.env_id):
         raise ValueError(f"env_id={eval_args.env_id!r} is no gymnasium id, [module:][namespace/]name[-vN].")
     if eval_args.env_id is None and data.env_id is not None and not is_env_id(data.env_id):
-        said = reprlib.repr(data.env_id)
-        say(f"{data.name} names the environment {said}, which is no gymnasium id: left out; --env_id names one.")
+        named = reprlib.repr(data.env_id)
+        say(f"{data.name} names the environment {named}, which is no gymnasium id: left out; --env_id names one.")
         return None
     return eval_args.env_id or data.env_id
 

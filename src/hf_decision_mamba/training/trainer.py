@@ -291,7 +291,7 @@ class DecisionMambaTrainer(Trainer):
         if self.args.should_save:
             (folder / "trainer_state.json").unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()  # nobody writes a random state before
-        callbacks: Any = self.state.stateful_callbacks  # facts for callbacks of a resumed training, by name
+        callbacks: Any = self.state.stateful_callbacks  # what callbacks of a resumed training read, by name
         callbacks[PROCESSES] = {"args": {"count": self.args.world_size}, "attributes": {}}
         try:
             with _writing(folder):
