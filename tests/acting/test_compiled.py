@@ -30,9 +30,16 @@ MIXTURES = {
     "time steps of previous actions": {"use_timestep_embedding": True, "embedding_activation": "gelu"},
     "Mamba-2 with biases": {"ssm": "mamba2", "use_bias": True, "head_dim": 1, "conv_kernel": 1},
     "discrete actions": {"action_type": "discrete", "token_order": ["return", "state", "action"]},
+    "no condition": {"conditioning": "none", "use_timestep_embedding": True},
+    "no condition, the step's own action": {"conditioning": "none", "token_order": ["state", "action"]},
+    "no condition, one token": {"conditioning": "none", "sequence_layout": "concatenated", "embedding_size": 9},
+    "no condition, a filter for each kind": {"conditioning": "none", "local_mixer": "conv"},
+    "goals of many numbers": {"conditioning": "goal", "goal_dim": 37, "local_mixer": "linear"},
+    "goals in one token": {"conditioning": "goal", "goal_dim": 2, "sequence_layout": "concatenated"},
     "discrete previous actions": {"action_type": "discrete", "embedding_size": 33, "use_timestep_embedding": True},
 }
 OWN_TOKEN = {"token_order": ["return", "state", "action"]}
+ASKED = {"return": "returns_to_go", "goal": "goals"}
 IMAGES = {"state_type": "image", **ATARI}
 #: Every field of the config with a value that is not its default, and what else it takes for it to matter.
 CHANGED = {
@@ -43,6 +50,8 @@ CHANGED = {
     "n_layer": {"n_layer": 1},
     "max_ep_len": {"max_ep_len": 39, "use_timestep_embedding": True},
     "action_tanh": {"action_tanh": False},
+    "conditioning": {"conditioning": "none"},
+    "goal_dim": {"conditioning": "goal", "goal_dim": 3},
     "token_order": OWN_TOKEN,
     "sequence_layout": {"sequence_layout": "concatenated"},
     "embedding_activation": {"embedding_activation": "relu"},
@@ -117,10 +126,11 @@ def make_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0) 
     else:
         actions = torch.randn(rows, steps, config.act_dim, dtype=dtype, generator=generator)
         none = torch.zeros(rows, 1, config.act_dim, dtype=dtype)
+    asked = torch.randn(rows, steps, config.condition_dim, dtype=dtype, generator=generator)
     return {
         "states": torch.rand(rows, steps, *state, dtype=dtype, generator=generator),
         "actions": actions,
-        "returns_to_go": torch.randn(rows, steps, 1, dtype=dtype, generator=generator),
+        **({} if config.conditioning == "none" else {ASKED[config.conditioning]: asked}),
         "timesteps": torch.arange(steps).expand(rows, -1),
         "previous_actions": torch.cat([none, actions[:, :-1]], 1),
     }
@@ -130,8 +140,8 @@ def make_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0) 
 def arrays(model: DecisionMambaModel, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
     """The arguments of `predict`, but for lengths and memory."""
     states = model.embed_state(inputs["states"]) if model.config.state_type == "image" else inputs["states"]
-    returns = inputs["returns_to_go"][..., 0]
-    return [x.numpy() for x in (states, returns, inputs["previous_actions"], inputs["timesteps"])]
+    asked = inputs.get(ASKED.get(model.config.conditioning, ""), states.new_zeros(*states.shape[:2], 0))
+    return [x.numpy() for x in (states, asked, inputs["previous_actions"], inputs["timesteps"])]
 
 
 def check(model: DecisionMambaModel, rows: int, steps: int, tolerance: float) -> None:
@@ -308,7 +318,7 @@ class TestWhatIsLeftToTorch:
     @pytest.mark.parametrize("field", sorted(name for name, known in compiled.FIELDS.items() if known is not None))
     def test_a_choice_that_is_not_known_here(self, field):
         model = make_model()
-        vars(model.config)[field] = ["return", "previous_action", "goal"] if field == "token_order" else "goal"
+        vars(model.config)[field] = ["return", "previous_action", "plan"] if field == "token_order" else "plan"
         assert fuse(model) is None
 
     def test_everything_without_numba(self, monkeypatch):

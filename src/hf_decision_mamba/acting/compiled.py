@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..model.configuration_decision_mamba import DecisionMambaConfig
+from ..model.configuration_decision_mamba import CONDITIONS, DecisionMambaConfig
 from ..model.mixers_decision_mamba import (
     DecisionMamba2Mixer,
     DecisionMambaConvLocalMixer,
@@ -39,8 +39,9 @@ FIELDS: dict[str, set[Any] | None] = {
     **dict.fromkeys(("share_norms", "n_inner", "predict_state_and_return", "head_bias", "state_size", "expand")),
     **dict.fromkeys(("head_dim", "conv_kernel", "time_step_rank", "time_step_min", "time_step_max", "time_step_floor")),
     **dict.fromkeys(("use_bias", "use_conv_bias", "residual_in_fp32", "layer_norm_epsilon", "embd_pdrop")),
-    **dict.fromkeys(("resid_pdrop", "initializer_range", "use_cache", "format_version")),
-    "token_order": {"return", "previous_action", "state", "action"},
+    **dict.fromkeys(("resid_pdrop", "initializer_range", "use_cache", "format_version", "goal_dim")),
+    "conditioning": {"return", "goal", "none"},
+    "token_order": {"return", "goal", "previous_action", "state", "action"},
     "sequence_layout": {"interleaved", "concatenated"},
     "state_type": {"vector", "image"},
     "action_type": {"continuous", "discrete"},
@@ -133,12 +134,13 @@ class FusedModel:
         self._numbers = np.array([self.config.layer_norm_epsilon], self.dtype)
         self._nothing = np.zeros(0, self.dtype)
         act_dim, discrete = self.config.act_dim, self.config.action_type == "discrete"
-        self._sizes = 0 if discrete else act_dim, act_dim, len(self.token_types), self.decision, self.cut
+        condition = self.config.condition_dim
+        self._sizes = condition, 0 if discrete else act_dim, act_dim, len(self.token_types), self.decision, self.cut
         self._room = self._groups = 0
         # The first call compiles, or loads from the disk: now, rather than when the first decision is due.
         zeros, none = np.zeros((1, 1, self.state_width), self.dtype), np.zeros((1, 1), np.int64)
         actions = none if discrete else np.zeros((1, 1, act_dim), self.dtype)
-        self.predict(zeros, zeros[..., 0], actions, none, none[0] + 1)
+        self.predict(zeros, np.zeros((1, 1, condition), self.dtype), actions, none, none[0] + 1)
 
     # ------------------------------------------------------------------------------------------------------- running
 
@@ -149,7 +151,7 @@ class FusedModel:
     def predict(
         self,
         states: Array,
-        returns_to_go: Array,
+        asked: Array,
         previous_actions: Array,
         timesteps: Array,
         lengths: Array,
@@ -159,7 +161,7 @@ class FusedModel:
 
         Args:
             states: (rows, steps, state_dim), normalised; of an image model what its encoder makes of the frames.
-            returns_to_go: (rows, steps), scaled.
+            asked: (rows, steps, c) what is asked for: the scaled return-to-go (c = 1), a goal, or nothing (c = 0).
             previous_actions: (rows, steps, act_dim), or (rows, steps) integers.
             timesteps: (rows, steps) integers, read where the model embeds them.
             lengths: (rows,) how many of the steps, the last ones, are real; 1 or more.
@@ -185,7 +187,7 @@ class FusedModel:
         out = np.empty((rows, self.config.act_dim), self.dtype)
         sizes = np.array([rows, steps, self.state_width, *self._sizes, groups], np.int64)
         integers = (np.ascontiguousarray(x, np.int64).reshape(-1) for x in (timesteps, discrete, lengths))
-        floats = (np.ascontiguousarray(x, self.dtype).reshape(-1) for x in (states, returns_to_go, continuous))
+        floats = (np.ascontiguousarray(x, self.dtype).reshape(-1) for x in (states, asked, continuous))
         run_items(
             self.kernels.run, groups, groups, sizes, self.program, self.buffers,
             self._indices[:groups].reshape(-1), *integers, self._numbers, self.weights, recurrent_state.reshape(-1),
@@ -197,7 +199,7 @@ class FusedModel:
 
     def _write_program(self, model: DecisionMambaModel) -> None:
         k, config = self.kernels, self.config
-        for name, width in (("states", self.state_width), ("returns", 1), ("actions", config.act_dim)):
+        for name, width in (("states", self.state_width), ("asked", config.condition_dim), ("actions", config.act_dim)):
             self._buffer(name, width, per_step=True)
         self._buffer("prediction", config.act_dim)
         tokens = self._embed(model)
@@ -219,19 +221,21 @@ class FusedModel:
         k, config = self.kernels, self.config
         size = config.embedding_size or config.hidden_size
         if config.sequence_layout == "concatenated":
-            parts, stride = list(config.token_order), whole_lanes(2 * size + whole_lanes(size))
+            parts = list(config.token_order)
+            starts = [i * size for i in range(len(parts))]
+            stride = whole_lanes(starts[-1] + whole_lanes(size))
             self._buffer("embeddings", stride)
-            starts = [0, size, 2 * size]
         else:
             parts, stride = list(self.token_types), whole_lanes(size)
             self._buffer("embeddings", size)
-            starts = [i * stride for i in range(3)]
-            stride *= 3
+            starts = [i * stride for i in range(len(parts))]
+            stride *= len(parts)
         for part, start in zip(parts, starts, strict=True):
             # A vector's end reaches into the next part, which is written after it.
             view = self._view(part, "embeddings", start, stride, size)
-            if part == "return":
-                self._linear(model.embed_return, "returns", view, k.EACH_STEP)
+            if part in CONDITIONS:
+                embed = model.embed_return if part == "return" else model.embed_goal
+                self._linear(embed, "asked", view, k.EACH_STEP)
             elif part == "state" and config.state_type == "image":
                 self._op(k.COPY, "states", view, k.EACH_STEP)
             elif part == "state":

@@ -113,7 +113,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: The tokens that say what is asked for; a model has one of them, or none.
+CONDITIONS = ("return", "goal")
+
 _CHOICES: dict[str, tuple[str | None, ...]] = {
+    "conditioning": ("return", "goal", "none"),
     "sequence_layout": ("interleaved", "concatenated"),
     "state_type": ("vector", "image"),
     "action_type": ("continuous", "discrete"),
@@ -139,9 +143,13 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         n_layer (`int`, *optional*, defaults to 3): Number of blocks.
         max_ep_len (`int`, *optional*, defaults to 4096): Longest episode; time steps must stay below it.
         action_tanh (`bool`, *optional*, defaults to `True`): Whether predicted actions pass through tanh.
-        token_order (`tuple[str, str, str]`, *optional*, defaults to `("return", "previous_action", "state")`):
-            What one environment step contributes, in order; the action is read at the state's token. Either the state
-            comes last, behind the previous action, or the step's own action comes last, behind the state.
+        conditioning (`str`, *optional*, defaults to `"return"`): What a policy is asked for: `"return"`, the
+            return-to-go; `"goal"`, a vector of `goal_dim` numbers; `"none"`, imitation of what the data do.
+        goal_dim (`int`, *optional*): Dimensions of a goal; with `conditioning="goal"` only.
+        token_order (`tuple[str, ...]`, *optional*, defaults to `("return", "previous_action", "state")`): What one
+            environment step contributes, in order; the action is read at the state's token. Either the state comes
+            last, behind the previous action, or the step's own action comes last, behind the state. A goal stands in
+            the place of `"return"`, and without a condition there is no such token, whatever was given here.
         sequence_layout (`str`, *optional*, defaults to `"interleaved"`): `"interleaved"` (B3LD), one token a modality,
             or `"concatenated"` (BL3D), one token a step.
         embedding_activation (`str`, *optional*): Activation of the embeddings, e.g. `"tanh"`.
@@ -235,6 +243,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
     n_layer: int = 3
     max_ep_len: int = 4096
     action_tanh: bool = True
+    conditioning: str = "return"
+    goal_dim: int | None = None
     token_order: tuple[str, ...] | list[str] = ("return", "previous_action", "state")
     sequence_layout: str = "interleaved"
     embedding_activation: str | None = None
@@ -280,10 +290,17 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
-        self.token_order = list(self.token_order)  # a list, as JSON gives it back
+        self.token_order = self._conditioned(self.token_order)  # a list, as JSON gives it back
         if self.time_step_rank is None:
             self.time_step_rank = math.ceil(self.hidden_size / (32 if self.block_type == "transformer" else 16))
         super().__post_init__(**kwargs)
+
+    def _conditioned(self, order: tuple[str, ...] | list[str]) -> list[str]:
+        """Put the token of what is asked for in the place of the return's, or leave it out."""
+        if self.conditioning == "none":
+            return [token for token in order if token not in CONDITIONS]
+        wanted = self.conditioning if self.conditioning in CONDITIONS else "return"
+        return [wanted if token in CONDITIONS else token for token in order]
 
     def validate_architecture(self):
         """Refuse values from which no model can be built; `@strict` validation calls this."""
@@ -298,14 +315,20 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)} must be {condition}.")
         order = tuple(self.token_order)
-        types = sorted(set(order)), order[-1:]
-        if len(order) != 3 or types not in (
-            (["previous_action", "return", "state"], ("state",)),
-            (["action", "return", "state"], ("action",)),
+        condition = [] if self.conditioning == "none" else [self.conditioning]
+        if (sorted(order), order[-1:]) not in (
+            (sorted([*condition, "previous_action", "state"]), ("state",)),
+            (sorted([*condition, "state", "action"]), ("action",)),
         ):
+            asked = f"'{condition[0]}', " if condition else ""
             raise ValueError(
-                f"token_order={list(order)} must hold 'return', 'previous_action' and 'state' with 'state' last, or "
-                "'return', 'state' and 'action' with 'action' last: a decision must not see its own action."
+                f"token_order={list(order)} must hold {asked}'previous_action' and 'state' with 'state' last, or "
+                f"{asked}'state' and 'action' with 'action' last: a decision must not see its own action."
+            )
+        if (self.goal_dim is not None) != (self.conditioning == "goal"):
+            raise ValueError(
+                f"goal_dim={self.goal_dim} does not fit conditioning={self.conditioning!r}: it is the size of a goal, "
+                "and only of a goal."
             )
         self._validate_combinations(order)
 
@@ -360,7 +383,8 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         width, size = self.hidden_size, self.embedding_size or self.hidden_size
         state_dim = 64 * (self.image_size // 8 - 3) ** 2 if self.state_type == "image" else self.state_dim
         steps = self.max_ep_len if self.use_timestep_embedding else 0
-        outside = (state_dim + self.act_dim + steps) * size + 3 * size * width + self.act_dim * width
+        outside = (state_dim + self.act_dim + steps + self.condition_dim) * size
+        outside += len(self.token_order) * size * width + self.act_dim * width
         outside += self.state_dim * width if self.predict_state_and_return else 0
         rank = (self.time_step_rank or 0) if self.selective else 0
         projections = 0 if self.block_type == "transformer" else (2 + self.use_gate) * width
@@ -369,6 +393,11 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         local = {None: 0, "linear": width, "conv": 3}[self.local_mixer] * self.local_mixer_window * width
         mlp = 2 * width * self.mlp_size if self.block_type != "mamba" else 0
         return outside + self.n_layer * (mixer + local + mlp)
+
+    @property
+    def condition_dim(self) -> int:
+        """Numbers that say what is asked for at each step: 1 of a return-to-go, 0 without a condition."""
+        return {"return": 1, "goal": self.goal_dim or 0, "none": 0}[self.conditioning]
 
     @property
     def token_types(self) -> tuple[str, ...]:

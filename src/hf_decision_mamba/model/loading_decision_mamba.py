@@ -33,6 +33,7 @@ FORMAT_VERSION = 1
 SIZE_LIMITS: dict[str, tuple[int, int]] = {
     "state_dim": (1, 2**20),
     "act_dim": (1, 2**20),
+    "goal_dim": (1, 2**20),
     "hidden_size": (1, 2**16),
     "embedding_size": (1, 2**16),
     "n_layer": (1, 2**10),

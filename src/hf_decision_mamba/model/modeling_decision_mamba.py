@@ -33,7 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from .cache_decision_mamba import NO_ACTION, DecisionMambaCache
-from .configuration_decision_mamba import DecisionMambaConfig
+from .configuration_decision_mamba import CONDITIONS, DecisionMambaConfig
 from .hidden_attention import scan_terms
 from .loading_decision_mamba import CheckedWeights
 from .mixers_decision_mamba import (
@@ -250,13 +250,16 @@ class DecisionMambaPreTrainedModel(CheckedWeights, PreTrainedModel):
 
 
 class DecisionMambaModel(DecisionMambaPreTrainedModel):
-    """Return-conditioned policy on a Mamba backbone with DecisionTransformer's interface; the config is the variant."""
+    """Policy on a Mamba backbone with DecisionTransformer's interface; the config is the variant and its condition."""
 
     def __init__(self, config: DecisionMambaConfig):
         super().__init__(config)
         size = config.embedding_size or config.hidden_size
         discrete, image = config.action_type == "discrete", config.state_type == "image"
-        self.embed_return = nn.Linear(1, size)
+        if config.conditioning == "return":
+            self.embed_return = nn.Linear(1, size)
+        elif config.conditioning == "goal":
+            self.embed_goal = nn.Linear(config.condition_dim, size)
         self.embed_state = DecisionMambaImageEncoder(config, size) if image else nn.Linear(config.state_dim, size)
         self.embed_action = (
             DecisionMambaActionEmbedding(config.act_dim, size) if discrete else nn.Linear(config.act_dim, size)
@@ -286,7 +289,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if config.predict_state_and_return:
             width = config.hidden_size + (0 if "action" in config.token_order else size)
             self.predict_state = nn.Linear(width, config.state_dim)
-            self.predict_return = nn.Linear(width, 1)
+            self.predict_return = nn.Linear(width, 1) if config.conditioning == "return" else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -311,6 +314,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         time_scale: Tensor | None = None,
+        goals: Tensor | None = None,
     ) -> tuple | DecisionMambaOutput:
         r"""
         Predict the action of every step from what a policy knows when it takes it.
@@ -322,7 +326,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                 own action never reaches its prediction. Discrete actions are integers `(batch_size, episode_length)`.
             rewards: Accepted for DecisionTransformer's interface; not used.
             returns_to_go (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): Scaled returns-to-go; of a single
-                step also `(batch_size, 1)`.
+                step also `(batch_size, 1)`. Read with `conditioning="return"` alone.
             timesteps (`torch.LongTensor` of shape `(batch_size, episode_length)`): Steps since the episode's start,
                 below `max_ep_len`; needed only with `use_timestep_embedding`.
             attention_mask (`torch.Tensor` of shape `(batch_size, episode_length)`): 1 for real steps, 0 for padding,
@@ -353,6 +357,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
                 softplus. A step of s changes the scans' states as s equal steps would: in the decay exactly, in the
                 input to first order in Δ. Convolutions and local mixers do not see it. It is a constant: no gradient
                 flows to it. None is 1 everywhere, and costs nothing.
+            goals (`torch.Tensor` of shape `(batch_size, episode_length, goal_dim)`): The goal of every step,
+                normalised, with `conditioning="goal"`.
 
         Raises:
             ValueError: an input that is missing, of the wrong shape, a time step at or beyond `max_ep_len`, or a time
@@ -365,8 +371,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
         if returns_to_go is not None and returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
             returns_to_go = returns_to_go[..., None]  # as the example of DecisionTransformer's documentation has it
+        asked = {"return": returns_to_go, "goal": goals, "none": None}[config.conditioning]
         self._check_inputs(
-            states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params, time_scale
+            states, actions, asked, timesteps, attention_mask, previous_actions, cache_params, time_scale
         )
         assert states is not None
         if use_cache and self.gradient_checkpointing and self.training:
@@ -376,19 +383,19 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             cache_params = DecisionMambaCache(config, states.shape[0], device=states.device, dtype=self.dtype)
 
         padding = PaddingAtTheEnd.of(attention_mask)
-        states, actions, returns_to_go, timesteps, previous_actions = (
-            padding.apply(x) for x in (states, actions, returns_to_go, timesteps, previous_actions)
+        states, actions, asked, timesteps, previous_actions = (
+            padding.apply(x) for x in (states, actions, asked, timesteps, previous_actions)
         )
         if previous_actions is None:
             previous_actions = self._shift(actions, cache_params)
         if time_scale is None and cache_params is not None and cache_params.last_time_scale is not None:
-            time_scale = torch.ones_like(returns_to_go[..., 0])
+            time_scale = torch.ones(states.shape[:2], device=states.device)
         time_scale = padding.apply(time_scale, absent=1)
         tokens = self._token_stream(padding.mask, states, cache_params, time_scale)
         if output_attentions:
             tokens = tokens._replace(scans=[])
         hidden_states = self._embed(
-            tokens.token_types, states, actions, previous_actions, returns_to_go, timesteps
+            tokens.token_types, states, actions, previous_actions, asked, timesteps
         )  # (b, l, d)
         if cache_params is not None:
             cache_params.advance(actions, padding.mask, time_scale)
@@ -459,7 +466,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         states: Tensor,
         actions: Any,
         previous_actions: Tensor,
-        returns_to_go: Tensor,
+        asked: Any,
         timesteps: Any,
     ) -> Tensor:
         """Make tokens (b, l, d): the embeddings of one step side by side, step after step."""
@@ -467,8 +474,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         cut_before_action = token_types[0] == "action"
         parts = []
         for name in token_types if len(token_types) > 1 else self.config.token_order:
-            if name == "return":
-                part = self.embed_return(returns_to_go.to(dtype))
+            if name in CONDITIONS:
+                part = (self.embed_return if name == "return" else self.embed_goal)(asked.to(dtype))
             elif name == "state":
                 part = self.embed_state(states if self.config.state_type == "image" else states.to(dtype))
             else:
@@ -524,7 +531,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         else:
             before = hidden_states[:, :, _state_token(token_types)]
             seen = torch.cat([before, self.activation(self._embed_actions(actions))], dim=-1)
-        return self.predict_state(seen), self.predict_return(seen)
+        return self.predict_state(seen), None if self.predict_return is None else self.predict_return(seen)
 
     def _loss(
         self, predictions: Tensor, labels: Tensor, attention_mask: Tensor | None, num_items: Tensor | int | None
@@ -543,19 +550,22 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         loss = total / (counted.sum().clamp(min=1) if num_items is None else num_items)
         if self.config.predict_state_and_return:
             # Sums of nothing: heads that have no labels get a gradient of zero, as DDP waits for all parameters.
-            for head in (self.predict_state, self.predict_return):
+            for head in filter(None, (self.predict_state, self.predict_return)):
                 loss = loss + sum(parameter.flatten()[:0].sum() for parameter in head.parameters())
         return loss
 
     def _check_inputs(
-        self, states, actions, returns_to_go, timesteps, attention_mask, previous_actions, cache_params, time_scale
+        self, states, actions, asked, timesteps, attention_mask, previous_actions, cache_params, time_scale
     ) -> None:
         """Raise one clear error for inputs that cannot be right: shapes, presence, values of time steps and scales."""
         config = self.config
         if actions is None and cache_params is None and "action" in config.token_order:
             raise ValueError("actions are required: they are tokens of this model.")
-        if states is None or returns_to_go is None or (actions is None and previous_actions is None):
-            raise ValueError("states, returns_to_go and one of actions or previous_actions are required.")
+        condition = {"return": ["returns_to_go"], "goal": ["goals"], "none": []}[config.conditioning]
+        if states is None or (asked is None and condition) or (actions is None and previous_actions is None):
+            raise ValueError(
+                f"{', '.join(['states', *condition])} and one of actions or previous_actions are required."
+            )
         state_shape: tuple[int, ...] = (config.state_dim,)
         if config.state_type == "image":
             state_shape = (config.num_channels, config.image_size, config.image_size)
@@ -568,7 +578,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             "states": (states, (*steps, *state_shape)),
             "actions": (actions, action_shape),
             "previous_actions": (previous_actions, action_shape),
-            "returns_to_go": (returns_to_go, (*steps, 1)),
+            "".join(condition): (asked, (*steps, config.condition_dim)),
             "timesteps": (timesteps, steps),
             "attention_mask": (attention_mask, steps),
             "time_scale": (time_scale, steps),
