@@ -14,7 +14,7 @@ FLOORS = (
     {"info", "training", "collecting", "analysis"},
     {"evaluation"},
     {"data", "acting", "baselines", "sharing", "conversion"},
-    {"model", "reporting", "tasks"},
+    {"model", "reporting", "tasks", "views"},
 )
 #: First words of docstrings that say what something is, where a function's says what it does.
 NO_VERBS = {

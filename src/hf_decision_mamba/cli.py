@@ -268,6 +268,8 @@ def _add_inspect_data(verbs: Any) -> None:
     command.add_argument(
         "--action-type", choices=("continuous", "discrete"), help="what actions are, where their numbers do not say it"
     )
+    command.add_argument("--positions-only", action="store_true", help="leave velocities out, of MuJoCo's data")
+    command.add_argument("--delayed-reward", action="store_true", help="put all reward at the end of an episode")
     command.add_argument(
         "--return-scale", type=float, help="say what is left of returns-to-go that are divided by this"
     )
@@ -302,6 +304,8 @@ def _inspect_data(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         columns=_columns(arguments.columns),
         action_type=arguments.action_type,
+        positions_only=arguments.positions_only,
+        delayed_reward=arguments.delayed_reward,
         return_scale=arguments.return_scale,
     )
     print(json.dumps(found.to_dict(), indent=2) if arguments.json else found.text())

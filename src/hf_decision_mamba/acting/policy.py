@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ..model import DecisionMambaProcessor
 from ..model.loading_decision_mamba import in_short
+from ..views import described_views, split_views
 from .checks import (
     FLOAT32_MAX,
     LARGEST,
@@ -112,6 +113,7 @@ class DecisionMambaPolicy:
         self._restart_draws(seed)
         # DecisionTransformer has no such argument, and always embeds the time step.
         self._previous_actions = "previous_actions" in arguments
+        self._rewarded_at_the_end = "delayed_reward" in split_views(processor.env_kwargs)[0]
         self._needs_timesteps = not self._previous_actions or bool(
             getattr(model.config, "use_timestep_embedding", False)
         )
@@ -288,7 +290,8 @@ class DecisionMambaPolicy:
                 or (n, height, width) uint8, grey from 0 to 255.
             reward: what the previous action earned, one number or (n,); it is taken off the return-to-go. Ignored in
                 rows that have just been reset. Without it the return-to-go stays as it is (robots may have no rewards).
-                Give it in the units of the target return: in Atari the game's own points, not clipped ones.
+                Give it in the units of the target return: in Atari the game's own points, not clipped ones. A policy
+                that was trained on `delayed_reward` takes nothing off: there, all is earned at the end.
 
         Returns:
             (act_dim,) or (n, act_dim), float32, within the processor's action bounds; discrete actions, counted from
@@ -512,7 +515,7 @@ class DecisionMambaPolicy:
         if len(rows) > 1 or observations.shape != (*rows, *shape) or observations.size == 0:
             raise ValueError(
                 f"observation has shape {observations.shape}; this model reads {shape} from one environment or "
-                f"(n, {', '.join(map(str, shape))}) from n."
+                f"(n, {', '.join(map(str, shape))}) from n.{self._what_it_saw()}"
             )
         if image and observations.dtype != np.uint8:
             raise ValueError(
@@ -522,6 +525,12 @@ class DecisionMambaPolicy:
         if single:
             observations = observations[None]
         return observations, single
+
+    def _what_it_saw(self) -> str:
+        """Say which part of its environment the policy was trained on, where it was a part."""
+        views = split_views(self.processor.env_kwargs)[0]
+        wrapped = "wrap the environment: hf_decision_mamba.views.with_views"
+        return f" It was trained on {described_views(views)}; {wrapped}(env, {[*views]})." if views else ""
 
     def _seen_states(self, observations: NDArray[Any]) -> tuple[NDArray[Any], bool]:
         """Return observations as the model sees them, and whether any is large; those of waiting rows do not count."""
@@ -593,7 +602,7 @@ class DecisionMambaPolicy:
         if not math.isfinite(np.vdot(rewards, rewards)) and not np.isfinite(rewards).all():
             row = int(np.flatnonzero(~np.isfinite(rewards))[0])
             raise ValueError(f"reward is {rewards[row]} in row {row}; give a finite number, or None without rewards.")
-        return rewards
+        return 0.0 if self._rewarded_at_the_end else rewards
 
     def _check_time(self) -> None:
         if self._needs_timesteps and self._steps.max() >= self.model.config.max_ep_len:

@@ -17,10 +17,12 @@ from tqdm.auto import tqdm
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import embeds_time
 from ..data import Trajectories, WindowDataset, load_trajectories
+from ..data.views import views_to_add
 from ..data.windows import window_settings
 from ..evaluation.environments import make_environments, observation_order
 from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
 from ..model.observations_decision_mamba import describe_parts
+from ..views import described_views, split_views
 from .windows import INPUTS
 
 
@@ -85,12 +87,12 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
     Raises:
         as `load_trajectories`, and ValueError: the data are of another kind than the model reads.
     """
-    trajectories = load_trajectories(source)
+    trajectories = _shown_alike(policy, load_trajectories(source))
     reads = (policy.state_type, policy.observation_shape, policy.action_type, policy.act_dim)
     seen = (trajectories.state_type, trajectories.observations.shape[1:])
     if seen == reads[:2] and trajectories.action_type != policy.action_type:  # which may have been said in training
         with suppress(ValueError):
-            trajectories = load_trajectories(source, action_type=policy.action_type)
+            trajectories = _shown_alike(policy, load_trajectories(source, action_type=policy.action_type))
     actions = trajectories.act_dim
     if trajectories.action_type == "discrete":  # of which a data set may hold some alone
         actions = max(policy.act_dim, actions)
@@ -117,6 +119,19 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
     numbers = np.flatnonzero(chosen).tolist()
     trajectories = trajectories.select(chosen).compact()
     return PlayedEpisodes(trajectories, trajectories.returns_to_go, numbers)
+
+
+def _shown_alike(policy: DecisionMambaPolicy, trajectories: Trajectories) -> Trajectories:
+    """Return trajectories in the views that the policy was trained on."""
+    known = trajectories.env_kwargs
+    learned, shown = (split_views(env_kwargs)[0] for env_kwargs in (policy.processor.env_kwargs, known))
+    if not {*shown} <= {*learned}:
+        raise ValueError(
+            f"Data set {trajectories.name!r} shows {described_views(shown)}, but the checkpoint was trained on "
+            f"{described_views(learned)}; give data that show as much."
+        )
+    what, env_id = f"data set {trajectories.name!r}", trajectories.env_id or policy.processor.env_id
+    return views_to_add(what, learned, known, env_id, known).of(trajectories)
 
 
 class DecisionWindows:

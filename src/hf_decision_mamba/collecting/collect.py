@@ -10,6 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..acting.policy import DecisionMambaPolicy
 from ..data.recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
-from ..evaluation.environments import make_environments
+from ..evaluation.environments import env_kwargs_for, make_environments
 from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
 from ..reporting.checks import wrong_type
 from ..reporting.console import StoppedBySignal, on_interrupt
@@ -71,11 +72,15 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
         raise FileExistsError(f"{output} is there already; name another folder, or remove it first.")
     if settings.train is not None:
         require_stable_baselines()
+    checkpoint = _checkpoint(settings)
+    if checkpoint is not None:  # which the environment shows what it was trained on
+        kwargs = env_kwargs_for(checkpoint, settings.env_id, settings.env_kwargs or {})
+        settings = replace(settings, env_kwargs=kwargs)
     count = 1 if settings.train is not None else min(settings.num_envs, settings.wanted_episodes or settings.num_envs)
     envs = make_environments(settings.env_id, count, settings.max_episode_steps, env_kwargs=settings.env_kwargs)
     try:
         environment = describe_environment(settings, envs)
-        record = _training(settings, envs) if settings.train is not None else _rollout(settings, envs)
+        record = _training(settings, envs) if settings.train is not None else _rollout(settings, envs, checkpoint)
         signals: list[int] = []
         with (
             on_interrupt(signals.append),
@@ -137,7 +142,7 @@ _Record = Callable[[_Sink], None]
 # Rolling a policy out
 
 
-def _rollout(settings: CollectSettings, envs: VectorEnv) -> _Record:
+def _rollout(settings: CollectSettings, envs: VectorEnv, checkpoint: DecisionMambaPolicy | None) -> _Record:
     """Make what is needed to roll a policy out, and return what does it."""
     if settings.noise and envs.single_action_space.shape == ():
         raise ValueError(
@@ -145,24 +150,30 @@ def _rollout(settings: CollectSettings, envs: VectorEnv) -> _Record:
             "epsilon instead."
         )
     space, seeds = envs.single_action_space, itertools.count(settings.seed)
-    policy = _policy(settings, envs)
+    policy = _policy(settings, envs, checkpoint)
     actor = Exploration(space, envs.num_envs, settings.seed, settings.noise, settings.epsilon, policy)
     jobs = (Job(seed, settings.target_return) for seed in itertools.islice(seeds, settings.wanted_episodes))
 
     return lambda sink: _roll_out(envs, actor, jobs, sink)
 
 
-def _policy(settings: CollectSettings, envs: VectorEnv) -> OverriddenActor | None:
+def _checkpoint(settings: CollectSettings) -> DecisionMambaPolicy | None:
+    """Load the checkpoint of ours that acts, if one does."""
+    if settings.train is not None or settings.policy in (RANDOM, EXPERT) or settings.policy.startswith(PREFIX):
+        return None
+    return DecisionMambaPolicy.from_pretrained(settings.policy, settings.mode, settings.device, sample=settings.sample)
+
+
+def _policy(
+    settings: CollectSettings, envs: VectorEnv, checkpoint: DecisionMambaPolicy | None
+) -> OverriddenActor | None:
+    if checkpoint is not None:
+        return PolicyActor(checkpoint, envs, settings.env_id, settings.seed)
     if settings.policy == RANDOM:
         return None
     if settings.policy == EXPERT:
         return ExpertPolicy(envs, settings.env_id)
-    if settings.policy.startswith(PREFIX):
-        return StableBaselinesPolicy(settings.policy, envs, settings.env_id, sample=settings.sample, seed=settings.seed)
-    policy = DecisionMambaPolicy.from_pretrained(
-        settings.policy, settings.mode, settings.device, sample=settings.sample
-    )
-    return PolicyActor(policy, envs, settings.env_id, settings.seed)
+    return StableBaselinesPolicy(settings.policy, envs, settings.env_id, sample=settings.sample, seed=settings.seed)
 
 
 def _roll_out(envs: VectorEnv, actor: Exploration, jobs: Iterable[Job], sink: _Sink) -> None:

@@ -106,6 +106,8 @@ def overview_of(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
+    positions_only: bool = False,
+    delayed_reward: bool = False,
     return_scale: float | None = None,
 ) -> Overview:
     """Read a source as training would, and say what is there.
@@ -126,7 +128,14 @@ def overview_of(
     try:
         with _warnings() as found:
             trajectories = load_trajectories(
-                source, config=config, revision=revision, split=split, columns=columns, action_type=action_type
+                source,
+                config=config,
+                revision=revision,
+                split=split,
+                columns=columns,
+                action_type=action_type,
+                positions_only=positions_only,
+                delayed_reward=delayed_reward,
             )
             statistics = trajectories.statistics()
     except (ValueError, OSError, ImportError, MemoryError) as error:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from ..views import described_views, split_views
 from .cache import cached, files_of
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.rows import DAMAGE, in_short, shown
@@ -21,6 +22,7 @@ from .metadata import COMPRESSED, SourceMetadata, metadata_beside
 from .request import PARQUET_REVISION, Request, is_repository_id, resolved_commit
 from .splits import choose_episodes, only_train
 from .trajectories import Trajectories, concatenate
+from .views import views_to_add
 
 #: What has a name: a path, a repository of the Hub, a Minari id; or several of them, or a pattern such as `runs/*.pkl`.
 Named: TypeAlias = str | Path | Sequence[str | Path]
@@ -40,6 +42,8 @@ def load_trajectories(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
+    positions_only: bool = False,
+    delayed_reward: bool = False,
 ) -> Trajectories:
     """Load and check trajectories from wherever people keep them; `docs/data.md` shows each format.
 
@@ -90,6 +94,13 @@ def load_trajectories(
         columns: names of the source's columns by our names, for example `{"observations": "obs"}`.
         action_type: what the actions are, where their numbers do not say it: "discrete" makes integers of whole
             numbers, true and false, and one-hot rows; "continuous" leaves integers the numbers that they are.
+        positions_only: leave out the velocities, of data of a MuJoCo environment that observes positions and velocities
+            alone; it is made once, to say which is which.
+        delayed_reward: put all reward of an episode at its last step.
+
+    Returns:
+        Trajectories; where they are seen in one of these two views, their `env_kwargs` say so, so that policies that
+        learn from them act in an environment that shows the same.
 
     Raises:
         FileNotFoundError: nothing is at the source; says what was looked for.
@@ -99,7 +110,16 @@ def load_trajectories(
         ValueError: the source cannot be read, or an episode is not what it should be; names data set, episode, step and
             column where there are such.
     """
-    request = Request(split, config, revision, columns or {}, action_type)
+    trajectories = _loaded(source, Request(split, config, revision, columns or {}, action_type))
+    views = [
+        name for name, wanted in (("positions_only", positions_only), ("delayed_reward", delayed_reward)) if wanted
+    ]
+    what, known = f"data set {trajectories.name!r}", trajectories.env_kwargs
+    return views_to_add(what, views, known, trajectories.env_id, known).of(trajectories)
+
+
+def _loaded(source: Source, request: Request) -> Trajectories:
+    """Load and check a source, one or several, as it is."""
     names = named_sources(source)
     if names is None:
         return _checked(source, request)
@@ -178,6 +198,13 @@ def _together(parts: list[Trajectories]) -> Trajectories:
             raise ValueError(
                 f"data set {known[0].name!r} is of the environment {known[0].env_id}, and {part.name!r} of "
                 f"{part.env_id}; only data of one environment are read together"
+            )
+    seen = [split_views(part.env_kwargs)[0] for part in parts]
+    for part, views in zip(parts, seen, strict=True):
+        if views != seen[0]:
+            raise ValueError(
+                f"data set {parts[0].name!r} shows {described_views(seen[0])}, and {part.name!r} "
+                f"{described_views(views)}; only data that show the same are read together"
             )
     env_id = known[0].env_id if known else None
     return replace(concatenate(parts), name=joined_names([part.name for part in parts]), env_id=env_id)

@@ -31,6 +31,7 @@ from .metadata import SourceMetadata, agreed
 from .request import Request, is_repository_id
 from .sources import Named, joined_names, named_sources
 from .trajectories import Trajectories, concatenate
+from .views import DataViews
 from .windows import WindowDataset
 
 _EPISODES_AT_ONCE = 8  # bounds what is unpacked at a time
@@ -50,6 +51,7 @@ class EpisodeStream:
         columns: names of its columns by our names, where they differ.
         metadata: what else it says about itself.
         held_out: the number of episodes at the beginning of a file that are not in the stream, by file.
+        views: in which its episodes are seen.
     """
 
     source_name: str
@@ -58,6 +60,7 @@ class EpisodeStream:
     columns: Mapping[str, str] = field(default_factory=dict)
     metadata: SourceMetadata = field(default_factory=SourceMetadata)
     held_out: Mapping[str, int] = field(default_factory=dict)
+    views: DataViews = field(default_factory=DataViews)
 
     def sample(self, steps: int, held_out_fraction: float) -> tuple[EpisodeStream, Trajectories, Trajectories | None]:
         """Read the beginnings of some files, of which the first episodes are held out.
@@ -121,7 +124,7 @@ class EpisodeStream:
             if read is not None:
                 read.check_finite()
                 metadata = replace(metadata, action_type=read.action_type)  # of which only the first episodes are asked
-                yield replace(read, name=self.name)
+                yield self.views.of(replace(read, name=self.name))
 
     def _names(self, schema: pa.Schema) -> dict[str, str]:
         """Return the table's names of the columns that are read, by our names."""

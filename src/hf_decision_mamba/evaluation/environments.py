@@ -24,6 +24,7 @@ from ..acting.policy import DecisionMambaPolicy
 from ..data.metadata import describe_actions, describe_env_kwargs, is_frame
 from ..model.observations_decision_mamba import describe_parts
 from ..reporting.env_ids import ROBOTICS, is_atari, registering_module
+from ..views import described_views, split_views, views_around, with_agreed_views, with_views
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space
@@ -70,10 +71,17 @@ def parse_env_kwargs(option: str, text: str | None) -> dict[str, Any] | None:
 def env_kwargs_for(
     policy: DecisionMambaPolicy, env: Environment | None, env_kwargs: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the keyword arguments to make an environment with: those given, else its own of the checkpoint's."""
+    """Return the keyword arguments to make an environment with: those given, else its own of the checkpoint's.
+
+    The views in which the policy has learned are always among them.
+
+    Raises:
+        ValueError: those given say that it shall see something else.
+    """
+    learned = policy.processor.env_kwargs
     if env_kwargs is None and env in (None, policy.processor.env_id):
-        return policy.processor.env_kwargs
-    return dict(env_kwargs or {}) or None
+        return learned
+    return with_agreed_views("the policy was trained on", learned, env_kwargs)
 
 
 def make_environments(
@@ -102,7 +110,8 @@ def make_environments(
         count: rows; a vector environment has its own.
         max_episode_steps: truncates episodes that the environment itself would let go on; never lengthens them.
         render_mode: what `render()` of the vector environment gives, `"rgb_array"` for pictures; nothing without it.
-        env_kwargs: keyword arguments for `gymnasium.make`; only with an id.
+        env_kwargs: keyword arguments for `gymnasium.make`, only with an id; and views (see `views`), which are put
+            around any environment.
 
     Raises:
         ImportError: gymnasium, or what the environment needs, is not installed.
@@ -119,10 +128,12 @@ def make_environments(
     wrappers: list[Callable[..., Any]] = []
     if max_episode_steps is not None:
         wrappers.append(partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_episode_steps))
+    views, env_kwargs = split_views(env_kwargs)
+    wrappers += [partial(with_views, names=views)] if views else []
     if not isinstance(env, str):
         if env_kwargs:
-            raise ValueError(f"env_kwargs={dict(env_kwargs)} are for an environment that is made by its id.")
-        return _given(env, count, wrappers, max_episode_steps)
+            raise ValueError(f"env_kwargs={env_kwargs} are for an environment that is made by its id.")
+        return _given(env, count, wrappers, max_episode_steps, views)
     options: dict[str, Any] = {}
     if is_atari(env):
         options |= {
@@ -133,7 +144,7 @@ def make_environments(
         }
         preprocessing: Any = gymnasium.wrappers.AtariPreprocessing
         wrappers.insert(0, partial(preprocessing, noop_max=30, frame_skip=4, screen_size=84))
-    options |= {**(env_kwargs or {}), **({} if render_mode is None else {"render_mode": render_mode})}
+    options |= {**env_kwargs, **({} if render_mode is None else {"render_mode": render_mode})}
     _register(env)
     return _with_parts(_made(env, count, [*wrappers, partial(PlayedEnv, name=env)], options))
 
@@ -145,9 +156,18 @@ def environment_name(env: Env[Any, Any] | VectorEnv) -> str:
 
 
 def environment_kwargs(env: Env[Any, Any] | VectorEnv) -> dict[str, Any] | None:
-    """Return the keyword arguments beside those registered that an environment was made with, if that is known."""
-    spec = _spec(env)
-    return None if spec is None else describe_env_kwargs(spec)
+    """Return the keyword arguments beside those registered that an environment was made with, if that is known.
+
+    Views that are around it are among them.
+    """
+    spec, views = _spec(env), dict.fromkeys(_views_around(env), True)
+    return {**((spec and describe_env_kwargs(spec)) or {}), **views} or None
+
+
+def _views_around(env: Any) -> tuple[str, ...]:
+    """Return the views that are around an environment, or the first row of a vector environment."""
+    rows = getattr(getattr(env, "unwrapped", env), "envs", None)
+    return views_around(rows[0] if rows else env)
 
 
 def _spec(env: Any) -> EnvSpec | None:
@@ -162,7 +182,9 @@ def _first(env: Any) -> Any:
     return rows[0].unwrapped if rows else below
 
 
-def _given(env: Any, count: int, wrappers: Sequence[Callable[..., Any]], max_episode_steps: int | None) -> VectorEnv:
+def _given(
+    env: Any, count: int, wrappers: Sequence[Callable[..., Any]], max_episode_steps: int | None, views: Sequence[str]
+) -> VectorEnv:
     """Return rows of an environment that somebody has made, or of those that a function makes."""
     from gymnasium import Env
     from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
@@ -173,6 +195,15 @@ def _given(env: Any, count: int, wrappers: Sequence[Callable[..., Any]], max_epi
     first = env if given else env()
     name = environment_name(first)
     if isinstance(first, VectorEnv):
+        around = _views_around(first)
+        missing = [view for view in views if view not in around]
+        if missing or (views and max_episode_steps is not None):
+            raise ValueError(
+                f"{missing[0] if missing else 'max_episode_steps'} cannot be put around the rows of {name}, a vector "
+                f"environment, to show {described_views(views)}: put it around each of them before they are one "
+                "(hf_decision_mamba.views.with_views, gymnasium.wrappers.TimeLimit), or give a function that makes one "
+                "row."
+            )
         return PlayedVectorEnv(first, name, max_episode_steps, closes=not given)
     if not isinstance(first, Env):
         raise ValueError(
@@ -236,6 +267,12 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
     made: Any = envs
     seen = made.single_observation_space
     observes = _frames(seen.shape) if is_frame(seen) else f"{seen.shape[0]} dimensions"
+    around, learned = _views_around(envs), split_views(processor.env_kwargs)[0]
+    if {*around} != {*learned}:
+        raise ValueError(
+            f"{env_id} shows {described_views(around)}, but the policy was trained on {described_views(learned)}; "
+            f"{checkpoint}"
+        )
     if observes != reads:
         observes = f"{made.observed_space}, {observes}" if theirs else observes
         raise ValueError(f"{env_id} observes {observes}, but the policy was trained on {reads}; {checkpoint}")

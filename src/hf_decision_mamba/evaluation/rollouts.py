@@ -322,7 +322,8 @@ def evaluate_policy(
         num_envs: environments that run at once; 20 when not given, never more than there are episodes.
         max_episode_steps: ends episodes earlier than the environment does; such a row has `terminated` False.
         env_kwargs: keyword arguments for `gymnasium.make`, with an id; `policy.processor.env_kwargs` when not given and
-            the environment is the checkpoint's.
+            the environment is the checkpoint's. The views that the policy was trained on (positions alone, ...) are put
+            around every environment.
         progress: whether to show a progress bar.
 
     Raises:

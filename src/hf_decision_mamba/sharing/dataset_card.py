@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..model.observations_decision_mamba import describe_parts
 from ..reporting.files import CARD_FILE, RETURNS_FILE, read_json
+from ..views import described_views, split_views
 from .cards import check_env_id, explaining_values, literal, render_card, visible, write_card
 from .push import push_folder
 
@@ -53,6 +54,7 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
         check_env_id(summary["environment"]["id"], folder / SUMMARY_FILE)
         summary = visible(summary)
         environment, settings = summary["environment"], summary["settings"]
+        views = split_views(environment.get("env_kwargs"))[0]
         family = re.sub(r"-v\d+$", "", environment["id"].rsplit("/")[-1].rsplit(":")[-1])
         agent = f"the training of {settings['train'].upper()}" if settings["train"] else _short(settings["policy"])
         title = f"{environment['id']}, {agent}"
@@ -81,6 +83,7 @@ def render_dataset_card(folder: str | Path, *, repo_id: str | None = None) -> Da
             environment=environment,
             has_plot=(folder / PICTURE).is_file(),
             describe_parts=describe_parts,
+            in_view=described_views(views) if views else "",
         )
         return DatasetCard(text)
 

@@ -35,6 +35,7 @@ from ..reporting.files import (
     video_names,
 )
 from ..reporting.stretches import WITHOUT_WARM_UP, all_of, is_of_one_piece, varying_settings
+from ..views import described_views, split_views
 from .cards import check_env_id, code, explaining_values, literal, render_card, visible, write_card
 from .push import push_folder
 from .remote_code import CODE_FILES, write_model_code
@@ -85,6 +86,8 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
         config, processor, evaluation, training = map(visible, files)
         dataset = training.get("dataset") or {}
         env_id = processor.get("env_id") or evaluation.get("env_id") or dataset.get("env_id")
+        env_kwargs = processor.get("env_kwargs") if processor.get("env_id") else evaluation.get("env_kwargs")
+        views, made_with = split_views(env_kwargs)
         model_name = visible(repo_id.split("/")[-1] if repo_id else folder.resolve().name)
         sources = [] if dataset.get("in_memory") else str(dataset.get("name")).split(" + ")
         on_hub = [name for name in sources if _is_hub_id(name)]
@@ -109,9 +112,9 @@ def render_model_card(folder: str | Path, *, repo_id: str | None = None) -> Mode
             settings_path=SETTINGS_FILE if repo_id else (folder / SETTINGS_FILE).as_posix(),
             env_id=env_id,
             env_module=registering_module(env_id),
-            env_arguments=_arguments(
-                processor.get("env_kwargs") if processor.get("env_id") else evaluation.get("env_kwargs")
-            ),
+            env_arguments=_arguments(made_with),
+            views=Markup(repr([*views])) if views else "",
+            in_view=described_views(views) if views else "",
             is_hub_dataset=on_hub == [dataset.get("name")],
             in_memory=bool(dataset.get("in_memory")),
             config=config,

@@ -27,6 +27,7 @@ from ..baselines.architectures import WITH_PRESETS, fields_of
 from ..evaluation.environments import parse_env_kwargs
 from ..model.loading_decision_mamba import check_sizes
 from ..reporting.checks import wrong_type
+from ..views import VIEWS
 
 #: Context length by the type of the states. Source: Decision Transformer's settings for MuJoCo and for Atari (Chen et
 #: al. 2021, appendix A), which DeMa (arXiv 2405.12094) keeps.
@@ -146,6 +147,14 @@ class DataArguments:
             "whole numbers and one-hot rows as integers."
         },
     )
+    positions_only: bool = field(
+        default=False,
+        metadata={"help": "Leave velocities out, of MuJoCo's data and of the environment that is acted in."},
+    )
+    delayed_reward: bool = field(
+        default=False,
+        metadata={"help": "Put all reward at the end of an episode, in the data and when acting."},
+    )
     held_out_fraction: float = field(
         default=0.05, metadata={"help": "Share of whole episodes kept back for eval_loss; 0 trains on all."}
     )
@@ -195,6 +204,10 @@ class DataArguments:
             "help": "Transitions that each process or worker draws from, and that normalisation is learned from."
         },
     )
+
+    def views(self) -> list[str]:
+        """The views that are asked for, by name."""
+        return [name for name in VIEWS if getattr(self, name)]
 
     def columns(self) -> dict[str, str]:
         """Return the column names to read, by the names that they have here.

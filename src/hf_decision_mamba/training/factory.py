@@ -25,6 +25,7 @@ from ..data import Trajectories
 from ..data.statistics import CONSTANT_STD, TrajectoryStatistics
 from ..model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
 from ..model.observations_decision_mamba import describe_parts
+from ..views import described_views, split_views
 from .arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, DataArguments, ModelArguments
 
 _WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
@@ -66,8 +67,9 @@ def build(
     }
     source = model_args.model_name_or_path
     if source is not None:
-        model = _load(source, model_args, data_args, trajectories, longest)
         kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
+        _check_views(source, kept, trajectories)
+        model = _load(source, model_args, data_args, trajectories, longest)
         _check_parts(source, kept, trajectories)
         settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
         settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
@@ -200,6 +202,16 @@ def _load(
     if hasattr(config, "max_ep_len") and not embeds_time(config):
         config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it
     return model
+
+
+def _check_views(source: str, processor: DecisionMambaProcessor, trajectories: Trajectories) -> None:
+    """Refuse to fine-tune on data that show something else of the environment."""
+    learned, shown = (split_views(env_kwargs)[0] for env_kwargs in (processor.env_kwargs, trajectories.env_kwargs))
+    if learned != shown:
+        raise ValueError(
+            f"Data set {trajectories.name!r} shows {described_views(shown)}, but {source} was trained on "
+            f"{described_views(learned)}."
+        )
 
 
 def _check_parts(source: str, processor: DecisionMambaProcessor, trajectories: Trajectories) -> None:

@@ -26,6 +26,7 @@ from ..reporting.figures import number
 from ..reporting.files import portable
 from ..reporting.stretches import WITHOUT_WARM_UP, is_of_one_piece
 from ..reporting.versions import package_versions
+from ..views import VIEWS
 from .arguments import (
     Arguments,
     DataArguments,
@@ -115,6 +116,7 @@ class Run:
         """What a stretch of it is trained with: settings, hardware and versions, but no folders of the machine."""
         given = {**vars(self.model_args), **vars(self.data_args), "preset": self.preset, "dataset_name": self.data.name}
         given |= {} if self.data_args.streaming else {"streaming": None, "streaming_buffer": None}
+        given |= {name: None for name in VIEWS if not given[name]}  # as of runs that were before there were any
         given["architecture"] = self.architecture
         given["dataset_revision"] = self.data.revision
         given["frame_stack"] = self.frame_stack

@@ -21,6 +21,7 @@ from ..model import DecisionMambaProcessor
 from ..reporting.console import say
 from ..reporting.files import CONFIG_FILE, PROCESSOR_FILE, RUN_FILES, TRAINING_FILE, files_at_top, portable, read_json
 from ..reporting.stretches import changes, go_on
+from ..views import VIEWS
 from .arguments import DataArguments, DecisionMambaTrainingArguments, ModelArguments
 from .checkpoints import last_complete_checkpoint, what_is_missing
 from .record import FIXED, RECIPE, kept_settings, other_settings, read_run, with_held
@@ -144,7 +145,7 @@ def _known_settings(
     known = {**vars(data_args), **{name: getattr(args, name) for name in names}}
     sources = [_name_of_data(name) for name in data_args.dataset_name or []]
     known["dataset_name"] = None if None in sources else joined_names([name for name in sources if name])
-    known["streaming"] = data_args.streaming or None
+    known |= {name: getattr(data_args, name) or None for name in ("streaming", *VIEWS)}
     known["streaming_buffer"] = data_args.streaming_buffer if data_args.streaming else None
     known["model_name_or_path"] = portable(model_args.model_name_or_path or "") or None
     if model_args.model_name_or_path is None:

@@ -13,10 +13,12 @@ from ..baselines.architectures import embeds_time
 from ..data import EpisodeStream, Trajectories, TrajectoryStatistics, load_trajectories, open_stream
 from ..data.request import PARQUET_REVISION, is_repository_id, resolved_commit
 from ..data.statistics import QUANTILES, spread
+from ..data.views import DataViews, views_to_add
 from ..evaluation.environments import action_bounds, check_spaces, make_environments
 from ..model import DecisionMambaProcessor
 from ..reporting.console import say
 from ..reporting.env_ids import is_env_id
+from ..views import with_agreed_views
 from .arguments import DataArguments, EvaluationArguments
 
 
@@ -82,10 +84,15 @@ def load_data(
         revision = _revision(data_args)
         if data_args.streaming:
             steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
+            said = stream.metadata
+            views = _views(data_args, eval_args, stream.name, said.env_id, said.environment_kwargs())
+            stream = replace(stream, views=views)
             stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
             environment = _environment(eval_args, train)
             return RunData(train.statistics(), train, held_out, *environment, stream, steps, revision)
         trajectories = load_trajectories(data_args.dataset_name or [], **source)
+    known = trajectories.env_id, trajectories.env_kwargs
+    trajectories = _views(data_args, eval_args, trajectories.name, *known).of(trajectories)
     best_of = trajectories.num_episodes if data_args.top_fraction < 1 else None
     if best_of is not None:
         trajectories = trajectories.best(data_args.top_fraction)
@@ -106,6 +113,22 @@ def load_data(
         revision=revision,
         in_memory=in_memory is not None,
         best_of=best_of,
+    )
+
+
+def _views(
+    data_args: DataArguments, eval_args: EvaluationArguments, name: str, env_id: str | None, have: dict[str, Any] | None
+) -> DataViews:
+    """What is to be left out of data of an environment, of which the one that was asked for says what it shows."""
+    given = eval_args.environment_kwargs()
+    env_kwargs = have if given is None and eval_args.env_id in (None, env_id) else given
+    return views_to_add(
+        f"data set {name!r}",
+        data_args.views(),
+        have,
+        eval_args.env_id or env_id,
+        env_kwargs,
+        advice="name one with --env_id",
     )
 
 
@@ -147,11 +170,12 @@ def name_in_memory(data: Any, given: Any) -> str:
 
 
 def _environment(eval_args: EvaluationArguments, data: Trajectories) -> tuple[str | None, dict[str, Any] | None]:
-    """Return the environment's id and keyword arguments: those given, else the data set's."""
+    """Return the environment's id and keyword arguments: those given, else the data set's; it shows what they show."""
     given, env_id = eval_args.environment_kwargs(), _env_id(eval_args, data)
     if given and env_id is None:
         raise ValueError(f"env_kwargs={eval_args.env_kwargs} needs an environment: --env_id")
-    return env_id, (data.env_kwargs if given is None and env_id == data.env_id else given) or None
+    env_kwargs = data.env_kwargs if given is None and env_id == data.env_id else given
+    return env_id, with_agreed_views(f"data set {data.name!r} shows", data.env_kwargs, env_kwargs)
 
 
 def _env_id(eval_args: EvaluationArguments, data: Trajectories) -> str | None:
