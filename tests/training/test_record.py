@@ -63,6 +63,7 @@ def test_curves_show_what_was_logged_twice(drawn, tmp_path: Path):
         (learning_history(LOG), "mean squared error"),
         ({"loss": {3: 1.0}, "eval_return_mean": {1: -10.0, 2: -5.0}}, "mean return"),
         ({"eval_return_mean": {1: 0.0, 2: 9.0}, "eval_normalized_score": {1: 3.0, 2: 4.0}}, "normalised score"),
+        ({"eval_return_mean": {1: 0.0, 2: 9.0}, "eval_success_rate": {1: 0.0, 2: 0.5}}, "success rate"),
     ):
         assert draw_learning_curve(tmp_path / "curve.png", history, "mean squared error")
         (axes,) = drawn["curve.png"].axes

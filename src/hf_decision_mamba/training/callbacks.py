@@ -15,6 +15,9 @@ from ..evaluation.result import EvaluationResult
 from ..evaluation.rollouts import evaluate_policy
 from ..model import DecisionMambaProcessor
 
+#: What rollouts are measured by, without transformers' prefix `eval_`.
+SCORES = ("return_mean", "return_std", "normalized_score", "success_rate")
+
 
 class SetEpoch(TrainerCallback):
     """Tell the sampler the epoch; accelerate does not reach it when several processes resume within an epoch."""
@@ -108,15 +111,16 @@ class RolloutCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Play the episodes on the main process, and tell the others, who choose the best model too."""
-        scores = [self._scores(model, processing_class) if state.is_world_process_zero else {}]
+        scores = [self.scores(model, processing_class, self.episodes) if state.is_world_process_zero else {}]
         metrics.update(broadcast_object_list(scores)[0])
 
-    def _scores(self, model: PreTrainedModel, processor: DecisionMambaProcessor) -> dict[str, float]:
+    def scores(self, model: PreTrainedModel, processor: DecisionMambaProcessor, episodes: int) -> dict[str, float]:
+        """Play so many episodes and return the metrics."""
         policy = DecisionMambaPolicy(as_saved(model), processor, mode=self.mode)
         result = evaluate_policy(
             policy,
             self.env_id,
-            episodes=self.episodes,
+            episodes=episodes,
             target_returns=[self.target_return],
             seed=self.seed,
             max_episode_steps=self.max_episode_steps,

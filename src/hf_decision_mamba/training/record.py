@@ -49,6 +49,12 @@ _OF_DATA_AND_MODEL = {entry.name for group in (ModelArguments, DataArguments) fo
 _PLACES = re.compile(r"output_dir|resume|hub|token|report_to|run_name|project|trackio|log_level|tqdm|local_rank")
 # What the curves are of, as the Trainer logs it.
 _CURVES = ("loss", "eval_loss", "eval_return_mean", "eval_normalized_score", "eval_success_rate")
+# Of the scores the one that is drawn: the first that there is.
+_SCORES = {
+    "eval_normalized_score": "normalised score",
+    "eval_success_rate": "success rate",
+    "eval_return_mean": "mean return",
+}
 
 
 def settings_to_repeat(
@@ -210,7 +216,7 @@ def _curves(history: Mapping[str, Mapping[int, float]]) -> dict[str, Mapping[int
 
 def _plot_curves(history: Mapping[str, Mapping[int, float]], loss_function: str) -> Figure:
     curves = _curves(history)
-    score = next((name for name in ("eval_normalized_score", "eval_return_mean") if name in curves), None)
+    score = next((name for name in _SCORES if name in curves), None)
     losses = [name for name in ("loss", "eval_loss") if name in curves]
     count = bool(losses) + (score is not None)
     figure = new_figure(7.2 if count == 1 else 9.6, 3.4)
@@ -228,7 +234,7 @@ def _plot_curves(history: Mapping[str, Mapping[int, float]], loss_function: str)
     if score is not None:
         axes = next(panels)
         axes.plot(list(curves[score]), list(curves[score].values()), color=RED, marker="o", markersize=4)
-        _finish(axes, {"eval_normalized_score": "normalised score"}.get(score, "mean return"))
+        _finish(axes, _SCORES[score])
     return figure
 
 

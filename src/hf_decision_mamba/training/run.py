@@ -51,7 +51,7 @@ from .arguments import (
     arguments_from,
     parse_arguments,
 )
-from .callbacks import RolloutCallback, as_saved, score_metrics
+from .callbacks import SCORES, RolloutCallback, as_saved, score_metrics
 from .checkpoints import last_complete_checkpoint, processes_of
 from .factory import build
 from .record import draw_learning_curve, settings_to_repeat, write_settings
@@ -325,9 +325,13 @@ def _check_arguments(
         raise ValueError("streaming has no epochs, as nobody knows how long a stream is; say --max_steps.")
     if not np.isfinite(eval_args.target_return or [0.0]).all():
         raise ValueError(f"target_return={eval_args.target_return} must be finite.")
-    if args.metric_for_best_model in ("normalized_score", "eval_normalized_score") and not eval_args.rollout_episodes:
+    metric = _best_by(args)
+    if metric not in (None, "loss", *SCORES):
+        known = ", ".join(f"eval_{name}" for name in ("loss", *SCORES))
+        raise ValueError(f"metric_for_best_model={args.metric_for_best_model} is not measured; there are {known}.")
+    if metric in SCORES and not eval_args.rollout_episodes:
         raise ValueError(
-            "metric_for_best_model=eval_normalized_score needs rollouts in training: --rollout_episodes 10"
+            f"metric_for_best_model={args.metric_for_best_model} needs rollouts in training: --rollout_episodes 10"
         )
     if args.push_to_hub:
         check_hub_arguments(args)
@@ -409,21 +413,21 @@ def _build_trainer(
     cut = SequenceDataset if in_order else WindowDataset.covering
     callbacks: list[TrainerCallback] = []
     if eval_args is not None and eval_args.rollout_episodes:
-        if args.metric_for_best_model and "score" in args.metric_for_best_model and not score_reference(data.env_id):
-            raise ValueError(
-                f"metric_for_best_model={args.metric_for_best_model}: {data.env_id} has no reference scores; take "
-                "eval_return_mean."
-            )
-        callbacks.append(
-            RolloutCallback(
-                str(data.env_id),
-                episodes=eval_args.rollout_episodes,
-                target_return=float(processor.target_return or 0.0),
-                seed=_ROLLOUT_SEED,
-                mode=eval_args.eval_mode,
-                max_episode_steps=eval_args.eval_max_episode_steps,
-                env_kwargs=data.env_kwargs,
-            )
+        rollouts = RolloutCallback(
+            str(data.env_id),
+            episodes=eval_args.rollout_episodes,
+            target_return=float(processor.target_return or 0.0),
+            seed=_ROLLOUT_SEED,
+            mode=eval_args.eval_mode,
+            max_episode_steps=eval_args.eval_max_episode_steps,
+            env_kwargs=data.env_kwargs,
+        )
+        _check_measured(_best_by(args), rollouts, model, processor)
+        callbacks.append(rollouts)
+    elif _best_by(args) in SCORES:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model} needs rollouts in training, and there is no "
+            "environment to play in; take eval_loss."
         )
     return DecisionMambaTrainer(
         model,
@@ -433,6 +437,26 @@ def _build_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
+
+
+def _best_by(args: TrainingArguments) -> str | None:
+    """What the best checkpoint is chosen by, without the prefix that transformers lets people leave out."""
+    return args.metric_for_best_model and args.metric_for_best_model.removeprefix("eval_")
+
+
+def _check_measured(
+    metric: str | None, rollouts: RolloutCallback, model: PreTrainedModel, processor: DecisionMambaProcessor
+) -> None:
+    """Refuse to choose by what an environment does not say: reference scores, or which episodes were a success."""
+    if metric == "normalized_score" and not score_reference(rollouts.env_id):
+        raise ValueError(
+            f"metric_for_best_model=eval_{metric}: {rollouts.env_id} has no reference scores; take eval_return_mean."
+        )
+    if metric == "success_rate" and f"eval_{metric}" not in rollouts.scores(model, processor, episodes=1):
+        raise ValueError(
+            f"metric_for_best_model=eval_{metric}: {rollouts.env_id} does not say which episodes were a success (info "
+            "has no success or is_success at the end of one); take eval_return_mean."
+        )
 
 
 def _goes_to_the_device(data: RunData, args: DecisionMambaTrainingArguments) -> bool:
