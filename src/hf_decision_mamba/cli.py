@@ -182,6 +182,12 @@ def _add_inspect(verbs: Any) -> None:
         help="decisions in the picture of attention (default: 300 600, or the whole episode where it is shorter)",
     )
     command.add_argument(
+        "--memory",
+        action="store_true",
+        help="follow two beginnings: how far apart the recurrent states stay, and what they drift together",
+    )
+    command.add_argument("--steps", type=int, help="decisions to follow them for (default: the longest episode)")
+    command.add_argument(
         "--output",
         type=_path,
         help=f"folder for {PAGE}, its pictures and {NUMBERS} (default: inspection, in the checkpoint's folder; of the "
@@ -387,6 +393,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
         timesteps=arguments.timesteps and (arguments.timesteps[0], arguments.timesteps[1]),
         seed=arguments.seed,
         env_kwargs=parse_env_kwargs("--env-kwargs", arguments.env_kwargs),
+        memory=arguments.memory,
+        steps=arguments.steps,
     )
     local = Path(arguments.checkpoint)
     default = local / "inspection" if local.is_dir() else Path(f"inspection-{local.name}")

@@ -8,6 +8,7 @@ from .ablation import Ablation, ablate, randomize_hidden_attention, swap_hidden_
 from .effective_context import EffectiveContext, effective_context
 from .hidden_attention import Decay, HiddenAttention, decay_rate, hidden_attention
 from .inspection import ModelInspection, inspect_checkpoint
+from .memory import MemoryOfBeginning, memory_of_beginning
 from .page import plot_inspection, write_inspection
 from .time_constants import TimeConstants, time_constants
 
@@ -16,6 +17,7 @@ __all__ = [
     "Decay",
     "EffectiveContext",
     "HiddenAttention",
+    "MemoryOfBeginning",
     "ModelInspection",
     "TimeConstants",
     "ablate",
@@ -23,6 +25,7 @@ __all__ = [
     "effective_context",
     "hidden_attention",
     "inspect_checkpoint",
+    "memory_of_beginning",
     "plot_inspection",
     "randomize_hidden_attention",
     "swap_hidden_attention",

@@ -27,6 +27,7 @@ from ..reporting.versions import package_versions
 from .effective_context import EffectiveContext, effective_context
 from .episodes import DecisionWindows, PlayedEpisodes, chosen_episodes, play_episodes
 from .hidden_attention import Decay, decay_rate, hidden_attention
+from .memory import MemoryOfBeginning, check_carries_state, memory_of_beginning
 from .time_constants import TimeConstants, time_constants
 
 TIMESTEPS = (300, 600)  # the paper's
@@ -51,6 +52,7 @@ class ModelInspection:
             None where they are discrete.
         time_constants: of spaced windows.
         conditioning: episodes at several target returns.
+        memory: what is left of a beginning; only where it was asked for.
         left_out: why what is missing is missing, by the name of the figure.
     """
 
@@ -64,11 +66,12 @@ class ModelInspection:
     action_spread: float | None = None
     time_constants: TimeConstants | None = None
     conditioning: EvaluationResult | None = None
+    memory: MemoryOfBeginning | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers, ready for JSON, to four digits where they are many; infinite ones are None."""
-        attention = decay = context = memory = None
+        attention = decay = context = None
         if self.surface is not None and self.timesteps is not None and self.curves is not None:
             attention = {
                 "token_types": self.token_types,
@@ -87,15 +90,14 @@ class ModelInspection:
                 "older_removed": _spread(self.context.older_removed),
                 "action_spread": self.action_spread,
             }
-        if self.time_constants is not None:
-            memory = asdict(self.time_constants)
         numbers = {
             "protocol": self.protocol,
             "attention": attention,
             "decay": decay,
             "effective_context": context,
             "return_conditioning": self.conditioning and self.conditioning.to_dict(),
-            "time_constants": memory,
+            "time_constants": self.time_constants and asdict(self.time_constants),
+            **({} if self.memory is None else {"memory": asdict(self.memory)}),
             "left_out": self.left_out,
         }
         plain: dict[str, Any] = _plain(numbers)
@@ -113,6 +115,8 @@ def inspect_checkpoint(
     timesteps: tuple[int, int] | None = None,
     seed: int = 0,
     env_kwargs: dict[str, Any] | None = None,
+    memory: bool = False,
+    steps: int | None = None,
     progress: bool = True,
 ) -> ModelInspection:
     """Measure what a policy's decisions attend to, depend on and remember, and what it makes of target returns.
@@ -132,6 +136,8 @@ def inspect_checkpoint(
             episode where it is shorter.
         seed: of the first episode, or of the draw of episodes from a data set.
         env_kwargs: keyword arguments that the environment is made with; the checkpoint's when not given.
+        memory: whether to follow two beginnings through the longest of the episodes (see `memory_of_beginning`).
+        steps: decisions to follow them for, at most; to its end when not given.
         progress: whether to show progress bars.
 
     Raises:
@@ -146,6 +152,12 @@ def inspect_checkpoint(
         raise ValueError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0.")
     if timesteps is not None and not 0 <= timesteps[0] < timesteps[1]:
         raise ValueError(f"timesteps={timesteps} must be two time steps, the first 0 or later and before the last.")
+    if memory:
+        check_carries_state(policy)
+    elif steps is not None:
+        raise ValueError(
+            f"steps={steps} says how long a memory is followed; say memory too (--memory), or leave out steps."
+        )
     checkpoint = portable(checkpoint)
     data_name = None if data is None else portable(data)
     command = command_line(
@@ -158,6 +170,8 @@ def inspect_checkpoint(
         timesteps=timesteps,
         episodes=episodes,
         seed=seed,
+        memory=memory or None,
+        steps=steps,
     )
     asked, targets = None, []
     if data is not None:
@@ -201,6 +215,8 @@ def inspect_checkpoint(
             "versions": package_versions(),
         }
     )
+    if memory:
+        found.memory = memory_of_beginning(policy, played, steps)
     _look_inside(found, policy, played, timesteps, progress)
     if data is not None:
         found.left_out["return_conditioning"] = "Nothing was played: the episodes are those of a data set."

@@ -59,6 +59,8 @@ def write_inspection(found: ModelInspection, folder: str | os.PathLike[str]) -> 
     with replacing_together(folder, NUMBERS, [PAGE, *(f"{name}.png" for name in _SECTIONS)]) as draft:
         sections, pictures = [], []
         for name, (heading, how_to_read, _, table) in _SECTIONS.items():
+            if name == "memory" and found.memory is None:  # nobody has asked for it
+                continue
             section: dict[str, Any] = {"heading": heading, "left_out": found.left_out.get(name)}
             if section["left_out"] is None:
                 path = draft / f"{name}.png"
@@ -84,7 +86,7 @@ def plot_inspection(found: ModelInspection, name: str) -> Figure:
 
     Args:
         found: what `inspect_checkpoint` returned.
-        name: `"attention"`, `"decay"`, `"effective_context"`, `"return_conditioning"` or `"time_constants"`.
+        name: `"attention"`, `"decay"`, `"effective_context"`, `"return_conditioning"`, `"time_constants"`, `"memory"`.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -97,6 +99,8 @@ def plot_inspection(found: ModelInspection, name: str) -> Figure:
         raise ValueError(f"name={name!r} is no picture of an inspection; there are {', '.join(_SECTIONS)}.")
     if name in found.left_out:
         raise ValueError(f"There is no picture {name!r}: {found.left_out[name]}")
+    if name == "memory" and found.memory is None:
+        raise ValueError("There is no picture 'memory': the inspection was not asked for it (memory=True).")
     figure: Figure = _SECTIONS[name][2](found)
     return figure
 
@@ -259,7 +263,7 @@ def _conditioning(found: ModelInspection) -> Figure:
     return figure
 
 
-def _memory(found: ModelInspection) -> Figure:
+def _time_constants(found: ModelInspection) -> Figure:
     assert found.time_constants is not None
     constants = found.time_constants
     layers = len(constants.step_sizes)
@@ -273,6 +277,9 @@ def _memory(found: ModelInspection) -> Figure:
         axes.set_xscale("log")
         _label(axes.xaxis, values)
         tidy(axes, grid="x")
+    for layer, (low, _, median, _, high) in enumerate(constants.learned):
+        left.plot([low, high], [layer + 0.25] * 2, color=GREY, linewidth=1.5)
+        left.plot([median], [layer + 0.25], "|", color=GREY, markersize=8)
     left.set_yticks(range(layers), [f"layer {layer}" for layer in range(layers)])
     left.set_ylim(layers - 0.5, -0.5)
     left.set_title("Step sizes Δ", loc="left", fontsize=10)
@@ -282,8 +289,49 @@ def _memory(found: ModelInspection) -> Figure:
     context = found.protocol["context_length"]
     right.axvline(context, color=RED, linestyle=":", label=f"context length: {context} steps")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", frameon=False, fontsize=8)
-    figure.text(0.01, 0.01, "dot: median, bar: middle half, line: 5 % to 95 %", fontsize=8, color=GREY)
+    legend = "dot: median, bar: middle half, line: 5 % to 95 %; grey: what the learned biases alone make of Δ"
+    figure.text(0.01, 0.01, legend, fontsize=8, color=GREY)
     return figure
+
+
+def _memory(found: ModelInspection) -> Figure:
+    assert found.memory is not None
+    memory, layers = found.memory, len(found.memory.signal)
+    figure = new_figure(9.2, 6.6, _DPI)
+    panels = figure.subplots(3, 1, sharex=True)
+    shades = [layer / max(layers - 1, 1) for layer in range(layers)]
+    for axes, values, title in (
+        (panels[0], memory.signal, "Signal: distance between the states of two episodes that begin differently"),
+        (panels[1], memory.drift, "Drift: how far both states have moved together since the first decision"),
+    ):
+        for layer, shade in enumerate(shades):
+            shown = np.where(values[layer] > 0, values[layer], np.nan)
+            axes.plot(memory.steps, shown, color=_between(BLUE, RED, shade), label=f"layer {layer}")
+        axes.set_yscale("log")
+        _label(axes.yaxis, values)
+        axes.set_title(title, loc="left", fontsize=10)
+    panels[2].plot(memory.steps, memory.difference, color=DARK)
+    panels[2].set_title(f"Largest difference of {_answers(found)}", loc="left", fontsize=10)
+    panels[2].set_ylim(bottom=0)
+    for axes in panels:
+        axes.set_xscale("log")
+        tidy(axes)
+    _label(panels[2].xaxis, memory.steps)
+    panels[2].set_xlabel("decisions since the beginning (log scale)")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=min(layers, 8), frameon=False, fontsize=8)
+    return figure
+
+
+def _between(first: str, second: str, share: float) -> tuple[float, ...]:
+    from matplotlib.colors import to_rgb
+
+    return tuple((1 - share) * a + share * b for a, b in zip(to_rgb(first), to_rgb(second), strict=True))
+
+
+def _answers(found: ModelInspection) -> str:
+    discrete = found.protocol["action_type"] == "discrete"
+    return "the logits" if discrete else "the action (in the model's units)"
 
 
 def _label(axis: Axis, values: NDArray[Any]) -> None:
@@ -370,13 +418,26 @@ def _conditioning_table(found: ModelInspection) -> Table:
     return table
 
 
-def _memory_table(found: ModelInspection) -> Table:
+def _time_constants_table(found: ModelInspection) -> Table:
     assert found.time_constants is not None
     constants = found.time_constants
     names = [f"{100 * q:g} %" for q in constants.quantiles]
-    table = [["", *(f"Δ, {name}" for name in names), *(f"steps, {name}" for name in names)]]
-    for layer, (sizes, steps) in enumerate(zip(constants.step_sizes, constants.steps, strict=True)):
-        table.append([f"layer {layer}", *(f"{x:.3g}" for x in sizes), *(f"{x:.3g}" for x in steps)])
+    table = [["", *(f"{what}, {name}" for what in ("Δ", "steps", "learned Δ") for name in names)]]
+    for layer, rows in enumerate(zip(constants.step_sizes, constants.steps, constants.learned, strict=True)):
+        table.append([f"layer {layer}", *(f"{x:.3g}" for row in rows for x in row)])
+    return table
+
+
+def _memory_table(found: ModelInspection) -> Table:
+    assert found.memory is not None
+    memory = found.memory
+    layers = range(len(memory.signal))
+    heads = [f"{what}, layer {layer}" for what in ("signal", "drift") for layer in layers]
+    table = [["decisions", *heads, f"difference of {_answers(found)}"]]
+    powers = np.concatenate([10.0 ** np.arange(8), memory.steps[-1:]])
+    for place in np.unique(np.searchsorted(memory.steps, powers).clip(max=len(memory.steps) - 1)):
+        numbers = [*memory.signal[:, place], *memory.drift[:, place], memory.difference[place]]
+        table.append([f"{memory.steps[place]:,}", *(f"{x:.3g}" for x in numbers)])
     return table
 
 
@@ -400,6 +461,10 @@ def _protocol(found: ModelInspection) -> Table:
         ["mode", f"window, context length {protocol['context_length']}"],
         ["windows for curves and tables", f"{protocol['windows']}, which do not overlap"],
     ]
+    if found.memory is not None:
+        followed, other = found.memory.episodes
+        what = f"episode {followed} for {found.memory.steps[-1]:,} decisions, and with the beginning of {other}"
+        table.append(["two beginnings", what])
     if found.conditioning is not None:
         rows = found.conditioning.to_dict()
         asked = ", ".join(f"{row['target_return']:,g}" for row in rows["results"])
@@ -480,6 +545,15 @@ _SECTIONS: dict[str, _Section] = {
         "Step sizes and memory",
         "The further right, the longer (right) the states of a layer remember, and the larger (left) the steps Δ with "
         "which they move; beyond the red line memory outlasts the context.",
+        _time_constants,
+        _time_constants_table,
+    ),
+    "memory": (
+        "What is left of a beginning",
+        "One episode is followed twice, the second time with another episode's first observation; all that is seen and "
+        "done later is the same. The model still knows the beginning where the signal is not small against the drift "
+        "and the answers differ; a signal that falls is forgotten, and a drift that rises is what the read-out was "
+        "never trained on.",
         _memory,
         _memory_table,
     ),
