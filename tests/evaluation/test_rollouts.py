@@ -673,6 +673,21 @@ class TestStatistics:
         *_, line = made_result([0.01, 0.02]).table().splitlines()
         assert "0.015 ± 0.005  " in line and "0.01 to 0.02" in line
 
+    def test_episodes_that_are_one_trajectory_are_said_to_be_one(self):
+        result = made_result([2000.0, 2010.0, 1995.0], targets=(3600.0, 7200.0))
+        assert "these are one" not in result.table()  # their lengths differ
+        for row in result.episodes:
+            row["length"] = 300 + row["episode"]
+        *_, first, second = result.table().splitlines()
+        assert first.startswith("3 episodes of target return 3600 within 1%: these are one, and their interval says")
+        assert "target return 7200" in second
+        result.episodes[0]["return"] = 2100.0
+        assert "target return 7200" in result.table() and "return 3600 within" not in result.table()
+        for row in result.episodes:
+            row["success"] = True  # whose returns are all 1 for another reason
+        assert "these are one" not in result.table()
+        assert "these are one" not in made_result([7.0]).table()
+
 
 class TestFiles:
     def test_episodes_come_back_from_parquet(self, tmp_path):

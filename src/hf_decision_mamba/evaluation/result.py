@@ -23,7 +23,7 @@ from ..reporting.files import (
 from ..reporting.tables import table_lines
 from .environments import install_hint
 from .scores import normalized_score, score_reference
-from .statistics import describe_success, describe_values, interval_text
+from .statistics import are_one_trajectory, describe_success, describe_values, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,20 @@ class EvaluationResult:
                 rate, percent = result["success_rate"], "{:.1%}".format
                 rows[-1] += ["-" if rate is None else percent(rate), interval_text(result["success_ci95"], percent)]
             rows[-1].append(f"{result['length_mean']:.1f}")
-        return "\n".join([self._title(), "", *table_lines([*heads, "length"], rows, left=0)])
+        return "\n".join([self._title(), "", *table_lines([*heads, "length"], rows, left=0), *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        """Return a line for each target return whose episodes are one trajectory; a success is 1 in all of them."""
+        remarks = []
+        for target in [] if self._tells_success() else self._targets():
+            rows = [row for row in self.episodes if row["target_return"] == target]
+            if are_one_trajectory([row["return"] for row in rows], [row["length"] for row in rows]):
+                of_target = f" of target return {target:g}" if len(self._targets()) > 1 else ""
+                remarks.append(
+                    f"{len(rows)} episodes{of_target} within 1%: these are one, and their interval says nothing. Other "
+                    "starts (--env-kwargs), or models of other seeds, say more."
+                )
+        return remarks
 
     def save(
         self,

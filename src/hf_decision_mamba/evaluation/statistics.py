@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 _RESAMPLES = 10_000
 _NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
+_ALIKE = 0.01  # share of the mean within which episodes are one trajectory
 #: 97.5 % quantiles of Student's t distribution for 1 to 30 degrees of freedom.
 _T_QUANTILES = (
     *(12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139),
@@ -90,6 +91,19 @@ def describe_success(successes: Sequence[bool | None]) -> dict[str, Any]:
     if not known:
         return {"success_rate": None, "success_ci95": [None, None]}
     return {"success_rate": sum(known) / len(known), "success_ci95": wilson_interval(sum(known), len(known))}
+
+
+def are_one_trajectory(returns: Sequence[float], lengths: Sequence[int]) -> bool:
+    """Return whether episodes of these returns (n,) and lengths (n,) are so alike that they count as one.
+
+    That is where there are two or more, and no return and no length is further than 1 % from its mean: a policy without
+    chance of its own, from starts that hardly differ, plays one trajectory again and again. An interval over them
+    says how alike they are, and nothing about the policy.
+    """
+    every = [np.asarray(values, dtype=np.float64) for values in (returns, lengths)]
+    return len(returns) > 1 and all(
+        (np.abs(values - values.mean()) <= _ALIKE * abs(values.mean())).all() for values in every
+    )
 
 
 def interval_text(interval: Sequence[float | None], text: Callable[[float], str] = "{:.1f}".format) -> str:
