@@ -70,6 +70,11 @@ SECTIONS = (
         ),
     ),
     (
+        "Studies",
+        "[studies.md](studies.md): the file, what is written; [protocol.md](protocol.md): the rules, and why",
+        ("run_study", "StudyResult", "StudyResult.summary", "StudyResult.table", "StudyResult.save"),
+    ),
+    (
         "Looking inside",
         "[README](../README.md#look-inside), [notebooks/look_inside.ipynb](../notebooks/look_inside.ipynb)",
         ("inspect_checkpoint", "plot_inspection", "hidden_attention", "effective_context"),

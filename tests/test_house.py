@@ -11,6 +11,7 @@ HOUSE = Path(hf_decision_mamba.__file__).parent
 #: The rooms from the roof to the ground; a room uses those of the floors below its own, and no other.
 FLOORS = (
     {"cli"},
+    {"study"},
     {"info", "training", "collecting", "analysis"},
     {"evaluation"},
     {"data", "acting", "baselines", "sharing", "conversion"},

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .evaluation.rollouts import evaluate_policy
     from .evaluation.scores import normalized_score
     from .sharing.model_card import push_to_hub, write_model_card
+    from .study.results import StudyResult
+    from .study.runner import run_study
     from .training.record import plot_learning_curve
     from .training.run import TrainingResult, train
     from .training.trainer import DecisionMambaTrainer
@@ -50,6 +52,7 @@ _PLACES = {
     "DecisionMambaPolicy": "acting.policy",
     "DecisionMambaTrainer": "training.trainer",
     "EvaluationResult": "evaluation.result",
+    "StudyResult": "study.results",
     "TrainingResult": "training.run",
     "Trajectories": "data.trajectories",
     "WindowDataset": "data.windows",
@@ -65,10 +68,22 @@ _PLACES = {
     "plot_inspection": "analysis.page",
     "plot_learning_curve": "training.record",
     "push_to_hub": "sharing.model_card",
+    "run_study": "study.runner",
     "train": "training.run",
     "write_model_card": "sharing.model_card",
 }
-_ROOMS = ("acting", "analysis", "collecting", "conversion", "data", "evaluation", "info", "sharing", "training")
+_ROOMS = (
+    "acting",
+    "analysis",
+    "collecting",
+    "conversion",
+    "data",
+    "evaluation",
+    "info",
+    "sharing",
+    "study",
+    "training",
+)
 
 __all__ = [
     "CollectSettings",
@@ -84,6 +99,7 @@ __all__ = [
     "EncodedDecisionTransformerConfig",
     "EncodedDecisionTransformerModel",
     "EvaluationResult",
+    "StudyResult",
     "TrainingResult",
     "Trajectories",
     "WindowDataset",
@@ -100,6 +116,7 @@ __all__ = [
     "plot_inspection",
     "plot_learning_curve",
     "push_to_hub",
+    "run_study",
     "train",
     "write_model_card",
 ]

@@ -34,6 +34,8 @@ from .reporting.figures import number
 from .reporting.files import CONFIG_FILE, EVALUATION_FILES, RETURNS_FILE, portable
 from .sharing.dataset_card import is_dataset_folder, push_dataset_to_hub
 from .sharing.model_card import push_to_hub, write_model_card
+from .study.results import PAGE_FILE
+from .study.runner import run_study
 from .training.run import main as train
 
 
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(verbs)
     _add_collect(verbs)
     _add_inspect_data(verbs)
+    _add_study(verbs)
 
     push = verbs.add_parser("push", help="upload a checkpoint, or a collected data set, with its card to the Hub")
     push.add_argument("folder", type=_path)
@@ -284,6 +287,20 @@ def _add_inspect_data(verbs: Any) -> None:
     command.set_defaults(run=_inspect_data)
 
 
+def _add_study(verbs: Any) -> None:
+    command = verbs.add_parser(
+        "study", help="train models on data sets with several seeds, score them all, and say how sure the answer is"
+    )
+    command.add_argument("file", type=_path, metavar="STUDY.yaml", help="what it consists of: docs/studies.md")
+    command.add_argument("--jobs", type=int, default=1, help="runs at a time, which share out the cores (default: 1)")
+    command.add_argument("--report", action="store_true", help="write the results of what has finished; run nothing")
+    command.add_argument("--output", type=_path, help="folder of its runs and results (default: runs/NAME)")
+    command.add_argument(
+        "--overwrite", action="store_true", help="delete runs that were trained with other settings than the file's"
+    )
+    command.set_defaults(run=_study)
+
+
 def _collect(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     given["env_kwargs"] = parse_env_kwargs("--env-kwargs", given.get("env_kwargs"))
@@ -422,6 +439,19 @@ def _ablate(arguments: argparse.Namespace) -> None:
     print(found.table())
     if arguments.output is not None:
         print(f"\nresults      {_saved(found, arguments.output, 'ablation.png')}")
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    result = run_study(
+        arguments.file,
+        jobs=arguments.jobs,
+        output=arguments.output,
+        report=arguments.report,
+        overwrite=arguments.overwrite,
+    )
+    print(f"{result.table()}\n\nresults      {result.folder / PAGE_FILE}")
+    if result.failed:
+        raise SystemExit(1)
 
 
 def _export(arguments: argparse.Namespace) -> None:

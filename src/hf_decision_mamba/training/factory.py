@@ -105,7 +105,7 @@ def _new_config(
 ) -> PreTrainedConfig:
     """Make the config of a new model: the task's fields from the data, sizes from the preset or the paper."""
     task = _task(trajectories, settings["frame_stack"])
-    overrides = _checked_overrides(model_args)
+    overrides = checked_overrides(model_args)
     if model_args.builds_a_preset:
         _check_preset(model_args.preset, trajectories)
         config = DecisionMambaConfig.from_preset(model_args.preset, **task, **overrides)
@@ -150,7 +150,7 @@ def _check_preset(preset: str, trajectories: Trajectories) -> None:
         )
 
 
-def _checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
+def checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
     """Return the config fields that were given, when the architecture has them."""
     architecture, overrides = model_args.architecture, model_args.overrides()
     if architecture not in WITH_PRESETS and model_args.preset != ModelArguments.preset:

@@ -177,7 +177,7 @@ def _run(
         model_args, data_args, eval_args, args = arguments
         for remark in arguments.remarks:
             say(remark)
-        _check_arguments(data_args, eval_args, args)
+        check_arguments(data_args, eval_args, args)
         checkpoint = checkpoint_to_resume(model_args, data_args, args)
         _set_cpu_threads(args)
         disable_progress_bar()  # transformers' own: one for each file of each checkpoint
@@ -295,7 +295,7 @@ def _saying_how_to_go_on() -> Iterator[list[Path]]:
         raise StoppedBySignal(getattr(error, "number", signal.SIGINT), how) from None
 
 
-def _check_arguments(
+def check_arguments(
     data_args: DataArguments, eval_args: EvaluationArguments, args: DecisionMambaTrainingArguments
 ) -> None:
     """Refuse what is wrong whatever the data; adapt what follows from other settings."""
