@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from factories import HOPPER
+from factories import HOPPER, ROOT
 from studies import small
 
 from hf_decision_mamba.study.plan import load_study, words_of
@@ -43,6 +43,13 @@ def test_settings_go_through_a_command_line_unchanged():
     for run in study.runs:
         arguments = parse_arguments([*words_of(run.settings), "--output_dir=-"])
         assert {**arguments.given, "seed": 3} == {**run.settings, "output_dir": "-"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_files_of_the_project_are_studies(path):
+    study = load_study(path)
+    assert study.name == path.stem and study.runs and study.evaluations
+    assert all(run.settings["target_return"] for run in study.runs)
 
 
 def test_paths_begin_in_the_working_directory_or_with_a_dot_in_the_files_folder(tmp_path):
