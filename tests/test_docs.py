@@ -80,7 +80,9 @@ def program(path: str):
     return module
 
 
-@pytest.mark.parametrize("path", [f"docs/make_{name}.py" for name in ("api", "presets", "benchmarks", "memory")])
+@pytest.mark.parametrize(
+    "path", [f"docs/make_{name}.py" for name in ("api", "presets", "benchmarks", "memory", "protocol")]
+)
 def test_generated_pages_are_up_to_date(path):
     module = program(path)
     assert module.PATH.read_text(encoding="utf-8") == module.render(), f"run python {path}"
