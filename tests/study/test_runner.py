@@ -161,7 +161,7 @@ def test_a_worker_ends_with_its_parent(monkeypatch):
     signals = []
     monkeypatch.setattr(worker, "_PARENT_SECONDS", 0.01)
     monkeypatch.setattr(worker.os, "kill", lambda *sent: (signals.append(sent), killed.set()))
-    with worker.ending_with_the_parent():
+    with worker.ending_with(os.getppid()):
         assert not killed.wait(0.05)
         monkeypatch.setattr(worker.os, "getppid", lambda: 1)
         assert killed.wait(5)

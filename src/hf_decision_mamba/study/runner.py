@@ -226,7 +226,7 @@ def _start(study: Study, run: PlannedRun, folder: Path, threads: int) -> subproc
     environment = {"WANDB_RUN_GROUP": study.name, **os.environ, "OMP_NUM_THREADS": str(threads)}
     with (where / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
-            [*_WORKER, str(where), str(threads)],
+            [*_WORKER, str(where), str(threads), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

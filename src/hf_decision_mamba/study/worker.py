@@ -1,6 +1,7 @@
 """One run of a study in a process of its own: trained to the end, then scored; what is done already is left alone.
 
-`python -m hf_decision_mamba.study.worker FOLDER THREADS`: the folder holds the run's plan.json.
+`python -m hf_decision_mamba.study.worker FOLDER THREADS PARENT`: the folder holds the run's plan.json; the last is the
+process that starts this one, without which it ends.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from .scoring import is_scored, score_run
 _PARENT_SECONDS, _COST_SECONDS = 1, 10  # between two looks at the parent, and two notes of the cost
 
 
-def main(folder: Path, threads: int) -> None:
+def main(folder: Path, threads: int, parent: int) -> None:
     """Do what the plan in a run's folder says, as far as it is not done."""
     plan = read_json(folder / PLAN_FILE)
-    with alone_in(folder), ending_with_the_parent():
+    with ending_with(parent), alone_in(folder):
         if not (folder / TRAINING_FILE).is_file():
             words = [*words_of(plan["settings"]), *words_of(plan["of_the_study"])]
             options = {"output_dir": str(folder), "cpu_threads": threads, "resume_from_checkpoint": "last"}
@@ -51,9 +52,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def ending_with_the_parent() -> Iterator[None]:
-    """Stop this process, as SIGTERM does, when the one that started it is gone."""
-    parent, over = os.getppid(), threading.Event()
+def ending_with(parent: int) -> Iterator[None]:
+    """Stop this process, as SIGTERM does, when the one that started it is gone; it may be before it is asked."""
+    over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_PARENT_SECONDS):
@@ -93,4 +94,4 @@ def keeping_the_cost(folder: Path, threads: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     with report_user_errors():
-        main(Path(sys.argv[1]), int(sys.argv[2]))
+        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
