@@ -62,7 +62,7 @@ def test_every_run_has_a_process_a_folder_and_its_share_of_the_cores(folder, cap
     plan = json.loads((folder / "other/RvS/seed1/plan.json").read_text())
     assert plan["settings"]["architecture"] == "rvs" and plan["settings"]["seed"] == 1
     assert plan["of_the_study"] == {
-        "save_total_limit": 2,
+        "save_total_limit": 4,
         "eval_episodes": 0,
         "disable_tqdm": True,
         "run_name": "small/other/RvS/seed1",
@@ -138,7 +138,7 @@ def test_data_may_have_moved_and_more_checkpoints_than_were_kept_are_refused(fol
     moved.write_bytes(HOPPER.read_bytes())
     data = {name: {**settings, "dataset_name": str(moved)} for name, settings in small()["data"].items()}
     hdm.run_study(small(data=data, evaluations={"one": {"last": 1}}), output=folder, progress=False)
-    assert json.loads((folder / "hopper/DeMa/seed0/plan.json").read_text())["of_the_study"]["save_total_limit"] == 2
+    assert json.loads((folder / "hopper/DeMa/seed0/plan.json").read_text())["of_the_study"]["save_total_limit"] == 4
     with pytest.raises(ValueError, match=r"2 checkpoints kept \(the study scores 5\)"):
         hdm.run_study(small(evaluations=None), output=folder, progress=False)
 

@@ -9,7 +9,7 @@ from studies import score
 from hf_decision_mamba import EvaluationResult
 from hf_decision_mamba.study import scoring
 from hf_decision_mamba.study.plan import Evaluation
-from hf_decision_mamba.study.scoring import is_scored, score_run, scores_of, summarize
+from hf_decision_mamba.study.scoring import is_scored, last_checkpoints, score_run, scores_of, summarize
 
 
 @pytest.fixture
@@ -37,6 +37,18 @@ def test_a_run_is_scored_by_its_last_checkpoints_each_from_starts_of_its_own(run
     found = summarize(entry, evaluation)
     assert found["score"] == found["return_mean"] == pytest.approx(sum(every) / 6) and found["episodes"] == 6
     assert (found["score_kind"], found["normalized_score"], found["success_rate"]) == ("return", None, None)
+
+
+def test_a_checkpoint_of_an_interruption_is_no_regular_one(tmp_path):
+    for step in (80, 100, 120, 133, 140, 150):  # every 20, the end, and where it was interrupted
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-150" / "trainer_state.json").write_text('{"save_steps": 20}')
+    assert [path.name for path in last_checkpoints(tmp_path, 3)] == [
+        "checkpoint-120",
+        "checkpoint-140",
+        "checkpoint-150",
+    ]
+    assert len(last_checkpoints(tmp_path, 6)) == 6
 
 
 def test_too_few_checkpoints_and_scores_that_there_are_not_are_refused(run):

@@ -32,6 +32,7 @@ _WORKER = (sys.executable, "-m", "hf_decision_mamba.study.worker")
 _SECONDS = 0.2  # between two looks at the processes
 _OF_TRAINING = 0.9  # of a run's time, as far as the progress bar knows
 _RUNS_NAMED = 5
+_INTERRUPTIONS = 2  # whose checkpoints are kept beside those that are scored
 #: Settings that name a place: where data lie does not tell two runs apart, what they are called does.
 _PLACES = ("dataset_name", "model_name_or_path")
 
@@ -110,7 +111,9 @@ def begin(study: Study, folder: Path, overwrite: bool) -> None:
             {
                 **run.to_dict(),
                 "of_the_study": {
-                    "save_total_limit": max(study.last, held.get("of_the_study", {}).get("save_total_limit", 0)),
+                    "save_total_limit": max(
+                        study.last + _INTERRUPTIONS, held.get("of_the_study", {}).get("save_total_limit", 0)
+                    ),
                     "eval_episodes": 0,  # it is scored when it is trained
                     "disable_tqdm": True,
                     "run_name": f"{study.name}/{run.folder}",
@@ -147,7 +150,7 @@ def _other_settings(run: PlannedRun, folder: Path, last: int) -> str:
     had, asked = _comparable(held["settings"]), _comparable(run.settings)
     names = [name for name in sorted({*had, *asked}) if had.get(name) != asked.get(name)]
     others = [f"{name}={_word(had.get(name))} (the study's: {_word(asked.get(name))})" for name in names]
-    kept = held["of_the_study"]["save_total_limit"]
+    kept = held["of_the_study"]["save_total_limit"] - _INTERRUPTIONS
     if kept < last and trained:
         others.append(f"{kept} checkpoints kept (the study scores {last})")
     return ", ".join(others)

@@ -62,16 +62,24 @@ def _labels(evaluation: Evaluation) -> set[str]:
 def last_checkpoints(folder: Path, count: int) -> list[Path]:
     """Return the last checkpoints of a run, the end of its training being the last of them.
 
+    Those that were saved on an interruption, between two others, are left out where there are enough without them.
+
     Raises:
         ValueError: the run has fewer.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
+    found = sorted(folder.glob("checkpoint-*"), key=_step)
     if len(found) < count:
         raise ValueError(
             f"{folder} has {len(found)} checkpoints, and {count} are to be scored: that takes a smaller `last` or "
             "`save_steps`, or a longer training."
         )
-    return found[-count:]
+    between = read_json(found[-1] / "trainer_state.json").get("save_steps") or 1
+    regular = [path for path in found if _step(path) % between == 0 or path == found[-1]]
+    return (regular if len(regular) >= count else found)[-count:]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[-1])
 
 
 def score_run(folder: Path, evaluation: Evaluation, default_mode: str) -> None:
@@ -96,7 +104,7 @@ def score_run(folder: Path, evaluation: Evaluation, default_mode: str) -> None:
         entry = kept["conditions"].setdefault(condition.label, {"value": condition.value, "checkpoints": []})
         done = {part["step"] for part in entry["checkpoints"]}
         for number, checkpoint in enumerate(last_checkpoints(folder, evaluation.last)):
-            step = int(checkpoint.name.split("-")[-1])
+            step = _step(checkpoint)
             if step not in done:
                 played = _play(policy_of(checkpoint), evaluation, condition, number * evaluation.episodes)
                 entry["checkpoints"].append({"step": step, **played.pop("episodes")})

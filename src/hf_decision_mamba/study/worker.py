@@ -82,6 +82,7 @@ def keeping_the_cost(folder: Path, threads: int) -> Iterator[None]:
         while not over.wait(_COST_SECONDS):
             note()
 
+    note()
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
