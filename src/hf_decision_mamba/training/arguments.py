@@ -206,7 +206,7 @@ class DataArguments:
     )
 
     def views(self) -> list[str]:
-        """The views that are asked for, by name."""
+        """Name the views that are asked for."""
         return [name for name in VIEWS if getattr(self, name)]
 
     def columns(self) -> dict[str, str]:

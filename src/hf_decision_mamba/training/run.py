@@ -440,7 +440,7 @@ def _build_trainer(
 
 
 def _best_by(args: TrainingArguments) -> str | None:
-    """What the best checkpoint is chosen by, without the prefix that transformers lets people leave out."""
+    """Return what the best checkpoint is chosen by, without the prefix that transformers lets people leave out."""
     return args.metric_for_best_model and args.metric_for_best_model.removeprefix("eval_")
 
 

@@ -119,7 +119,7 @@ def load_data(
 def _views(
     data_args: DataArguments, eval_args: EvaluationArguments, name: str, env_id: str | None, have: dict[str, Any] | None
 ) -> DataViews:
-    """What is to be left out of data of an environment, of which the one that was asked for says what it shows."""
+    """Return what is to be left out of data of an environment; the one that was asked for says what it shows."""
     given = eval_args.environment_kwargs()
     env_kwargs = have if given is None and eval_args.env_id in (None, env_id) else given
     return views_to_add(
