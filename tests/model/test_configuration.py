@@ -6,7 +6,7 @@ from transformers import AutoConfig
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.model import PRESETS
-from hf_decision_mamba.model.loading_decision_mamba import MAX_PARAMETERS
+from hf_decision_mamba.model.checkpoint_decision_mamba import MAX_PARAMETERS
 
 WIDEST = {"hidden_size": 2**16, "n_layer": 1}
 

@@ -30,7 +30,7 @@ from hf_decision_mamba import (
     DecisionMLPConfig,
     DecisionMLPModel,
 )
-from hf_decision_mamba.model import PRESETS, loading_decision_mamba
+from hf_decision_mamba.model import PRESETS, checkpoint_decision_mamba
 
 ROOT = Path(__file__).parents[2]
 STATE_DIM, ACT_DIM = 4, 2
@@ -296,7 +296,7 @@ def test_strange_settings_of_a_processor(changes, message, tmp_path):
 
 
 def test_an_adapter_does_not_lead_to_another_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading_decision_mamba, "is_peft_available", lambda: True)
+    monkeypatch.setattr(checkpoint_decision_mamba, "is_peft_available", lambda: True)
     (save(tmp_path) / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
     with pytest.raises(OSError, match="holds an adapter, which names the model that it belongs to"):
         DecisionMambaPolicy.from_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import CONFIG_MAPPING, DecisionTransformerConfig, PreTrainedModel
 
 from ..model import DecisionMambaProcessor
-from ..model.loading_decision_mamba import shown
+from ..model.checkpoint_decision_mamba import shown
 from ..reporting.checks import wrong_type
 from .shapes import state_and_action_types
 

@@ -9,7 +9,14 @@ from typing import Any
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..model.loading_decision_mamba import DAMAGE, CheckedConfig, check_config_file, check_sizes, in_short, load_checked
+from ..model.checkpoint_decision_mamba import (
+    DAMAGE,
+    CheckedConfig,
+    check_config_file,
+    check_sizes,
+    in_short,
+    load_checked,
+)
 from .checks import check_model_type
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel
 
 from ..model import DecisionMambaProcessor
-from ..model.loading_decision_mamba import in_short
+from ..model.checkpoint_decision_mamba import in_short
 from ..views import described_views, split_views
 from .checks import (
     FLOAT32_MAX,

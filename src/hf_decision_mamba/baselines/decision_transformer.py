@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers import initialization as init
 
-from ..model.loading_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
+from ..model.checkpoint_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 from ..model.modeling_decision_mamba import DecisionMambaActionEmbedding, DecisionMambaImageEncoder
 from .common import check_task, register
 

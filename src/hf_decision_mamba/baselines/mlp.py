@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from ..model import DecisionMambaConfig, DecisionMambaOutput
-from ..model.loading_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
+from ..model.checkpoint_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 from ..model.modeling_decision_mamba import DecisionMambaImageEncoder
 from .common import check_task, register
 

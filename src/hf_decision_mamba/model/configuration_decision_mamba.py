@@ -24,7 +24,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .loading_decision_mamba import FORMAT_VERSION, MAX_PARAMETERS, CheckedConfig
+from .checkpoint_decision_mamba import FORMAT_VERSION, MAX_PARAMETERS, CheckedConfig
 
 _DEMA = {
     "token_order": ("return", "previous_action", "state"),

@@ -33,9 +33,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from .cache_decision_mamba import NO_ACTION, DecisionMambaCache
+from .checkpoint_decision_mamba import CheckedWeights
 from .configuration_decision_mamba import CONDITIONS, DecisionMambaConfig
 from .hidden_attention import scan_terms
-from .loading_decision_mamba import CheckedWeights
 from .mixers_decision_mamba import (
     MIXERS,
     NORMS,

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import FeatureExtractionMixin
 from transformers.feature_extraction_utils import BatchFeature
 
-from .loading_decision_mamba import CheckedJSON, readable, shown, without_checksum
+from .checkpoint_decision_mamba import CheckedJSON, readable, shown, without_checksum
 from .observations_decision_mamba import check_parts, flatten_observations
 
 _LONGEST_CONTEXT = 2**20

@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from jinja2 import TemplateError
 from markupsafe import Markup
 
-from ..model.loading_decision_mamba import DAMAGE, in_short
+from ..model.checkpoint_decision_mamba import DAMAGE, in_short
 from ..reporting.env_ids import is_env_id
 from ..reporting.figures import number
 from ..reporting.files import replacing

@@ -25,7 +25,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..baselines.architectures import WITH_PRESETS, fields_of
 from ..evaluation.environments import parse_env_kwargs
-from ..model.loading_decision_mamba import check_sizes
+from ..model.checkpoint_decision_mamba import check_sizes
 from ..reporting.checks import wrong_type
 from ..views import VIEWS
 
