@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..acting.policy import DecisionMambaPolicy
 from ..data import WindowDataset
 from ..data.windows import window_settings
-from ..model import DecisionMambaCache, DecisionMambaConfig
+from ..model import DecisionMambaCache
 from .episodes import PlayedEpisodes
 from .windows import Floats, evaluation_mode
 
@@ -113,12 +113,8 @@ class _Twins:
         self._windows = WindowDataset(played.trajectories, _CHUNK, **window_settings(policy.processor))
         self._returns_to_go = torch.from_numpy(policy.processor.scale_returns(played.returns_to_go))
         self._seen_first = self._windows.__getitems__(np.array([other]))["states"][0, 0]
-        self._cache = DecisionMambaCache(
-            cast(DecisionMambaConfig, policy.model.config),
-            2,
-            device=self._model.device,
-            dtype=torch.promote_types(self._model.dtype, torch.float32),
-        )
+        config: Any = policy.model.config
+        self._cache = DecisionMambaCache(config, 2, device=policy.model.device, dtype=policy.model.dtype)
 
     def go_on_to(self, step: int) -> Floats:
         """Make decisions until so many have been made; return the last answers (2, act_dim)."""

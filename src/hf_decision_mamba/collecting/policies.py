@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from ..evaluation.environments import action_bounds
 from ..evaluation.rollouts import Actor, Job
+from ..model.observations_decision_mamba import Part
 
 if TYPE_CHECKING:
     from gymnasium import Space
+
+    from ..tasks.experts import Expert
 
 
 class OverriddenActor(Actor, Protocol):
@@ -24,30 +27,52 @@ class OverriddenActor(Actor, Protocol):
 
 
 class ExpertPolicy:
-    """What an environment itself says is right, in its method `expert_action()`.
+    """What is right in an environment: its own method `expert_action()` says it, or an expert of `tasks`.
 
     Raises:
-        ValueError: the environment has no such method.
+        ValueError: the environment has neither.
     """
 
     def __init__(self, envs: Any, env_id: str):
-        try:
-            self._experts = [env.get_wrapper_attr("expert_action") for env in envs.envs]
-        except AttributeError as error:
-            raise ValueError(f"{env_id} has no expert: its class has no method `expert_action()`.") from error
+        from ..tasks.experts import EXPERTS, expert_of
+
+        made: list[Any] = [expert_of(env) for env in envs.envs]
+        if None in made:
+            raise ValueError(
+                f"{env_id} has no expert: its class has no method `expert_action()`, and it is none of popgym's "
+                f"{', '.join(EXPERTS)}."
+            )
+        self._made = made
+        self._experts: list[Expert] = [make() for make in self._made]
+        self._parts = getattr(envs, "observation_parts", None) or []
 
     def reset(self, jobs: Sequence[Job]) -> None:
-        """Forget nothing: the environment knows all."""
+        """Begin new episodes in all rows."""
+        self._experts = [make() for make in self._made]
 
     def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
-        """Forget nothing."""
+        """Begin new episodes in some rows."""
+        for row in np.flatnonzero(rows).tolist():
+            self._experts[row] = self._made[row]()
 
     def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
         """Return the right actions (n, ...)."""
-        return np.stack([expert() for expert in self._experts])
+        seen = [_whole_numbers(observation, self._parts) for observation in observations]
+        return np.stack([np.asarray(expert(numbers)) for expert, numbers in zip(self._experts, seen, strict=True)])
 
     def override_actions(self, actions: NDArray[Any]) -> None:
-        """Forget nothing."""
+        """Do nothing: what is right does not depend on what was done instead, or the environment knows it."""
+
+
+def _whole_numbers(vector: NDArray[Any], parts: Sequence[Part]) -> list[int]:
+    """Return the whole numbers that became one of n in a vector (size,), in its order; of other parts nothing."""
+    numbers, place = [], 0
+    for part in parts:
+        ends = place + np.cumsum([0, *part.get("counts", [])])
+        for begin, end, start in zip(ends[:-1], ends[1:], part.get("starts", []), strict=True):
+            numbers.append(int(vector[begin:end].argmax()) + start)
+        place += part["size"]
+    return numbers
 
 
 class Exploration:

@@ -24,7 +24,8 @@ class CollectSettings:
 
     Args:
         env_id: gymnasium id.
-        policy: `"random"`; `"expert"`, what the environment itself says is right (its `expert_action()`); one of our
+        policy: `"random"`; `"expert"`, what is right (an environment's own `expert_action()`, or for popgym's
+            RepeatPrevious, RepeatFirst, Autoencode and CountRecall one that remembers); one of our
             checkpoints, a folder or a Hub repository; or a stable-baselines3 file, `"sb3:sac:file.zip"` or
             `"sb3:sac:owner/name"`.
         episodes: how many whole episodes; 100 when neither this nor `steps` is given.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from ..acting.policy import DecisionMambaPolicy
 from ..data.metadata import describe_actions, describe_env_kwargs, is_frame
 from ..model.observations_decision_mamba import describe_parts
-from ..reporting.env_ids import ROBOTICS, is_atari, registering_module
+from ..reporting.env_ids import POPGYM, ROBOTICS, is_atari, registering_module
 from ..views import described_views, split_views, views_around, with_agreed_views, with_views
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _EXTRAS = {
     "gymnasium.envs.toy_text": 'pip install "gymnasium[toy-text]"',
     "gymnasium.envs.classic_control": 'pip install "gymnasium[classic-control]"',
     "gymnasium_robotics": "pip install gymnasium-robotics",
+    "popgym": 'pip install "hf_decision_mamba[popgym]"',
 }
 
 #: Half an hour of play, no-ops included: 27,000 decisions (Hessel et al. 2018, arXiv 1710.02298).
@@ -370,6 +372,8 @@ def _unknown(env_id: str, error: Exception) -> Exception:
         return ImportError(f"{env_id} needs a package that is missing ({_line(error)}); try: {_packages(env_id)}")
     elif bare in gymnasium.registry:
         return ValueError(f"{env_id} cannot be made: {_line(error)}")
+    elif re.fullmatch(POPGYM, bare) and importlib.util.find_spec("popgym") is None:
+        return ImportError(f"{env_id} is an environment of popgym, which is missing; try: {_EXTRAS['popgym']}")
     elif re.fullmatch(ROBOTICS, bare):
         robotics = _EXTRAS["gymnasium_robotics"]
         return ImportError(f"{env_id} is an environment of gymnasium-robotics, which is missing; try: {robotics}")

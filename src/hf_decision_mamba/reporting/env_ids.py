@@ -11,6 +11,9 @@ _LONGEST_ENV_ID = 200
 ROBOTICS = r"(Fetch(Reach|Push|Slide|Pick)|Hand(Reach|Manipulate)|Adroit|FrankaKitchen|AntMaze|PointMaze)\w*-v\d+"
 
 
+POPGYM = r"popgym-\w+-v\d+"
+
+
 def is_env_id(name: object) -> bool:
     """Return whether something has the form of a gymnasium id, known or not: it may stand in code that others copy."""
     return isinstance(name, str) and len(name) <= _LONGEST_ENV_ID and _ENV_ID.fullmatch(name) is not None
@@ -22,6 +25,8 @@ def registering_module(env_id: str | None) -> str | None:
         return "ale_py"
     if (env_id or "").startswith("hf_decision_mamba/"):
         return "hf_decision_mamba.tasks"
+    if re.fullmatch(POPGYM, env_id or ""):
+        return "popgym"
     return "gymnasium_robotics" if re.fullmatch(ROBOTICS, env_id or "") else None
 
 

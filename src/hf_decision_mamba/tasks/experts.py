@@ -1,0 +1,90 @@
+"""Experts for environments of other packages: small policies that remember what they have seen, and are always right.
+
+POPGym's memory games (Morad et al. 2023, arXiv 2303.01859): each answers what is asked of the past, by the rules that
+popgym 1.0.7 plays by. Nothing but an environment's rules and what it shows is looked at, so that it can be learned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+#: Returns the right action for what is seen now, its whole numbers in their order; made anew for each episode.
+Expert: TypeAlias = Callable[[Sequence[int]], int]
+
+NOTHING_ASKED = 0  # what is answered then
+
+
+def _repeat_previous(env: Any) -> Expert:
+    """The suit that was seen k - 1 steps ago; the first k - 1 answers do not count."""
+    seen: deque[int] = deque(maxlen=env.k)
+
+    def act(observation: Sequence[int]) -> int:
+        seen.append(observation[0])
+        return seen[0] if len(seen) == env.k else NOTHING_ASKED
+
+    return act
+
+
+def _repeat_first(env: Any) -> Expert:
+    """The suit that was seen first."""
+    seen: list[int] = []
+
+    def act(observation: Sequence[int]) -> int:
+        seen.extend([] if seen else observation)
+        return seen[0]
+
+    return act
+
+
+def _autoencode(env: Any) -> Expert:
+    """All suits in reverse order, from the last one on, which is shown when the play begins."""
+    seen: list[int] = []
+    playing = False
+
+    def act(observation: Sequence[int]) -> int:
+        nonlocal playing
+        watching, suit = observation
+        if not playing:
+            seen.append(suit)
+        playing = not watching
+        return seen.pop() if playing else NOTHING_ASKED
+
+    return act
+
+
+def _count_recall(env: Any) -> Expert:
+    """How often the card that is asked for has been dealt, the one on the table included."""
+    dealt: Counter[int] = Counter()
+
+    def act(observation: Sequence[int]) -> int:
+        card, asked = observation
+        dealt[card] += 1
+        return dealt[asked]
+
+    return act
+
+
+#: Experts by the names of the classes of popgym that they are for.
+EXPERTS: dict[str, Callable[[Any], Expert]] = {
+    "RepeatPrevious": _repeat_previous,
+    "RepeatFirst": _repeat_first,
+    "Autoencode": _autoencode,
+    "CountRecall": _count_recall,
+}
+
+
+def expert_of(env: Any) -> Callable[[], Expert] | None:
+    """Return what makes an expert of an environment for each of its episodes; None where there is none.
+
+    An environment of our own says what is right by itself, in its method `expert_action()`.
+    """
+    with suppress(AttributeError):
+        knows = env.get_wrapper_attr("expert_action")
+        return lambda: lambda observation: knows()
+    for base in type(env.unwrapped).__mro__:
+        if base.__module__.split(".")[0] == "popgym" and base.__name__ in EXPERTS:
+            return lambda: EXPERTS[base.__name__](env.unwrapped)
+    return None
