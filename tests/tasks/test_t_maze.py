@@ -67,6 +67,23 @@ def test_lengths_are_drawn_and_a_seed_repeats_an_episode():
     assert (play(env, expert, 7)[0] == episodes[7]).all()
 
 
+@pytest.mark.parametrize(("clues", "told"), [(16, 1), (256, 1), (16, 4), (256, 16)])
+def test_many_clues_are_told_in_their_order_past_lures(clues, told):
+    env = TMaze(length=40, clues=clues, told=told, lures=0.5)
+    assert env.action_space.n == 1 + clues
+    observations, rewards, info = play(env, expert, seed=clues)
+    shown = observations[:told, :clues].argmax(1)
+    assert info["success"] and rewards[40:].sum() == pytest.approx(1) and len(rewards) == 40 + told
+    wanted = iter(shown + 1)
+    _, rewards, _ = play(env, lambda env, seen: next(wanted) if seen[-1] else 0, seed=clues)
+    assert rewards.sum() == pytest.approx(1)
+    alike = observations[told:40][observations[told:40, :clues].any(1)]
+    assert len(alike) > 5 and (alike[:, :clues].sum(1) == 1).all() and (alike[:, -2:] == 0).all()
+    backwards = iter(shown[::-1] + 1)
+    _, rewards, info = play(env, lambda env, seen: next(backwards) if seen[-1] else 0, seed=clues)
+    assert info["success"] == (told == 1) and (rewards.sum() > 0.99) == (told == 1)
+
+
 def test_lures_do_not_count():
     observations, _, info = play(TMaze(length=200, lures=0.3), expert)
     corridor = observations[1:200]
