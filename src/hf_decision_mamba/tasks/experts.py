@@ -18,7 +18,7 @@ NOTHING_ASKED = 0  # what is answered then
 
 
 def _repeat_previous(env: Any) -> Expert:
-    """The suit that was seen k - 1 steps ago; the first k - 1 answers do not count."""
+    """Answer with the suit that was seen k - 1 steps ago; the first k - 1 answers do not count."""
     seen: deque[int] = deque(maxlen=env.k)
 
     def act(observation: Sequence[int]) -> int:
@@ -29,7 +29,7 @@ def _repeat_previous(env: Any) -> Expert:
 
 
 def _repeat_first(env: Any) -> Expert:
-    """The suit that was seen first."""
+    """Answer with the suit that was seen first."""
     seen: list[int] = []
 
     def act(observation: Sequence[int]) -> int:
@@ -40,7 +40,7 @@ def _repeat_first(env: Any) -> Expert:
 
 
 def _autoencode(env: Any) -> Expert:
-    """All suits in reverse order, from the last one on, which is shown when the play begins."""
+    """Play all suits in reverse order, from the last one on, which is shown when the play begins."""
     seen: list[int] = []
     playing = False
 
@@ -56,7 +56,7 @@ def _autoencode(env: Any) -> Expert:
 
 
 def _count_recall(env: Any) -> Expert:
-    """How often the card that is asked for has been dealt, the one on the table included."""
+    """Count how often the card that is asked for has been dealt, the one on the table included."""
     dealt: Counter[int] = Counter()
 
     def act(observation: Sequence[int]) -> int:
