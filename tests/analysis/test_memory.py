@@ -93,6 +93,12 @@ def test_a_maze_is_followed_past_a_chunk_and_only_clues_differ():
     states, answers = one_by_one(policy, played, *found.episodes, 701)
     assert found.signal[0, -1] == pytest.approx((states[-1][0][0] - states[-1][0][1]).norm().item(), rel=0.02, abs=1e-6)
     assert found.difference[-1] == pytest.approx((answers[-1, 0] - answers[-1, 1]).abs().max().item(), abs=1e-4)
+    assert found.asked.shape == found.difference.shape and found.asked[0] > 1e-3
+    # At the step before the last one, the last thing that is seen does come next.
+    short = memory_of_beginning(policy, play_episodes(policy, MAZE, 1.0, 4, 0, False, {"length": 30}))
+    place = short.steps.tolist().index(30)
+    assert short.steps[-1] == 31 and short.asked[place] == pytest.approx(short.difference[-1], rel=1e-4)
+    assert short.asked[place - 1] != short.difference[place]
 
 
 def test_frames_are_followed_too():

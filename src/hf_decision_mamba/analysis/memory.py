@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class MemoryOfBeginning:
         signal: (layers, n) Euclidean distance of the two recurrent states.
         drift: (layers, n) how far their mean has moved since the first decision, likewise.
         difference: (n,) the largest difference of a logit, or of an action's dimension in the model's units.
+        asked: (n,) the same, had the last thing that is seen in the episode come next: of a T-Maze, the junction.
     """
 
     episodes: tuple[int, int]
@@ -45,6 +47,7 @@ class MemoryOfBeginning:
     signal: Floats
     drift: Floats
     difference: Floats
+    asked: Floats
 
 
 def check_carries_state(policy: DecisionMambaPolicy) -> None:
@@ -84,11 +87,12 @@ def memory_of_beginning(
     count = min(int(trajectories.lengths[followed]), steps or int(trajectories.lengths[followed]))
     points = np.unique(np.geomspace(1, count, _POINTS).round().astype(np.int64))
     twins = _Twins(policy, played, int(firsts[followed]), int(firsts[other]))
-    states, answers = [], []
+    states, answers, asked = [], [], []
     with evaluation_mode(policy.model):
         for point in points.tolist():
             answers.append(twins.go_on_to(point))
             states.append(twins.states())
+            asked.append(twins.asked(count))
     pairs = [np.stack(layer) for layer in zip(*states, strict=True)]  # of each layer (n, 2, numbers)
     means = [pair.mean(1) for pair in pairs]
     return MemoryOfBeginning(
@@ -96,7 +100,7 @@ def memory_of_beginning(
         points,
         np.stack([np.linalg.norm(pair[:, 0] - pair[:, 1], axis=-1) for pair in pairs]),
         np.stack([np.linalg.norm(mean - mean[0], axis=-1) for mean in means]),
-        np.array([np.abs(answer[0] - answer[1]).max() for answer in answers]),
+        *(np.abs(pairs[:, 0] - pairs[:, 1]).max(-1) for pairs in (np.stack(answers), np.stack(asked))),
     )
 
 
@@ -119,16 +123,29 @@ class _Twins:
     def go_on_to(self, step: int) -> Floats:
         """Make decisions until so many have been made; return the last answers (2, act_dim)."""
         while True:
-            answer = self._decide(min(step - self._done, _CHUNK))
+            count = min(step - self._done, _CHUNK)
+            answer = self._decide(self._done, count)
+            self._done += count
             if self._done == step:
                 return answer
+
+    def asked(self, length: int) -> Floats:
+        """Return the answers (2, act_dim) to the last of so many things that are seen, and forget that it was asked.
+
+        The action before it, its return-to-go and time step are those of its place.
+        """
+        kept, self._cache = self._cache, deepcopy(self._cache)
+        answer = self._decide(length - 1, 1)
+        self._cache = kept
+        return answer
 
     def states(self) -> list[Floats]:
         """Return the recurrent states of every layer, (2, numbers)."""
         return [state.double().flatten(1).cpu().numpy() for state in self._cache.ssm_states]
 
-    def _decide(self, count: int) -> Floats:
-        start = self._first + self._done
+    def _decide(self, step: int, count: int) -> Floats:
+        """Make so many decisions from a step of the episode on; return the last answers."""
+        start = self._first + step
         window = self._windows.__getitems__(np.array([start]))
         inputs: dict[str, Tensor] = {
             name: window[name][:, :count].repeat_interleave(2, dim=0)
@@ -136,11 +153,10 @@ class _Twins:
         }
         left = self._returns_to_go[start : start + count].to(inputs["states"].device)
         inputs["returns_to_go"] = left[None, :, None].expand(2, -1, -1)
-        if self._done == 0:
+        if step == 0:
             inputs["states"][1, 0] = self._seen_first
         inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
         output = self._model(**inputs, cache_params=self._cache)
-        self._done += count
         answers: Floats = output.action_preds[:, -1].double().cpu().numpy()
         return answers
 

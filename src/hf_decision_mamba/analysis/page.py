@@ -310,7 +310,9 @@ def _memory(found: ModelInspection) -> Figure:
         axes.set_yscale("log")
         _label(axes.yaxis, values)
         axes.set_title(title, loc="left", fontsize=10)
-    panels[2].plot(memory.steps, memory.difference, color=DARK)
+    panels[2].plot(memory.steps, memory.difference, color=DARK, label="as the episode goes")
+    panels[2].plot(memory.steps, memory.asked, color=RED, linestyle="--", label="had its last observation come next")
+    panels[2].legend(frameon=False, fontsize=8)
     panels[2].set_title(f"Largest difference of {_answers(found)}", loc="left", fontsize=10)
     panels[2].set_ylim(bottom=0)
     for axes in panels:
@@ -433,10 +435,10 @@ def _memory_table(found: ModelInspection) -> Table:
     memory = found.memory
     layers = range(len(memory.signal))
     heads = [f"{what}, layer {layer}" for what in ("signal", "drift") for layer in layers]
-    table = [["decisions", *heads, f"difference of {_answers(found)}"]]
+    table = [["decisions", *heads, f"difference of {_answers(found)}", "asked for the end"]]
     powers = np.concatenate([10.0 ** np.arange(8), memory.steps[-1:]])
     for place in np.unique(np.searchsorted(memory.steps, powers).clip(max=len(memory.steps) - 1)):
-        numbers = [*memory.signal[:, place], *memory.drift[:, place], memory.difference[place]]
+        numbers = [*memory.signal[:, place], *memory.drift[:, place], memory.difference[place], memory.asked[place]]
         table.append([f"{memory.steps[place]:,}", *(f"{x:.3g}" for x in numbers)])
     return table
 
@@ -553,7 +555,7 @@ _SECTIONS: dict[str, _Section] = {
         "One episode is followed twice, the second time with another episode's first observation; all that is seen and "
         "done later is the same. The model still knows the beginning where the signal is not small against the drift "
         "and the answers differ; a signal that falls is forgotten, and a drift that rises is what the read-out was "
-        "never trained on.",
+        "never trained on. Answers that are due at the end of the episode are asked for earlier by the dashed line.",
         _memory,
         _memory_table,
     ),

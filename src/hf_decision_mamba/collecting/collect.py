@@ -72,13 +72,15 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
         raise FileExistsError(f"{output} is there already; name another folder, or remove it first.")
     if settings.train is not None:
         require_stable_baselines()
-    checkpoint = _checkpoint(settings)
-    if checkpoint is not None:  # which the environment shows what it was trained on
-        kwargs = env_kwargs_for(checkpoint, settings.env_id, settings.env_kwargs or {})
-        settings = replace(settings, env_kwargs=kwargs)
-    count = 1 if settings.train is not None else min(settings.num_envs, settings.wanted_episodes or settings.num_envs)
-    envs = make_environments(settings.env_id, count, settings.max_episode_steps, env_kwargs=settings.env_kwargs)
+    envs = _environments(settings)
     try:
+        _check_noise(settings, envs)
+        checkpoint = _checkpoint(settings)
+        shown = checkpoint and env_kwargs_for(checkpoint, settings.env_id, settings.env_kwargs or {})
+        if shown and shown != settings.env_kwargs:  # the environment has to show what the checkpoint was trained on
+            envs.close()
+            settings = replace(settings, env_kwargs=shown)
+            envs = _environments(settings)
         environment = describe_environment(settings, envs)
         record = _training(settings, envs) if settings.train is not None else _rollout(settings, envs, checkpoint)
         signals: list[int] = []
@@ -98,6 +100,19 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
     if signal.SIGTERM in signals:
         raise StoppedBySignal(signal.SIGTERM, f"the episodes that had ended were written to {output}.")
     return output, complete
+
+
+def _environments(settings: CollectSettings) -> VectorEnv:
+    count = 1 if settings.train is not None else min(settings.num_envs, settings.wanted_episodes or settings.num_envs)
+    return make_environments(settings.env_id, count, settings.max_episode_steps, env_kwargs=settings.env_kwargs)
+
+
+def _check_noise(settings: CollectSettings, envs: VectorEnv) -> None:
+    if settings.noise and envs.single_action_space.shape == ():
+        raise ValueError(
+            f"noise={settings.noise} is for continuous actions, and those of {settings.env_id} are discrete; take "
+            "epsilon instead."
+        )
 
 
 class _Sink:
@@ -144,11 +159,6 @@ _Record = Callable[[_Sink], None]
 
 def _rollout(settings: CollectSettings, envs: VectorEnv, checkpoint: DecisionMambaPolicy | None) -> _Record:
     """Make what is needed to roll a policy out, and return what does it."""
-    if settings.noise and envs.single_action_space.shape == ():
-        raise ValueError(
-            f"noise={settings.noise} is for continuous actions, and those of {settings.env_id} are discrete; take "
-            "epsilon instead."
-        )
     space, seeds = envs.single_action_space, itertools.count(settings.seed)
     policy = _policy(settings, envs, checkpoint)
     actor = Exploration(space, envs.num_envs, settings.seed, settings.noise, settings.epsilon, policy)
