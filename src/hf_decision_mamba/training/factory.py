@@ -3,6 +3,7 @@
 The data say what a state and an action are, the settings everything else.
 """
 
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -67,9 +68,10 @@ def build(
     }
     source = model_args.model_name_or_path
     if source is not None:
-        kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
-        _check_views(source, kept, trajectories)
+        with suppress(OSError):  # of a model without a processor, of which more is said below
+            _check_views(source, DecisionMambaProcessor.from_pretrained(source), trajectories)
         model = _load(source, model_args, data_args, trajectories, longest)
+        kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
         _check_parts(source, kept, trajectories)
         settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
         settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
