@@ -18,7 +18,7 @@ from hf_decision_mamba import (
     DecisionMLPModel,
 )
 from hf_decision_mamba.acting import export
-from hf_decision_mamba.acting.export import DecisionStep, export_policy
+from hf_decision_mamba.acting.export import DecisionStep, decision_step, export_policy
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.model import PRESETS
 
@@ -73,7 +73,9 @@ def play(step: DecisionStep, run, observations, rewards, begins: int) -> np.ndar
             for name in (state.name for state in step.states):
                 inputs[name] = inputs[name].copy()
                 inputs[name][0] = 0
-        inputs |= {"observation": observation, "return_to_go": to_go[:, None].astype(np.float32)}
+        inputs |= {"observation": observation}
+        if step.condition is not None:
+            inputs |= {"return_to_go": to_go[:, None].astype(np.float32)}
         outputs = dict(zip(step.outputs, run(inputs), strict=True))
         inputs |= {"previous_action": outputs["action"]}
         inputs |= {state.name: outputs[f"next_{state.name}"] for state in step.states}
@@ -100,11 +102,12 @@ def play_policy(policy: DecisionMambaPolicy, observations, rewards, begins: int)
         ("dema-b3ld", {"use_timestep_embedding": True}),
         ("dema-b3ld", {"action_type": "discrete"}),
         ("dmm", {"local_mixer_inside": True}),
+        ("dema-b3ld", {"conditioning": "none"}),
     ],
 )
 def test_a_step_decides_as_the_recurrent_policy(preset, overrides):
     policy = make_policy(preset, **overrides)
-    step = DecisionStep(policy.model, policy.processor)
+    step = decision_step(policy.model, policy.processor)
     played = *episodes(policy, rows=3), 7
     with torch.inference_mode():
         found = play(step, lambda inputs: [x.numpy() for x in step(*map(torch.from_numpy, inputs.values()))], *played)
@@ -177,9 +180,13 @@ def test_the_deploy_section_of_the_readme_runs_as_printed(tmp_path, monkeypatch,
     assert 3600 - found["return_to_go"] == pytest.approx(earned, rel=1e-3)
 
 
-def test_an_onnx_file_of_a_gru_decides_as_the_policy(tmp_path):
-    pytest.importorskip("onnxruntime")
-    assert export_policy(make_policy("gru", n_layer=1), tmp_path / "step.onnx") < 1e-5
+@pytest.mark.parametrize(("preset", "conditioning"), [("gru", "return"), ("dema-bl3d", "none")])
+def test_an_onnx_file_of_another_model_decides_as_the_policy(tmp_path, preset, conditioning):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    policy, path = make_policy(preset, n_layer=1, conditioning=conditioning), tmp_path / "step.onnx"
+    assert export_policy(policy, path) < 1e-5
+    inputs = [tensor.name for tensor in onnxruntime.InferenceSession(path).get_inputs()]
+    assert ("return_to_go" in inputs) == (conditioning == "return")
 
 
 @pytest.mark.filterwarnings("ignore:read_binary is deprecated:DeprecationWarning")  # executorch reads its schema so

@@ -108,8 +108,13 @@ def by_hand(model, observations, rewards, actions, t, context_length=K, target=3
 
 @pytest.mark.parametrize(
     "model",
-    [*map(make_model, CONTINUOUS), make_model(use_timestep_embedding=True), make_transformer()],
-    ids=[*CONTINUOUS, "dema-timesteps", "decision-transformer"],
+    [
+        *map(make_model, CONTINUOUS),
+        make_model(use_timestep_embedding=True),
+        make_model("dmm-conv", conditioning="none"),
+        make_transformer(),
+    ],
+    ids=[*CONTINUOUS, "dema-timesteps", "imitation", "decision-transformer"],
 )
 def test_a_window_is_one_forward_pass_over_the_last_steps(model):
     model = copy.deepcopy(model).double()
@@ -278,6 +283,34 @@ def test_returns_to_go_are_what_is_left_to_earn():
     np.testing.assert_array_equal(policy.returns_to_go, [8, 100])
     policy.act(observations[4], reward=3.0)
     np.testing.assert_array_equal(policy.returns_to_go, [8, 97])
+
+
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+class TestImitation:
+    """A model without a condition is asked for nothing."""
+
+    def test_no_target_is_needed_and_none_is_read(self, mode):
+        model, (observations, rewards) = make_model(conditioning="none").double(), episode(2 * K, rows=2)
+        policy = make_policy(mode, model, target_return=None, context_length=2 * K)
+        assert policy.condition is None
+        policy.reset()
+        expected = np.stack([policy.act(observation) for observation in observations])
+        policy.reset(1e30, num_envs=2)
+        np.testing.assert_array_equal(play(policy, observations, rewards), expected)
+
+
+@pytest.mark.parametrize("preset", ["dema-b3ld", "dmm", "gru"])
+def test_imitation_in_a_window_and_with_recurrent_states_agree(preset):
+    model, (observations, rewards) = make_model(preset, conditioning="none").double(), episode(2 * K)
+    window, recurrent = (make_policy(mode, model, context_length=2 * K) for mode in ("window", "recurrent"))
+    actions = play(window, observations, rewards)
+    assert len(np.unique(actions[:, 1])) > K
+    np.testing.assert_allclose(play(recurrent, observations, rewards), actions, atol=1e-6)
+
+
+def test_a_policy_of_goals_says_what_to_do_instead():
+    with pytest.raises(ValueError, match="a policy cannot give them yet: call the model itself with goals="):
+        make_policy(model=make_model(conditioning="goal", goal_dim=2))
 
 
 def test_one_observation_and_a_batch_of_one_are_the_same_row():

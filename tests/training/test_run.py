@@ -1600,6 +1600,20 @@ def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(run, tmp_path):
     assert not torch.equal(weights(run)["embed_state.weight"], weights(tmp_path / "tuned")["embed_state.weight"])
 
 
+def test_imitation_is_asked_for_nothing(tmp_path):
+    main(command_line(tmp_path / "run", conditioning="none", env_id="Hopper-v5", eval_episodes=1, max_steps=2))
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path / "run")
+    assert policy.model.config.token_order == ["previous_action", "state"]
+    policy.reset()
+    assert policy.act(np.zeros(11)).shape == (3,)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "policy.reset()" in card and "has no influence on the actions" in card
+    assert "conditioning: none" in (tmp_path / "run" / "train.yaml").read_text()
+    for baseline in ("bc", "decision_transformer"):
+        with pytest.raises(ValueError, match="conditioning"):
+            main(command_line(tmp_path / baseline, architecture=baseline, conditioning="none", preset=None))
+
+
 def test_the_target_return_is_the_best_of_the_data(tmp_path):
     main(command_line(tmp_path / "run", env_id="Hopper-v5", max_steps=1))
     processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")

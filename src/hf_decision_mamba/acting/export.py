@@ -29,7 +29,7 @@ from ..reporting._version import __version__
 from ..reporting.files import replacing
 from .checks import check_policy
 from .policy import DecisionMambaPolicy
-from .shapes import frame_stack, observation_shape
+from .shapes import condition_of, frame_stack, observation_shape
 
 FORMAT_VERSION = 1  # of the file's inputs, outputs and metadata
 _CACHED = ("ssm_states", "conv_states", "local_states")
@@ -68,6 +68,7 @@ class DecisionStep(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.config = self.model.config
+        self.condition, _ = condition_of(self.config)
         self.config.scan_backend = "reference"  # plain torch, which exporters can read
         self.discrete = self.config.action_type == "discrete"
         self.return_scale, self.action_start = processor.return_scale, processor.action_start
@@ -94,7 +95,7 @@ class DecisionStep(nn.Module):
         action = (torch.int64, ()) if self.discrete else (torch.float32, (self.config.act_dim,))
         named = {
             "observation": (torch.uint8 if image else torch.float32, observation_shape(self.config)),
-            "return_to_go": (torch.float32, (1,)),
+            **({} if self.condition is None else {"return_to_go": (torch.float32, (1,))}),
             "previous_action": action,
             **{state.name: (state.dtype, state.shape) for state in self.states},
         }
@@ -121,6 +122,12 @@ class DecisionStep(nn.Module):
             The action (b, act_dim) float32 in the environment's units and within its bounds, or (b,) int64; the next
             states; of discrete actions the logits (b, act_dim).
         """
+        asked = {"returns_to_go": return_to_go[:, None] / self.return_scale}
+        return self._decide(observation, asked, previous_action, states)
+
+    def _decide(
+        self, observation: Tensor, asked: dict[str, Tensor], previous_action: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         before = {state.name: tensor for state, tensor in zip(self.states, states, strict=True)}
         timestep = before["timestep"]
         cache = DecisionMambaCache(self.config, observation.shape[0])
@@ -131,7 +138,7 @@ class DecisionStep(nn.Module):
         seen = self._seen(observation, before)
         predicted = self.model(
             states=seen[:, None],
-            returns_to_go=return_to_go[:, None] / self.return_scale,
+            **asked,
             previous_actions=self._known(previous_action, cache.started)[:, None],
             timesteps=timestep[:, None] if self.config.use_timestep_embedding else None,
             cache_params=cache,
@@ -167,6 +174,19 @@ class DecisionStep(nn.Module):
         return predicted if self.action_low is None else predicted.clamp(self.action_low, self.action_high)
 
 
+class ImitationStep(DecisionStep):
+    """One decision of a model without a condition."""
+
+    def forward(self, observation: Tensor, previous_action: Tensor, *states: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Decide as `DecisionStep` does, without a return."""
+        return self._decide(observation, {}, previous_action, states)
+
+
+def decision_step(model: DecisionMambaModel, processor: DecisionMambaProcessor) -> DecisionStep:
+    """Make the decision of a model, which takes what that model is asked for."""
+    return (ImitationStep if condition_of(model.config)[0] is None else DecisionStep)(model, processor)
+
+
 def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> float | None:
     """Write one decision of a policy's recurrent mode as a file, after comparing it with torch.
 
@@ -199,7 +219,7 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
             f"{type(policy.model).__name__} carries no state between decisions, so there is no single decision to "
             "export; only a DecisionMambaModel has one."
         )
-    step = DecisionStep(policy.model, policy.processor)
+    step = decision_step(policy.model, policy.processor)
     metadata = _metadata(step, policy.processor)
     with _quiet():
         content, run = (_onnx if path.suffix == ".onnx" else _executorch)(step, metadata)
@@ -220,8 +240,8 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
         "env_kwargs": processor.env_kwargs and json.dumps(processor.env_kwargs),
         "observation_parts": processor.observation_parts and json.dumps(processor.observation_parts),
         "action_start": processor.action_start or None,
-        "target_return": processor.target_return,
-        "return_scale": processor.return_scale,
+        "target_return": None if step.condition is None else processor.target_return,
+        "return_scale": None if step.condition is None else processor.return_scale,
         "context_length": processor.context_length,
         "max_ep_len": step.config.max_ep_len if step.config.use_timestep_embedding else None,
         "states": json.dumps(states),
@@ -287,7 +307,8 @@ def _require(packages: Sequence[str], command: str) -> None:
 def _traced(step: DecisionStep, rows: int, batch: Any = None) -> ExportedProgram:
     """Trace the step as a graph of torch's own operations, for so many rows, or any number of them."""
     shape = {0: batch} if batch is not None else None
-    shapes = {name: shape for name in ("observation", "return_to_go", "previous_action")}
+    states = {state.name for state in step.states}
+    shapes = {name: shape for name in step.inputs(1) if name not in states}
     program = torch.export.export(
         step,
         tuple(step.inputs(rows).values()),
@@ -311,7 +332,8 @@ def _largest_difference(step: DecisionStep, run: Run, rows: int) -> float:
         noise = torch.randn(inputs["observation"].shape, generator=generator)
         image = step.config.state_type == "image"
         inputs["observation"] = (noise * 64 + 128).byte() if image else noise * step.state_std + step.state_mean
-        inputs["return_to_go"] = torch.rand(rows, 1, generator=generator) * step.return_scale
+        if "return_to_go" in inputs:
+            inputs["return_to_go"] = torch.rand(rows, 1, generator=generator) * step.return_scale
         expected = dict(zip(step.outputs, step(*inputs.values()), strict=True))
         for found, exact in zip(run(inputs), expected.values(), strict=True):
             difference = (found.double() - exact.double()).abs() / exact.double().abs().clamp(min=1)

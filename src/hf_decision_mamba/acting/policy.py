@@ -38,7 +38,7 @@ from .checks import (
 from .compiled import FusedModel, fuse
 from .history import CompiledHistory, History, RecurrentState, WindowHistory
 from .loading import is_missing, load_model
-from .shapes import observation_shape, state_and_action_types
+from .shapes import condition_of, observation_shape, state_and_action_types
 
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
@@ -70,6 +70,7 @@ class DecisionMambaPolicy:
 
     Attributes:
         state_type, action_type: `"vector"` or `"image"`, `"continuous"` or `"discrete"`.
+        condition: the input that says what the model is asked for, `"returns_to_go"`; None of imitation.
         observation_shape: of one row: (state_dim,), or (height, width) of one frame.
         act_dim: dimensions of a continuous action, or number of discrete actions.
 
@@ -101,6 +102,11 @@ class DecisionMambaPolicy:
             check_whole_number("context_length", context_length, 1, LONGEST_CONTEXT)
         check_dimensions(model, processor)
         self.state_type, self.action_type = state_and_action_types(model.config)
+        self.condition, self._condition_dim = condition_of(model.config)
+        if self.condition == "goals":
+            raise ValueError(
+                "This model is asked for goals, and a policy cannot give them yet: call the model itself with goals=."
+            )
         check_sampling(sample, temperature, self.action_type)
         self.model = model
         self.processor = processor
@@ -202,7 +208,8 @@ class DecisionMambaPolicy:
 
         Args:
             target_return: the return to ask for, in the environment's units: one number or one per row (n,);
-                `processor.target_return` when not given.
+                `processor.target_return` when not given. A model without a condition is asked for nothing, and reads
+                none.
             num_envs: number of rows; when not given, the length of `target_return` or the first observation says it.
             seed: starts the draws of a sampling policy over, from this seed; they go on when not given.
 
@@ -225,12 +232,12 @@ class DecisionMambaPolicy:
             self._prepare()
             history: Any = self._new_history(rows)
             states = np.zeros((rows, *self.observation_shape), np.uint8 if self.state_type == "image" else np.float32)
-            returns, steps = np.zeros(rows, np.float32), np.zeros(rows, np.int64)
-            history.predict(states, returns, steps)
+            asked, steps = np.zeros((rows, self._condition_dim), np.float32), np.zeros(rows, np.int64)
+            history.predict(states, asked, steps)
             if self.mode == "window":  # as wide as it gets
                 history.end = history.states.shape[1] - 1
                 longest = self.model.config.max_ep_len if self._needs_timesteps else LONGEST_CONTEXT
-                history.predict(states, returns, steps + min(self.context_length, longest) - 1)
+                history.predict(states, asked, steps + min(self.context_length, longest) - 1)
             if running:
                 self._fused, self._prepared = None, False
 
@@ -355,15 +362,16 @@ class DecisionMambaPolicy:
                 f"call reset(num_envs={observations.shape[0]}) to change their number."
             )
         self._check_whole()
-        returns_to_go = self._returns_to_go - self._checked_rewards(reward)
+        returns_to_go = self._returns_to_go - (0.0 if self.condition is None else self._checked_rewards(reward))
         self._check_time()
         returns, larger = self._seen_returns("return-to-go", returns_to_go)
+        asked = returns[:, None][:, : self._condition_dim]
 
         history = cast(History, self._history)
         saved = history.save(exactly=large or larger)
         self._whole = False
         try:
-            actions = self._decide(history, states, returns)
+            actions = self._decide(history, states, asked)
             steps = self._steps + 1
             if waiting is not None:
                 steps[waiting] = 0
@@ -378,9 +386,9 @@ class DecisionMambaPolicy:
         self._acted = self._whole = True
         return given
 
-    def _decide(self, history: History, states: NDArray[Any], returns: NDArray[np.float32]) -> NDArray[Any]:
+    def _decide(self, history: History, states: NDArray[Any], asked: NDArray[np.float32]) -> NDArray[Any]:
         """Decide for what the model sees, and remember the actions as taken."""
-        predicted = history.predict(states, returns, self._steps)
+        predicted = history.predict(states, asked, self._steps)
         self._check_answer(predicted)
         actions = self._choose(predicted)
         history.remember(self._as_seen(actions))
@@ -428,6 +436,8 @@ class DecisionMambaPolicy:
     ) -> None:
         """Do as `reset`, with the model as it was prepared; of what fails, nothing is undone."""
         target_return = self.processor.target_return if target_return is None else target_return
+        if target_return is None and self.condition is None:
+            target_return = 0.0  # nothing is asked for
         if target_return is None:
             raise ValueError(
                 "No target return: this checkpoint stores none. Say which return to ask for with "

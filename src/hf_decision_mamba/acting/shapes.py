@@ -16,6 +16,14 @@ def state_and_action_types(config: Any) -> tuple[str, str]:
     return getattr(config, "state_type", "vector"), getattr(config, "action_type", "continuous")
 
 
+def condition_of(config: Any) -> tuple[str | None, int]:
+    """Return which input says what a model is asked for, and how many numbers that are; None and 0 for imitation."""
+    conditioning = getattr(config, "conditioning", "return")
+    if conditioning == "none" and hasattr(config, "condition_dim"):
+        return None, 0
+    return ("goals", config.condition_dim) if conditioning == "goal" else ("returns_to_go", 1)
+
+
 def observation_shape(config: Any) -> tuple[int, ...]:
     """Return the shape of what one row observes at one step: (state_dim,), or (height, width) of a frame."""
     state_type, _ = state_and_action_types(config)

@@ -69,6 +69,8 @@ def architecture_of(config: PreTrainedConfig) -> str:
 def fields_of(architecture: str) -> set[str]:
     """List the config fields that mean something to models of this architecture."""
     names = {entry.name for entry in fields(ARCHITECTURES[architecture])}
+    if architecture in _CONDITIONING:  # which it says itself
+        names -= {"conditioning"}
     return names - _OF_A_SCAN if architecture == "gru" else names
 
 

@@ -101,7 +101,7 @@ class EvaluationResult:
             mean, std = result["normalized_score_mean"], result["normalized_score_std"]
             rows.append(
                 [
-                    f"{result['target_return']:g}",
+                    "-" if result["target_return"] is None else f"{result['target_return']:g}",
                     f"{text(result['return_mean'])} ± {text(result['return_std'], beside=[result['return_mean']])}",
                     interval_text(result["return_ci95"], text),
                     "-" if mean is None else f"{mean:.1f} ± {std:.1f}",
@@ -248,7 +248,8 @@ class EvaluationResult:
             axes.axhspan(low, high, color=RED, alpha=0.2, linewidth=0, zorder=2, label="95% interval of the mean")
         mean, target = result["return_mean"], result["target_return"]
         axes.axhline(mean, color=RED, zorder=2, label=f"mean: {number(mean, 0)}")
-        axes.axhline(target, color=DARK, linewidth=1, linestyle=":", label=f"target return: {number(target, 0)}")
+        if target is not None:
+            axes.axhline(target, color=DARK, linewidth=1, linestyle=":", label=f"target return: {number(target, 0)}")
         axes.set_xlim(-0.8, len(returns) - 0.2)
         axes.set_xlabel("episode")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

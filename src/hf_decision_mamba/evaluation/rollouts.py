@@ -317,7 +317,8 @@ def evaluate_policy(
             environment has rows of its own; where they cannot be reset one by one with seeds of their own (gymnasium's
             SyncVectorEnv and AsyncVectorEnv can), they begin together, and each waits for the last one.
         episodes: per target return.
-        target_returns: returns to ask for, in the environment's units; `policy.processor.target_return` when not given.
+        target_returns: returns to ask for, in the environment's units; `policy.processor.target_return` when not given,
+            none of a model without a condition.
         seed: of the first episode, and of the draws of a policy that samples; 0 or greater.
         num_envs: environments that run at once; 20 when not given, never more than there are episodes.
         max_episode_steps: ends episodes earlier than the environment does; such a row has `terminated` False.
@@ -426,8 +427,10 @@ def _rows(env_id: str, jobs: Sequence[Job], played: Sequence[PlayedEpisode], epi
     ]
 
 
-def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[float]:
+def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[Any]:
     targets = policy.processor.target_return if target_returns is None else target_returns
+    if targets is None and policy.condition is None:
+        return [None]  # it is asked for nothing
     if targets is None:
         raise ValueError("No target return: this checkpoint stores none. Say which with target_returns=[...].")
     values = [float(target) for target in np.atleast_1d(np.asarray(targets, dtype=np.float64))]

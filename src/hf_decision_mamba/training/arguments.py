@@ -55,6 +55,13 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune, a folder or a Hub repository, instead of a preset."}
     )
+    conditioning: Literal["return", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "What the policy is asked for: a return (if unset), or none: it imitates what the data do. (Of the "
+            "baselines a GRU has the choice; rvs is asked for a return, bc for nothing.)"
+        },
+    )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})
     embedding_size: int | None = field(default=None, metadata={"help": "Width of the embeddings of the tokens."})
     n_layer: int | None = field(default=None, metadata={"help": "Number of blocks."})
@@ -106,7 +113,7 @@ class ModelArguments:
         """Return the config fields that were given."""
         chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         given = {name: value for name, value in chosen.items() if value is not None and name not in _MODEL_CHOICE}
-        return {name: None if value == "none" else value for name, value in given.items()}
+        return {name: None if (name, value) == ("local_mixer", "none") else value for name, value in given.items()}
 
 
 #: Data sets that the name of a run's folder names.
