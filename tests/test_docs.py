@@ -13,6 +13,7 @@ import gymnasium
 import pytest
 from factories import HOPPER
 from hub_server import LoopbackHub
+from processes import run_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,14 +62,15 @@ def test_the_share_section_of_the_readme_runs_as_printed(clone):
     """Each block is a fresh process that knows nothing but where the Hub is."""
     section = README[README.index("## Share") : README.index("## Look inside")]
     (push,), (with_package, without) = snippets("bash", section), snippets("python", section)
-    commands = ["bash", "-ec", push], [sys.executable, "-c", with_package], [sys.executable, "-c", without]
     with LoopbackHub({"hf_me": "your-name"}) as hub:
         environment = hub.client_environment(clone / "home", "hf_me")
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-        for command in commands:
-            done = subprocess.run(command, env=environment, cwd=clone, capture_output=True, text=True, timeout=300)
+        options = {"env": environment, "cwd": clone, "capture_output": True, "text": True, "timeout": 300}
+        shared = subprocess.run(["bash", "-ec", push], **options)
+        loaded = [run_python(code, environment=environment, folder=clone) for code in (with_package, without)]
+        for done in (shared, *loaded):
             assert done.returncode == 0, done.stderr
-            assert ("nothing was sent" in done.stdout) == (command is commands[0])
+            assert ("nothing was sent" in done.stdout) == (done is shared)
         repository = hub.model("your-name/dema-hopper")
         assert repository.private and {"model.safetensors", "modeling_decision_mamba.py"} <= {*repository.files()}
 

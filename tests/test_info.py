@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 
 from hf_decision_mamba import info
 from hf_decision_mamba.cli import main
@@ -69,9 +68,8 @@ def test_it_says_whether_there_is_a_token_but_never_which(monkeypatch, capsys):
 
 def test_without_numba_it_says_what_runs_instead_and_why():
     code = "import sys; sys.modules |= {'numba': None, 'llvmlite': None}\nfrom hf_decision_mamba import cli"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; cli.main(['info'])"], capture_output=True, text=True, timeout=100, check=True
-    )
+    done = run_python(f"{code}; cli.main(['info'])")
+    assert done.returncode == 0, done.stderr
     assert "scan         reference: " in done.stdout
     assert "scan_backend='numba' cannot run: numba is not installed (pip install numba)\n" in done.stdout
     assert "acting       the model's forward" in done.stdout

@@ -7,8 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +19,7 @@ import numpy as np
 import pytest
 from hub_server import Blob, LoopbackHub, Repository
 from numpy.lib.format import open_memmap
+from processes import run_python
 
 from hf_decision_mamba.data import Trajectories, WindowDataset, cache, load_trajectories, storage
 from hf_decision_mamba.data.storage import mapping
@@ -321,9 +320,7 @@ def test_of_the_hub_a_second_start_asks_for_the_commit_alone(tmp_path: Path, hop
             """Return what it prints, and the paths that it asks for."""
             asked = len(hub.requests)
             environment = hub.client_environment(tmp_path / "home") | more
-            done = subprocess.run(
-                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-            )
+            done = run_python(code, environment=environment)
             assert done.returncode == 0, done.stderr
             return done.stdout.strip(), [path for _, path, _ in hub.requests[asked:] if "harness" not in path]
 

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import Blob, LoopbackHub, Repository
 from PIL import Image
+from processes import run_python
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
 
@@ -292,8 +292,7 @@ def test_the_hub_is_asked_once_and_not_at_all_without_a_connection(tmp_path: Pat
         environment = hub.client_environment(tmp_path / "home", "hf_alice")
         for more in ({}, {"HF_HUB_OFFLINE": "1"}):
             asked = len(hub.requests)
-            command = [sys.executable, "-c", load]
-            done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+            done = run_python(load, environment=environment | more)
             assert done.returncode == 0, done.stderr
             assert (len(hub.requests) == asked) == bool(more)
             assert done.stdout.strip() == (

@@ -1,7 +1,6 @@
 """The gather equals a naive loop, windows stay in their episode, and draw i of the sampler is a function of i."""
 
 import hashlib
-import multiprocessing
 import pickle
 import tracemalloc
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import FORKS
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, collate, load_trajectories
@@ -395,8 +395,8 @@ def test_skipping_batches_goes_on_as_if_never_stopped() -> None:
 
 
 def test_workers_give_the_same_batches() -> None:
-    # "spawn" also proves that the data set can be pickled.
-    workers = loader(num_workers=2, multiprocessing_context=multiprocessing.get_context("spawn"))
+    # Workers that are forked from another process also prove that the data set can be pickled.
+    workers = loader(num_workers=2, multiprocessing_context=FORKS)
     assert_same(states(Accelerator(cpu=True).prepare(workers)), states(loader()))
 
 

@@ -1,14 +1,13 @@
 """The causal convolution as a torch op and its CPU kernel, against PyTorch's own convolution and autograd."""
 
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_python
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -169,8 +168,8 @@ def test_a_forked_child_convolves_alone():
         os._exit(0 if (conv_forward(x, weight, None, 0) == expected).all().item() else 1)
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=120)
-    assert done.returncode == 0
+    done = run_python(textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_empty_batch_gives_empty_results():

@@ -1,14 +1,13 @@
 """Cards of collected data sets say what the files say, and a push makes the data set loadable by its name."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from factories import HOSTILE, assert_inert, with_texts
 from hub_server import LoopbackHub
 from huggingface_hub import DatasetCard
+from processes import run_python
 
 from hf_decision_mamba.collecting.collect import collect
 from hf_decision_mamba.collecting.settings import CollectSettings
@@ -127,9 +126,7 @@ def test_a_collected_data_set_is_one_commit_and_one_name_away(tmp_path: Path) ->
             "print(t.name, t.env_id, t.num_episodes, t.num_steps)\n"
         )
         environment = hub.client_environment(tmp_path / "home", TOKEN)
-        result = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
-        )
+        result = run_python(code, environment=environment, folder=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{hub.endpoint}/datasets/alice/swings" in result.stdout
         assert result.stdout.splitlines()[-1] == "alice/swings Pendulum-v1 2 10"

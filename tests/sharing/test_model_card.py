@@ -22,6 +22,7 @@ from factories import HOSTILE, ROOT, assert_inert, with_texts
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from processes import run_python
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.evaluation.result import EvaluationResult
@@ -156,8 +157,7 @@ def run(hub: LoopbackHub, tmp_path: Path) -> Run:
 
     def _run(code: str, token: str | None = TOKEN, **environment: str) -> "subprocess.CompletedProcess[str]":
         client = hub.client_environment(tmp_path / f"home{next(calls)}", token) | environment
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, env=client, capture_output=True, text=True, timeout=120, check=False)
+        return run_python(code, environment=client)
 
     return _run
 

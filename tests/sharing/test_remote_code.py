@@ -21,6 +21,7 @@ import torch
 from hub_server import LoopbackHub
 from huggingface_hub import HfApi
 from packaging.requirements import Requirement
+from processes import run_python
 from transformers import DecisionTransformerConfig, DecisionTransformerModel, PreTrainedModel
 
 from hf_decision_mamba import (
@@ -251,20 +252,17 @@ class Machine:
     def add(self, case: str, folder: Path, checkpoint: str, **options: str) -> None:
         self.folders[case], self.cases[case] = folder, (checkpoint, options)
 
-    def run(self, script: str, python: str | Path = sys.executable, **env: str) -> Any:
+    def run(self, script: str, python: Path | None = None, **env: str) -> Any:
         """What a script reports, and the messages beside it; it knows `cases` and what the probe defines."""
         environment = self.hub.client_environment(self.home) | env
-        if python != sys.executable:
+        program, cases = f"{PROBE}\ncases = json.loads(sys.argv[1])\n{script}", json.dumps(self.cases)
+        if python is None:
+            done = run_python(program, cases, environment=environment)
+        else:
             environment.pop("PYTHONPATH", None)
-        done = subprocess.run(
-            [str(python), "-c", f"{PROBE}\ncases = json.loads(sys.argv[1])\n{script}", json.dumps(self.cases)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+            command = [str(python), "-c", program, cases]
+            pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+            done = subprocess.run(command, env=environment, timeout=300, check=False, **pipes)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]) | {"messages": done.stderr}
 

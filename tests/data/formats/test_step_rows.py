@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from factories import SAMPLES
 from hub_server import Blob, LoopbackHub, Repository
+from processes import run_python
 
 from hf_decision_mamba.data import Trajectories, load_trajectories
 
@@ -111,8 +110,7 @@ def test_a_robot_of_the_hub_is_read_without_the_tables_about_it(tmp_path: Path) 
         hub.repositories["datasets", "alice/robot"] = repository
         environment = hub.client_environment(tmp_path / "home", "hf_alice")
         for more in ({}, {"HF_HUB_OFFLINE": "1"}):
-            command = [sys.executable, "-c", load]
-            done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+            done = run_python(load, environment=environment | more)
             assert done.returncode == 0, done.stderr
             assert done.stdout.startswith("Trajectories('alice/robot': 6 episodes, 188 steps, state_dim=11")
             assert "pictures are not read (observation.images.top)" in done.stderr
