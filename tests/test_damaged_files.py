@@ -10,13 +10,14 @@ import resource
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
 from factories import BREAKOUT, HOPPER, ROOT, SAMPLES, damaged
+from processes import run_file
 
 SOURCES = {
     "one row per episode": HOPPER,
@@ -38,8 +39,7 @@ def test_damaged_files_load_or_end_in_one_error(kind, tmp_path):
     seed = secrets.randbits(32)
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths, "HF_DATASETS_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    program = [sys.executable, "-W", "ignore", __file__, kind, str(seed)]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
+    done = run_file(__file__, kind, str(seed), environment=environment)
     trials = done.stdout.splitlines()
     assert done.returncode == 0, f"{trials[-1:]} ended with {done.returncode}:\n{done.stderr[-3000:]}"
     assert len(trials) == FIXED + FRESH + 1 and int(trials[-1].split()[0]) > 5, trials[-1]
@@ -86,6 +86,7 @@ def try_all(kind: str, fresh: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     from hf_decision_mamba import DecisionMambaPolicy, load_trajectories
 
     with tempfile.TemporaryDirectory() as folder:
