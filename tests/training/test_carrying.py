@@ -1,7 +1,6 @@
 """Training with carried states: chunks are one sequence, whoever computes them, and resuming goes on to the bit."""
 
 import os
-import subprocess
 import sys
 from functools import wraps
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from factories import BREAKOUT, HOPPER, ROOT
+from processes import run_file
 from safetensors.torch import load_file
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel
@@ -133,13 +133,14 @@ def test_dilation_is_drawn_from_the_seed_and_only_for_training(tmp_path, monkeyp
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def train_two_rows(folder: Path) -> None:
+    train(folder, per_device_train_batch_size=2)
+
+
 def test_passes_and_processes_have_rows_of_their_own(tmp_path):
     train(tmp_path / "one", per_device_train_batch_size=4)
     train(tmp_path / "passes", per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, __file__, str(tmp_path / "processes")], env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+    done = run_file(__file__, str(tmp_path / "processes"), environment=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("passes", "processes"):
         torch.testing.assert_close(weights(tmp_path / name), weights(tmp_path / "one"), atol=1e-6, rtol=0)
@@ -203,4 +204,8 @@ def test_the_held_out_loss_does_not_depend_on_the_batch(tmp_path):
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), per_device_train_batch_size=2)
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    place = {"run_id": "tests", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", **place)
+    elastic_launch(launch, train_two_rows)(Path(sys.argv[1]))  # what torchrun does, but by forks

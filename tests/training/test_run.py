@@ -22,6 +22,7 @@ import pytest
 import torch
 from factories import BREAKOUT, HOPPER, ROOT, SAMPLES
 from hub_server import Blob, Fault, LoopbackHub, Repository
+from processes import run_file, run_python
 from safetensors.torch import load_file
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
@@ -574,8 +575,7 @@ def test_streaming_from_the_hub_downloads_no_file(tmp_path):
         environment = hub.client_environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
         words = command_line(tmp_path / "run", dataset_name="alice/hopper", **{**STREAMED, "max_steps": 2})
         program = "import sys; from hf_decision_mamba.training.run import main; main(sys.argv[1:])"
-        command = [sys.executable, "-c", program, *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+        done = run_python(program, *words, environment=environment)
         assert done.returncode == 0, done.stderr[-2000:]
     asked = [(path.rsplit("/")[-1], status) for method, path, status in hub.requests if method == "GET"]
     parquet = [(name, status) for name, status in asked if name.endswith(".parquet")]
@@ -759,8 +759,7 @@ def _within_a_save(folder: Path, since: float) -> bool:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to kill many runs quickly")
 def test_killed_training_resumes_to_the_bit(tmp_path):
     """SIGKILL at random moments and within saves, then the same command again: the same weights, dropout included."""
-    command = [sys.executable, __file__, "train_and_kill", str(tmp_path)]
-    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=150)
+    done = run_file(__file__, "train_and_kill", str(tmp_path), environment=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int((tmp_path / "kills").read_text()) >= 6
     assert done.stdout.count("which is not complete") >= 2  # kills within a save leave half a checkpoint
