@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_python
 from torch import Tensor
 
 pytest.importorskip("numba")
@@ -259,8 +260,8 @@ def test_a_forked_child_scans_alone():
         os._exit(0 if (run() == expected).all().item() else 1)
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=120)
-    assert done.returncode == 0
+    done = run_python(textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_need_states_nothing_is_saved():
@@ -333,14 +334,3 @@ def test_kernels_are_compiled_again_when_what_they_are_made_of_has_changed(tmp_p
     assert float(first) == float(again) == pytest.approx(33.3133, abs=1e-3)
     assert float(other) == pytest.approx(17.3133, abs=1e-3)
     assert (cold, warm, changed) == ("0", "1", "0")
-
-
-def test_importing_the_modules_does_not_import_numba():
-    code = """
-    import sys
-    from hf_decision_mamba.model import causal_conv, selective_scan_cpu
-    assert "numba" not in sys.modules
-    assert selective_scan_cpu.why_no_numba() is None and "numba" in sys.modules
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=120)
-    assert done.returncode == 0
