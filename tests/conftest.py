@@ -31,6 +31,15 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+#: Files whose tests take long: they come first, so that at the end no worker is left alone with one of them.
+LONG = ("model/test_threads_cpu.py", "training/test_run.py", "sharing/test_remote_code.py", "test_damaged_files.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long; else the order stays."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
 @pytest.fixture
 def no_room() -> Callable[[int], AbstractContextManager[None]]:
     """A context in which no file gets longer than so many bytes, as none does on a disk that is nearly full."""
