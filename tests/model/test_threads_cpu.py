@@ -26,7 +26,7 @@ FAILING = {
     selective_scan_kernels.backward: {"sizes": [2, 1, 1, -100, 2], "flags": [0] * 6, "strides": [0] * 12},
     causal_conv_kernels.forward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 2},
     causal_conv_kernels.backward: {"sizes": [2, 1, 1, -100, 1, 2], "strides": [0] * 4},
-    compiled_kernels.run: {"sizes": [2, 1, 1, 1, 1, 3, 2, 0, 2], "program": [0, 0, 0]},
+    compiled_kernels.run: {"sizes": [2, 1, 1, 1, 1, 1, 3, 2, 0, 2], "program": [0, 0, 0]},
 }
 
 
