@@ -38,7 +38,8 @@ MODELS = {
     "GRU": "--architecture=gru",
 }
 CONDITIONS = {
-    "dilated": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-1",
+    "dilated, Δ to 1e-5": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-5",
+    "dilated, Δ to 1e-1": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-1",
     "plain": "",
 }
 LENGTHS = (30, 100, 300, 1_000, 10_000, 100_000, 1_000_000)
@@ -83,7 +84,7 @@ def main() -> None:
 def run_one(job: Job, folder: Path, data: Path, longest: int, before: dict[str, Any] | None) -> dict[str, Any]:
     """Train one model, and count how often it turns right at the end of each corridor."""
     model, condition, seed = job
-    output = folder / "-".join([*job[0].lower().replace(",", "").split(), condition, str(seed)])
+    output = folder / "-".join([*f"{model} {condition}".lower().replace(",", "").split(), str(seed)])
     arguments = [
         f"--dataset_name={data}",
         *f"{COMMON} {MODELS[model]} {CONDITIONS[condition]}".split(),

@@ -1,6 +1,7 @@
 """Write docs/memory.md and its picture from benchmarks/results/memory.json: `python docs/make_memory.py`."""
 
 import json
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hf_decision_mamba.reporting.figures import legend_below, tidy
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "memory.json"
 PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
 COLORS = {"DeMa, BL3D": "#4c78a8", "DeMa, B3LD": "#72b7b2", "DMM": "#e4572e", "GRU": "#9d755d"}
+STYLES = {"dilated, Δ to 1e-1": "-", "dilated, Δ to 1e-5": "--"}
 HEADER = """# Memory
 
 Where the past decides beyond a window, a model that carries a state can do what no window can, at a cost per decision
@@ -42,19 +44,21 @@ hf-decision-mamba evaluate runs/maze-dema --mode recurrent --env-kwargs '{"lengt
 * `--time_dilation 0.1`: one step in ten passes for up to `--time_dilation_max` steps (a million, if unset): in every
   layer its step size Δ is multiplied by a factor drawn log-uniformly. Stretches in which nothing happens are so met
   at every length. The convolution and DMM's local mixers do not see it; nothing is dilated when the model acts.
-* `--time_step_min`, `--time_step_max`: the step sizes at initialisation. A channel of step size Δ forgets within
-  about 1/Δ tokens.
+* `--time_step_min`, `--time_step_max`: the step sizes at initialisation, from 1e-8 on; the table has two upper ends. A
+  channel of step size Δ forgets within about 1/Δ tokens, and takes in little of each: one whose steps are small at the
+  beginning learns late what to keep.
 
 ## What was measured
 
-`python benchmarks/memory.py`: every run is one command of the above, on one thread. The share of right turns by the
-length of the corridor, one number a seed: 24 episodes, of 100,000 steps 16, of a million 8. A dash: not played,
-because the model is at chance in a shorter one already.
+`python benchmarks/memory.py`: every run is one command of the above, on one thread; the processor's minutes of its
+training are the median over seeds. The share of right turns by the length of the corridor, one number a seed: 24
+episodes, of 100,000 steps 16, of a million 8. A dash: not played, because the model is at chance in a shorter one
+already.
 
 """
 FOOTER = """
 The study goes on where it was interrupted; what stands here is what has finished so far: few seeds, so a first answer
-and no more. How long training takes is not stated, as the machine was busy with other work.
+and no more. The machine was busy with other work, which makes the processor's minutes longer.
 """
 
 
@@ -70,8 +74,10 @@ def render() -> str:
     lengths = _lengths(runs)
     for (condition, model), found in sorted(runs.items()):
         cells = [" ".join(_share(run["success"].get(str(length))) for run in found) for length in lengths]
-        rows.append([f"{model}, {condition}", f"{found[0]['parameters']:,}", *cells])
-    head = ["model, Δ in training", "parameters", *(f"{length:,}" for length in lengths)]
+        minutes = [run["cpu_minutes"] for run in found if "cpu_minutes" in run]
+        cost = f"{statistics.median(minutes):.1f}" if minutes else "not measured"
+        rows.append([f"{model}, {condition}", f"{found[0]['parameters']:,}", cost, *cells])
+    head = ["model, Δ in training", "parameters", "minutes", *(f"{length:,}" for length in lengths)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return HEADER + "".join(f"| {' | '.join(line)} |\n" for line in lines) + FOOTER
 
@@ -103,7 +109,7 @@ def _draw(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
         for number, run in enumerate(found):
             known = {length: run["success"].get(str(length)) for length in lengths}
             shown = {length: share for length, share in known.items() if share is not None}
-            style = {"color": COLORS.get(model, "#54585c"), "linestyle": "-" if condition == "dilated" else "--"}
+            style = {"color": COLORS.get(model, "#54585c"), "linestyle": STYLES.get(condition, ":")}
             label = f"{model}, {condition}" if not number else None
             axes.plot(list(shown), list(shown.values()), marker="o", markersize=4, alpha=0.8, label=label, **style)
     axes.set(xscale="log", xlabel="length of the corridor, steps", ylabel="share of right turns", ylim=(0.3, 1.03))
