@@ -39,6 +39,7 @@ MODELS = {
 }
 CONDITIONS = {
     "dilated, Δ to 1e-5": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-5",
+    "dilated, Δ to 1e-3": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-3",
     "dilated, Δ to 1e-1": "--time_dilation=0.1 --time_dilation_max=1e6 --time_step_min=1e-8 --time_step_max=1e-1",
     "plain": "",
 }

@@ -14,7 +14,7 @@ from hf_decision_mamba.reporting.figures import legend_below, tidy
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "memory.json"
 PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
 COLORS = {"DeMa, BL3D": "#4c78a8", "DeMa, B3LD": "#72b7b2", "DMM": "#e4572e", "GRU": "#9d755d"}
-STYLES = {"dilated, Δ to 1e-1": "-", "dilated, Δ to 1e-5": "--"}
+STYLES = {"dilated, Δ to 1e-1": "-", "dilated, Δ to 1e-3": "-.", "dilated, Δ to 1e-5": "--"}
 HEADER = """# Memory
 
 Where the past decides beyond a window, a model that carries a state can do what no window can, at a cost per decision
@@ -44,9 +44,8 @@ hf-decision-mamba evaluate runs/maze-dema --mode recurrent --env-kwargs '{"lengt
 * `--time_dilation 0.1`: one step in ten passes for up to `--time_dilation_max` steps (a million, if unset): in every
   layer its step size Δ is multiplied by a factor drawn log-uniformly. Stretches in which nothing happens are so met
   at every length. The convolution and DMM's local mixers do not see it; nothing is dilated when the model acts.
-* `--time_step_min`, `--time_step_max`: the step sizes at initialisation, from 1e-8 on; the table has two upper ends. A
-  channel of step size Δ forgets within about 1/Δ tokens, and takes in little of each: one whose steps are small at the
-  beginning learns late what to keep.
+* `--time_step_min`, `--time_step_max`: the step sizes at initialisation, from 1e-8 on; the table has three upper ends,
+  and which of them a model learns with differs. A channel of step size Δ forgets within about 1/Δ tokens.
 
 ## What was measured
 
