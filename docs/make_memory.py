@@ -9,12 +9,11 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from hf_decision_mamba.reporting.figures import legend_below, tidy
+from hf_decision_mamba.reporting.figures import tidy
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "memory.json"
 PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
 COLORS = {"DeMa, BL3D": "#4c78a8", "DeMa, B3LD": "#72b7b2", "DMM": "#e4572e", "GRU": "#9d755d"}
-STYLES = {"dilated, Δ to 1e-1": "-", "dilated, Δ to 1e-3": "-.", "dilated, Δ to 1e-5": "--"}
 HEADER = """# Memory
 
 Where the past decides beyond a window, a model that carries a state can do what no window can, at a cost per decision
@@ -25,7 +24,7 @@ that does not grow. This page is about how to train one, and how far it was seen
 *The passive T-Maze (arXiv 2307.03864): a clue, one of two, at the first step; a corridor in which nothing tells them
 apart; a junction at its end where the clue is asked for. Trained on corridors of 3 to 60 steps of the environment's
 own expert, asked in longer ones, acting in recurrent mode, last checkpoint. A guess is right half of the time. Each
-point is one trained model.*
+line is one trained model; where several do the same, they are drawn a little above each other.*
 
 ## How
 
@@ -98,22 +97,25 @@ def _share(value: float | None) -> str:
 
 
 def _draw(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
-    lengths = _lengths(runs)
+    """Draw a panel for each condition; models that do the same lie a little above each other."""
+    lengths, conditions = _lengths(runs), sorted({condition for condition, _ in runs})
     matplotlib.rcParams["svg.hashsalt"] = "memory"  # the same bytes from the same numbers
-    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(0.5, color="#9aa0a6", linewidth=1, linestyle=":", label="a guess")
-    axes.axvspan(3, 60, color="#f1f3f4", label="trained on")
-    for (condition, model), found in sorted(runs.items()):
-        for number, run in enumerate(found):
-            known = {length: run["success"].get(str(length)) for length in lengths}
-            shown = {length: share for length, share in known.items() if share is not None}
-            style = {"color": COLORS.get(model, "#54585c"), "linestyle": STYLES.get(condition, ":")}
-            label = f"{model}, {condition}" if not number else None
-            axes.plot(list(shown), list(shown.values()), marker="o", markersize=4, alpha=0.8, label=label, **style)
-    axes.set(xscale="log", xlabel="length of the corridor, steps", ylabel="share of right turns", ylim=(0.3, 1.03))
-    tidy(axes)
-    legend_below(figure, axes, ncols=4)
+    figure = Figure(figsize=(3.1 * len(conditions), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(conditions), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, condition in zip(panels, conditions, strict=True):
+        axes.axhline(0.5, color="#9aa0a6", linewidth=1, linestyle=":", label="a guess")
+        axes.axvspan(3, 60, color="#f1f3f4", label="trained on")
+        for place, (model, color) in enumerate(COLORS.items()):
+            for run in runs.get((condition, model), []):
+                shown = {length: run["success"].get(str(length)) for length in lengths}
+                points = [(length, share + 0.015 * place) for length, share in shown.items() if share is not None]
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, alpha=0.8, color=color, label=model)
+        axes.set(xscale="log", xlabel="length of the corridor, steps", ylim=(0.28, 1.07))
+        axes.set_title(condition, fontsize=10, loc="left")
+        tidy(axes)
+    panels[0].set_ylabel("share of right turns")
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
