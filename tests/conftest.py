@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-of-tests-")
 os.environ.setdefault("MUJOCO_GL", "egl")  # rendering without a display
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# pytest-xdist's workers share the cores out: threads beyond these would wait for each other, wide awake.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
