@@ -1680,7 +1680,7 @@ def test_the_target_return_is_the_best_of_the_data(tmp_path):
         ),
         (
             {**dict.fromkeys(TINY_MODEL), "architecture": "gru", "conv_kernel": 4},
-            "--conv_kernel does not apply to --architecture gru, which takes --hidden_size, --embedding_size,",
+            "--conv_kernel does not apply to --architecture gru, which takes --conditioning, --hidden_size,",
         ),
         ({**BASELINES["bc"], "preset": "dmm"}, "--preset dmm is a variant of decision_mamba; leave it out with"),
         (
