@@ -102,13 +102,18 @@ def test_kernels_stay_inside_their_arrays():
              "acting/test_compiled.py::test_any_size",
              "model/test_causal_conv.py::test_equals_pytorchs_convolution[dtype0]")
     done = pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *(f"tests/{name}" for name in names)])
-    from hf_decision_mamba.model.causal_conv_kernels import forward
+    from hf_decision_mamba.model.causal_conv_kernels import forward, input_backward, workspace
     x, one = np.zeros(40, np.float32), np.zeros(1, np.float32)
     sizes, strides = np.array([1, 1, 40, 1, 1, 1]), np.zeros(2, np.int64)
     forward(0, 1, sizes, strides, x, x, x, x)
     for outside in ((x, x, x, x[:39]), (x[:39], x, x, x), (x, one, x, x)):
         with pytest.raises(IndexError):
             forward(0, 1, sizes, strides, *outside)
+    w = workspace(4, x)  # whose arrays lie one behind another, and have 19 rows of tokens here
+    input_backward(w, 18, 32, x, 0)
+    for row in (2, 19):
+        with pytest.raises(IndexError):
+            input_backward(w, row, 32, x, 0)
     raise SystemExit(done)
     """
     # Optimised less, as what is read and written is the same, and compiling is most of the time.

@@ -19,21 +19,21 @@ import numpy as np
 try:
     from llvmlite import ir
     from numba import njit, types
-    from numba.core.cgutils import alloca_once, get_or_insert_function
+    from numba.core.cgutils import alloca_once, get_or_insert_function, unpack_tuple
     from numba.extending import intrinsic, models, overload, register_model
+    from numba.np.arrayobj import populate_array
 except ImportError as error:
     raise ImportError("the CPU kernels of Decision Mamba need numba: pip install numba") from error
 
-from .sizes_cpu import BLOCK, LANES
+from .sizes_cpu import LANES
 
 LN2 = float(np.log(2.0))
 INT32, INTP = ir.IntType(32), ir.IntType(8 * np.dtype(np.intp).itemsize)
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Numbers too small for full precision are zero, and all else is as ever: where there are many, x86 is slow with them.
 FLUSHING = np.int32(0x9FC0)
-CHECKED = (
-    os.environ.get("DECISION_MAMBA_CHECK_BOUNDS") == "1"
-)  # kernels that raise instead of leaving an array: for tests
+CHECKED = os.environ.get("DECISION_MAMBA_CHECK_BOUNDS") == "1"  # kernels raise instead of leaving an array: for tests
+OUTSIDE = "a kernel reads or writes outside of an array"
 
 # ------------------------------------------------------------------------------------------------------ the vector type
 
@@ -117,15 +117,26 @@ def power_of_two(typingctx, shifted):
     return shifted(shifted), codegen
 
 
+def index_type(index):
+    """Return the type of an index: one number, or a tuple of one for each dimension."""
+    return types.UniTuple(types.intp, len(index)) if isinstance(index, types.BaseTuple) else types.intp
+
+
 def pointer(context, builder, array, value, index, llvm_type, count):
-    """Point to `count` numbers from array[index] on; that they are inside is checked in checked mode only."""
+    """Point to `count` numbers of a row from array[index] on; that they are inside is checked in checked mode only."""
     found = context.make_array(array)(context, builder, value)
-    if CHECKED:
-        beyond = builder.icmp_signed(">", builder.add(index, count), found.nitems)
-        outside = builder.or_(beyond, builder.icmp_signed("<", index, INTP(0)))
-        with builder.if_then(outside, likely=False):
-            context.call_conv.return_user_exc(builder, IndexError, ("a kernel reads or writes outside of an array",))
-    return builder.bitcast(builder.gep(found.data, [index]), llvm_type.as_pointer())
+    lengths = unpack_tuple(builder, found.shape)
+    indices = [index] if index.type == INTP else unpack_tuple(builder, index)
+    assert len(indices) == len(lengths), "one index for each dimension"
+    at, counts = INTP(0), [INTP(1)] * (len(indices) - 1) + [count]
+    for index, length, numbers in zip(indices, lengths, counts, strict=True):
+        if CHECKED:
+            outside = builder.icmp_signed(">", builder.add(index, numbers), length)
+            outside = builder.or_(outside, builder.icmp_signed("<", index, INTP(0)))
+            with builder.if_then(outside, likely=False):
+                context.call_conv.return_user_exc(builder, IndexError, (OUTSIDE,))
+        at = builder.add(builder.mul(at, length), index)
+    return builder.bitcast(builder.gep(found.data, [at]), llvm_type.as_pointer())
 
 
 def at_most_lanes(builder, left):
@@ -141,7 +152,7 @@ def load(typingctx, array, index):
         at = pointer(context, builder, array, *args, context.get_value_type(vector), INTP(LANES))
         return builder.load(at, align=array.dtype.bitwidth // 8)
 
-    return vector(array, types.intp), codegen
+    return vector(array, index_type(index)), codegen
 
 
 @intrinsic
@@ -153,7 +164,7 @@ def fill(typingctx, array, index):
         at = pointer(context, builder, array, *args, context.get_value_type(array.dtype), INTP(1))
         return broadcast(context, builder, vector, array.dtype, builder.load(at))
 
-    return vector(array, types.intp), codegen
+    return vector(array, index_type(index)), codegen
 
 
 @intrinsic
@@ -176,7 +187,7 @@ def store(typingctx, array, index, value):
         builder.store(args[2], at, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, value), codegen
+    return types.none(array, index_type(index), value), codegen
 
 
 @intrinsic
@@ -324,17 +335,40 @@ def softplus_slope(x):
 
 
 # -------------------------------------------------------------------------------------------------- blocks of channels
-# A work item has at most BLOCK channels and a workspace, one flat array `w`: quicker to compile and to pass on than
-# many arrays. `left` counts the channels from a vector's first to the block's end, which the last vector of a row may
-# reach beyond. A `tile` holds LANES channels for each n; the tiles of a block: [BLOCK / LANES, n, LANES].
+# A work item has at most BLOCK channels. `left` counts those from a vector's first to the block's end, which the last
+# vector of a row may reach beyond. A `tile` holds LANES channels for each n: [BLOCK / LANES, n, LANES].
 
 
-@compiled
 def allocate(size, like):
-    """Allocate a workspace from a cache line's start on; what is in it is undefined."""
+    """Allocate a flat array from a cache line's start on; what is in it is undefined."""
     spare = np.empty(size + 64 // like.itemsize, like.dtype)
     skip = (-spare.ctypes.data) % 64 // like.itemsize
     return spare[skip : skip + size]
+
+
+@intrinsic
+def allocate_arrays(typingctx, shapes, like):
+    """Allocate arrays of these shapes, one behind another; in one piece, for numba keeps what it has when it raises."""
+    flat = types.Array(like.dtype, 1, "C")  # slices of it, reshaped, would be the same, but take long to compile
+    arrays = types.Tuple([types.Array(like.dtype, len(shape), "C") for shape in shapes])
+    intps = types.Tuple([types.UniTuple(types.intp, len(shape)) for shape in shapes])
+
+    def codegen(context, builder, signature, args):
+        lengths = [unpack_tuple(builder, shape) for shape in unpack_tuple(builder, args[0])]
+        sizes = [functools.reduce(builder.mul, shape) for shape in lengths]
+        allocated = flat(types.intp, like), (functools.reduce(builder.add, sizes), args[1])
+        whole = context.make_array(flat)(context, builder, context.compile_internal(builder, allocate, *allocated))
+        at, parts, byte = whole.data, [], INTP(like.dtype.bitwidth // 8)
+        for array, shape, size in zip(arrays, lengths, sizes, strict=True):
+            strides = [functools.reduce(builder.mul, shape[i + 1 :], byte) for i in range(len(shape))]
+            part = context.make_array(array)(context, builder)
+            parts.append(populate_array(part, at, shape, strides, byte, whole.meminfo)._getvalue())
+            at = builder.gep(at, [size])
+        context.nrt.incref(builder, arrays, made := context.make_tuple(builder, arrays, parts))
+        context.nrt.decref(builder, flat, whole._getvalue())
+        return made
+
+    return arrays(intps, like), codegen
 
 
 def first_lanes(builder, left):
@@ -397,25 +431,25 @@ def write(array, at, left, value):
 
 
 @compiled
-def clear(w, at, size):
-    for j in range(size):
-        w[at + j] = 0
+def clear(array):
+    for j in range(array.size):
+        array.flat[j] = 0
 
 
 @compiled
-def read_tiles(w, tiles, states, count, array, at):
-    """Fill the tiles that start at w[tiles] from array[at:] of layout (channel, n); zeros beyond `count` channels."""
-    clear(w, tiles, BLOCK * states)
+def read_tiles(tiles, count, array, at):
+    """Fill the tiles of a block from array[at:] of layout (channel, n); zeros beyond `count` channels."""
+    clear(tiles)
+    states = tiles.shape[1]
     for c in range(count):
-        to = tiles + c // LANES * states * LANES + c % LANES
         for n in range(states):
-            w[to + n * LANES] = array[at + c * states + n]
+            tiles[c // LANES, n, c % LANES] = array[at + c * states + n]
 
 
 @compiled
-def write_tiles(w, tiles, states, count, array, at):
+def write_tiles(tiles, count, array, at):
     """Undo `read_tiles`: write the tiles back to the array."""
+    states = tiles.shape[1]
     for c in range(count):
-        start = tiles + c // LANES * states * LANES + c % LANES
         for n in range(states):
-            array[at + c * states + n] = w[start + n * LANES]
+            array[at + c * states + n] = tiles[c // LANES, n, c % LANES]
