@@ -14,6 +14,16 @@ from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionM
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 SAMPLES = DATA / "samples"
+#: Settings of a model, and of a training, that take a second or two.
+TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
+TINY_RUN = {
+    **TINY_MODEL,
+    "context_length": 4,
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "warmup_steps": 1,
+    "use_cpu": True,
+}
 HOPPER, BREAKOUT = DATA / "hopper-tiny-v5.parquet", DATA / "breakout-tiny.parquet"
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from factories import TINY_MODEL
 
 from hf_decision_mamba import DecisionMambaPolicy, evaluate_policy, load_trajectories, train
 from hf_decision_mamba.collecting import CollectSettings, collect
@@ -55,7 +56,7 @@ def test_a_tuple_of_whole_numbers_goes_from_data_to_scores(tmp_path, monkeypatch
         tmp_path / "cards",
         progress=False,
     )
-    sizes = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4, "context_length": 4}
+    sizes = {**TINY_MODEL, "context_length": 4}
     result = train(str(folder), **sizes, max_steps=2, eval_episodes=2, rollout_episodes=1, eval_steps=1, use_cpu=True)
     assert [part["path"] for part in result.policy.processor.observation_parts] == [[0], [1]]
     assert all(-1 <= row["return"] <= 1 and row["length"] == 103 for row in result.evaluation.episodes)

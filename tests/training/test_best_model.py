@@ -2,27 +2,19 @@
 
 import numpy as np
 import pytest
-from factories import HOPPER
+from factories import HOPPER, TINY_RUN
 
 from hf_decision_mamba import train
 from hf_decision_mamba.collecting import CollectSettings, collect
 from hf_decision_mamba.training.run import main
 
 TINY = {
-    "hidden_size": 8,
-    "embedding_size": 8,
-    "n_layer": 1,
-    "state_size": 4,
-    "context_length": 4,
-    "max_steps": 4,
+    **TINY_RUN,
     "eval_steps": 2,
     "save_steps": 2,
-    "warmup_steps": 1,
-    "per_device_train_batch_size": 8,
     "eval_episodes": 0,
     "rollout_episodes": 3,
     "load_best_model_at_end": "true",
-    "use_cpu": "true",
 }
 
 

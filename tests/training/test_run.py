@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from factories import BREAKOUT, HOPPER, ROOT, SAMPLES
+from factories import BREAKOUT, HOPPER, ROOT, SAMPLES, TINY_MODEL, TINY_RUN
 from hub_server import Blob, Fault, LoopbackHub, Repository
 from processes import run_file, run_python
 from safetensors.torch import load_file
@@ -52,7 +52,6 @@ from hf_decision_mamba.training.run import _goes_to_the_device, main
 from hf_decision_mamba.training.task import RunData
 from hf_decision_mamba.training.trainer import DecisionMambaTrainer, action_loss
 
-TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
 # What differs in the command lines of the others.
 ATARI = {"preset": "dema-atari", "dataset_name": BREAKOUT, "per_device_eval_batch_size": 32}
 BASELINES = {
@@ -121,14 +120,9 @@ def command_line(output_dir: Path, **settings) -> list[str]:
     """Arguments of a run that takes a second or two; settings that are None are left out."""
     defaults = {
         "dataset_name": HOPPER,
-        **TINY_MODEL,
-        "context_length": 4,
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "warmup_steps": 1,
+        **TINY_RUN,
         "held_out_fraction": 0.1,
         "eval_episodes": 0,
-        "use_cpu": True,
         "output_dir": output_dir,
     }
     return [f"--{name}={value}" for name, value in {**defaults, **settings}.items() if value is not None]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from factories import HOPPER
+from factories import HOPPER, TINY_RUN
 from safetensors.torch import load_file
 from transformers.utils.logging import is_progress_bar_enabled
 
@@ -20,18 +20,10 @@ from hf_decision_mamba.training.arguments import DecisionMambaTrainingArguments
 from hf_decision_mamba.training.run import main
 
 SETTINGS = {
-    "hidden_size": 8,
-    "embedding_size": 8,
-    "n_layer": 1,
-    "state_size": 4,
-    "context_length": 4,
-    "max_steps": 4,
-    "per_device_train_batch_size": 8,
-    "warmup_steps": 1,
+    **TINY_RUN,
     "logging_steps": 2,
     "held_out_fraction": 0.1,
     "eval_episodes": 0,
-    "use_cpu": True,
     "disable_tqdm": True,
 }
 

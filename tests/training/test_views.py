@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from factories import HOPPER
+from factories import HOPPER, TINY_RUN
 
 from hf_decision_mamba import DecisionMambaPolicy, train
 from hf_decision_mamba.analysis.episodes import chosen_episodes, play_episodes
@@ -17,21 +17,13 @@ BOTH = {"positions_only": True, "delayed_reward": True}
 TINY = {
     "dataset_name": str(HOPPER),
     "env_id": "Hopper-v5",
-    "hidden_size": 8,
-    "embedding_size": 8,
-    "n_layer": 1,
-    "state_size": 4,
-    "context_length": 4,
-    "max_steps": 4,
-    "per_device_train_batch_size": 8,
-    "warmup_steps": 1,
+    **TINY_RUN,
     "logging_steps": 1,
     "held_out_fraction": 0.1,
     "eval_steps": 2,
     "rollout_episodes": 1,
     "eval_episodes": 2,
     "eval_max_episode_steps": 8,
-    "use_cpu": True,
     "disable_tqdm": True,
 }
 

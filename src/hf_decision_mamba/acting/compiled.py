@@ -22,7 +22,7 @@ from ..model.mixers_decision_mamba import (
     DecisionMambaConvLocalMixer,
     DecisionMambaLinearLocalMixer,
 )
-from ..model.modeling_decision_mamba import DecisionMambaModel
+from ..model.modeling_decision_mamba import DecisionMambaModel, state_token
 from ..model.selective_scan_cpu import why_no_numba
 from ..model.sizes_cpu import LANES, whole_lanes
 from ..model.threads_cpu import run_items
@@ -117,7 +117,7 @@ class FusedModel:
         if "action" in self.token_types:  # as `DecisionMambaModel` cuts the stream when it acts
             self.token_types = ("action", *self.token_types[:-1])
         self.cut = self.token_types[0] == "action"
-        self.decision = self.token_types.index("state") if "state" in self.token_types else 0
+        self.decision = state_token(self.token_types)
         self.state_width = self._state_width()
         self.dtype = np.dtype(np.float32 if model.dtype == torch.float32 else np.float64)
         self._program: list[list[int]] = []
@@ -234,8 +234,7 @@ class FusedModel:
             # A vector's end reaches into the next part, which is written after it.
             view = self._view(part, "embeddings", start, stride, size)
             if part in CONDITIONS:
-                embed = model.embed_return if part == "return" else model.embed_goal
-                self._linear(embed, "asked", view, k.EACH_STEP)
+                self._linear(getattr(model, f"embed_{part}"), "asked", view, k.EACH_STEP)
             elif part == "state" and config.state_type == "image":
                 self._op(k.COPY, "states", view, k.EACH_STEP)
             elif part == "state":

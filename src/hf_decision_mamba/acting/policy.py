@@ -38,7 +38,7 @@ from .checks import (
 from .compiled import FusedModel, fuse
 from .history import CompiledHistory, History, RecurrentState, WindowHistory
 from .loading import is_missing, load_model
-from .shapes import condition_of, observation_shape, state_and_action_types
+from .shapes import carries_state, condition_of, observation_shape, state_and_action_types
 
 Mode = Literal["window", "recurrent"]
 Actions = NDArray[np.float32] | NDArray[np.int64] | np.int64
@@ -94,7 +94,7 @@ class DecisionMambaPolicy:
         arguments = inspect.signature(model.forward).parameters
         if mode not in ("window", "recurrent"):
             raise ValueError(f"mode={mode!r} is unknown; choose 'window' or 'recurrent'.")
-        if mode == "recurrent" and "cache_params" not in arguments:
+        if mode == "recurrent" and not carries_state(model):
             raise ValueError(f"{type(model).__name__} carries no state between decisions; use mode='window'.")
         if mode == "recurrent" and context_length is not None:
             raise ValueError(f"context_length={context_length} has no meaning in mode='recurrent'; leave it out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ def state_and_action_types(config: Any) -> tuple[str, str]:
 
 
 def condition_of(config: Any) -> tuple[str | None, int]:
-    """Return which input says what a model is asked for, and how many numbers that are; None and 0 for imitation."""
-    conditioning = getattr(config, "conditioning", "return")
-    if conditioning == "none" and hasattr(config, "condition_dim"):
-        return None, 0
-    return ("goals", config.condition_dim) if conditioning == "goal" else ("returns_to_go", 1)
+    """Return which input says what a model is asked for, and how many numbers that are; None and 0 for imitation.
+
+    Baselines with other configs take a return, whether they read it or not.
+    """
+    return getattr(config, "condition_input", "returns_to_go"), getattr(config, "condition_dim", 1)
+
+
+def carries_state(model: PreTrainedModel) -> bool:
+    """Tell whether a model can act with a recurrent state."""
+    return "cache_params" in inspect.signature(model.forward).parameters
 
 
 def observation_shape(config: Any) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..model.modeling_decision_mamba import state_token
 from .windows import Floats, scan_terms_of
 
 
@@ -81,7 +82,7 @@ def hidden_attention(
         raise ValueError(f"reduce={reduce!r} is unknown; choose 'abs-mean' or None.")
     scans, mask = scan_terms_of(model, batch)
     token_types = model.config.token_types
-    decision = token_types.index("state") if "state" in token_types else 0
+    decision = state_token(token_types)
     steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     query = ((steps * mask).amax(1) - 1).clamp(min=0) * len(token_types) + decision
     layers = []

@@ -6,7 +6,6 @@ that never saw it may take for something else.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..acting.policy import DecisionMambaPolicy
+from ..acting.shapes import carries_state
 from ..data import WindowDataset
 from ..data.windows import window_settings
 from ..model import DecisionMambaCache
@@ -56,7 +56,7 @@ def check_carries_state(policy: DecisionMambaPolicy) -> None:
     Raises:
         ValueError: it has none.
     """
-    if "cache_params" not in inspect.signature(policy.model.forward).parameters:
+    if not carries_state(policy.model):
         raise ValueError(
             f"{type(policy.model).__name__} carries no state between decisions, so there is no memory to look at: "
             "leave memory out."

@@ -25,13 +25,19 @@ def describe_values(name: str, values: NDArray[np.float64] | None) -> dict[str, 
     """Return mean, deviation, interval and interquartile mean of values (n,), under names that begin with `name`."""
     if values is None:
         return {f"{name}_mean": None, f"{name}_std": None, f"{name}_ci95": [None, None], f"{name}_iqm": None}
-    trimmed = len(values) // 4
     return {
         f"{name}_mean": float(values.mean()),
         f"{name}_std": float(values.std()),
         f"{name}_ci95": _bootstrap_interval(values),
-        f"{name}_iqm": float(np.sort(values)[trimmed : len(values) - trimmed].mean()),
+        f"{name}_iqm": float(interquartile_mean(values)),
     }
+
+
+def interquartile_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean (...) of the middle half of values (..., n)."""
+    trimmed = values.shape[-1] // 4
+    middle: NDArray[np.float64] = np.sort(values, axis=-1)[..., trimmed : values.shape[-1] - trimmed]
+    return middle.mean(-1)
 
 
 def _bootstrap_interval(values: NDArray[np.float64]) -> list[float] | list[None]:

@@ -113,11 +113,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: The tokens that say what is asked for; a model has one of them, or none.
-CONDITIONS = ("return", "goal")
+#: The tokens that say what is asked for, and the inputs that they are made of; a model has one of them, or none.
+CONDITIONS = {"return": "returns_to_go", "goal": "goals"}
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "conditioning": ("return", "goal", "none"),
+    "conditioning": (*CONDITIONS, "none"),
     "sequence_layout": ("interleaved", "concatenated"),
     "state_type": ("vector", "image"),
     "action_type": ("continuous", "discrete"),
@@ -393,6 +393,11 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         local = {None: 0, "linear": width, "conv": 3}[self.local_mixer] * self.local_mixer_window * width
         mlp = 2 * width * self.mlp_size if self.block_type != "mamba" else 0
         return outside + self.n_layer * (mixer + local + mlp)
+
+    @property
+    def condition_input(self) -> str | None:
+        """The input that says what is asked for; None without a condition."""
+        return CONDITIONS.get(self.conditioning)
 
     @property
     def condition_dim(self) -> int:

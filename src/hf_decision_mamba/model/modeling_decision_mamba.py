@@ -371,7 +371,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
         if returns_to_go is not None and returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
             returns_to_go = returns_to_go[..., None]  # as the example of DecisionTransformer's documentation has it
-        asked = {"return": returns_to_go, "goal": goals, "none": None}[config.conditioning]
+        asked = {"returns_to_go": returns_to_go, "goals": goals, None: None}[config.condition_input]
         self._check_inputs(
             states, actions, asked, timesteps, attention_mask, previous_actions, cache_params, time_scale
         )
@@ -475,7 +475,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         parts = []
         for name in token_types if len(token_types) > 1 else self.config.token_order:
             if name in CONDITIONS:
-                part = (self.embed_return if name == "return" else self.embed_goal)(asked.to(dtype))
+                part = getattr(self, f"embed_{name}")(asked.to(dtype))
             elif name == "state":
                 part = self.embed_state(states if self.config.state_type == "image" else states.to(dtype))
             else:
@@ -513,7 +513,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
 
     def _predict_actions(self, hidden_states: Tensor, token_types: tuple[str, ...]) -> Tensor:
         """Predict actions (b, k, act_dim), or logits, at the state's token of hidden_states (b, k, a step's, d)."""
-        actions = self.predict_action(hidden_states[:, :, _state_token(token_types)])
+        actions = self.predict_action(hidden_states[:, :, state_token(token_types)])
         return torch.tanh(actions) if self.config.action_tanh and self.config.action_type == "continuous" else actions
 
     def _predict_state_and_return(
@@ -529,7 +529,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if is_token:
             seen = hidden_states[:, :, -1]
         else:
-            before = hidden_states[:, :, _state_token(token_types)]
+            before = hidden_states[:, :, state_token(token_types)]
             seen = torch.cat([before, self.activation(self._embed_actions(actions))], dim=-1)
         return self.predict_state(seen), None if self.predict_return is None else self.predict_return(seen)
 
@@ -561,7 +561,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         config = self.config
         if actions is None and cache_params is None and "action" in config.token_order:
             raise ValueError("actions are required: they are tokens of this model.")
-        condition = {"return": ["returns_to_go"], "goal": ["goals"], "none": []}[config.conditioning]
+        condition = [] if config.condition_input is None else [config.condition_input]
         if states is None or (asked is None and condition) or (actions is None and previous_actions is None):
             raise ValueError(
                 f"{', '.join(['states', *condition])} and one of actions or previous_actions are required."
@@ -578,7 +578,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             "states": (states, (*steps, *state_shape)),
             "actions": (actions, action_shape),
             "previous_actions": (previous_actions, action_shape),
-            "".join(condition): (asked, (*steps, config.condition_dim)),
+            **{name: (asked, (*steps, config.condition_dim)) for name in condition},
             "timesteps": (timesteps, steps),
             "attention_mask": (attention_mask, steps),
             "time_scale": (time_scale, steps),
@@ -614,7 +614,7 @@ def _check_time_scale(time_scale: Tensor, attention_mask: Tensor | None) -> None
         raise ValueError(f"{found}; it must be positive and finite at every real step: 1 leaves a step as it is.")
 
 
-def _state_token(token_types: tuple[str, ...]) -> int:
+def state_token(token_types: tuple[str, ...]) -> int:
     """Tell which token of a step holds its state."""
     return token_types.index("state") if "state" in token_types else 0
 

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..evaluation import statistics as evaluation_statistics
+
 #: Scores by data set, each of as many seeds as there are.
 Scores: TypeAlias = Sequence[Sequence[float]]
 #: What is computed from resamples: of each data set (resamples, seeds), to (resamples, ...).
@@ -31,9 +33,7 @@ def interquartile_mean(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.floa
     Returns:
         (resamples,)
     """
-    together = np.sort(np.concatenate(strata, axis=1), axis=1)
-    trimmed = together.shape[1] // 4
-    return together[:, trimmed : together.shape[1] - trimmed].mean(1)
+    return evaluation_statistics.interquartile_mean(np.concatenate(strata, axis=1))
 
 
 def share_above(strata: Sequence[NDArray[np.float64]], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
