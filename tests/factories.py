@@ -10,10 +10,13 @@ import torch
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
+from hf_decision_mamba.model import PRESETS
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 SAMPLES = DATA / "samples"
+#: The smallest frames that the encoder reads.
+SMALL_FRAMES = {"num_channels": 2, "image_size": 36}
 #: Settings of a model, and of a training, that take a second or two.
 TINY_MODEL = {"hidden_size": 8, "embedding_size": 8, "n_layer": 1, "state_size": 4}
 TINY_RUN = {
@@ -40,6 +43,40 @@ def make_model(preset: str = "dema-b3ld", **overrides) -> DecisionMambaModel:
             if name.endswith(("x_proj.weight", "embed_action.weight")):
                 parameter *= 3
     return model
+
+
+def drawn_model(preset: str = "dema-b3ld", dtype: torch.dtype = torch.float64, seed: int = 0, **overrides):
+    """A small model no weight of which is zero or one."""
+    torch.manual_seed(seed)
+    image = SMALL_FRAMES if PRESETS[preset].get("state_type") == "image" else {}
+    sizes = {"state_dim": 5, "act_dim": 3, "hidden_size": 12, "state_size": 4, "n_layer": 2, "head_dim": 2}
+    config = DecisionMambaConfig.from_preset(preset, **{**sizes, **image, "max_ep_len": 40, **overrides})
+    model = DecisionMambaModel(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def drawn_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Whole episodes from their first step on."""
+    generator, config, dtype = torch.Generator().manual_seed(seed), model.config, model.dtype
+    frames = (config.num_channels, config.image_size, config.image_size)
+    state = frames if config.state_type == "image" else (config.state_dim,)
+    if config.action_type == "discrete":
+        actions = torch.randint(0, config.act_dim, (rows, steps), generator=generator)
+        none = torch.full((rows, 1), -1)
+    else:
+        actions = torch.randn(rows, steps, config.act_dim, dtype=dtype, generator=generator)
+        none = torch.zeros(rows, 1, config.act_dim, dtype=dtype)
+    asked = torch.randn(rows, steps, config.condition_dim, dtype=dtype, generator=generator)
+    return {
+        "states": torch.rand(rows, steps, *state, dtype=dtype, generator=generator),
+        "actions": actions,
+        **({} if config.condition_input is None else {config.condition_input: asked}),
+        "timesteps": torch.arange(steps).expand(rows, -1),
+        "previous_actions": torch.cat([none, actions[:, :-1]], 1),
+    }
 
 
 def pendulum_model(preset: str = "dema-b3ld") -> DecisionMambaModel:

@@ -5,6 +5,7 @@ from dataclasses import fields, make_dataclass
 import numpy as np
 import pytest
 import torch
+from factories import SMALL_FRAMES, drawn_model, drawn_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +17,6 @@ from hf_decision_mamba.acting import compiled
 from hf_decision_mamba.acting.compiled import fuse
 from hf_decision_mamba.model import PRESETS
 
-ATARI = {"num_channels": 2, "image_size": 36}
 COMPILED = [name for name in PRESETS if name != "gru"]  # in which torch acts
 #: Fields that no preset sets, or that meet in no preset.
 MIXTURES = {
@@ -39,8 +39,7 @@ MIXTURES = {
     "discrete previous actions": {"action_type": "discrete", "embedding_size": 33, "use_timestep_embedding": True},
 }
 OWN_TOKEN = {"token_order": ["return", "state", "action"]}
-ASKED = {"return": "returns_to_go", "goal": "goals"}
-IMAGES = {"state_type": "image", **ATARI}
+IMAGES = {"state_type": "image", **SMALL_FRAMES}
 #: Every field of the config with a value that is not its default, and what else it takes for it to matter.
 CHANGED = {
     "state_dim": {"state_dim": 6},
@@ -102,51 +101,17 @@ def fields_of(config: type) -> list[str]:
     return [field.name for field in fields(config)]
 
 
-def make_model(preset: str = "dema-b3ld", dtype: torch.dtype = torch.float64, seed: int = 0, **overrides):
-    """A small model no weight of which is zero or one."""
-    torch.manual_seed(seed)
-    image = ATARI if PRESETS[preset].get("state_type") == "image" else {}
-    sizes = {"state_dim": 5, "act_dim": 3, "hidden_size": 12, "state_size": 4, "n_layer": 2, "head_dim": 2}
-    config = DecisionMambaConfig.from_preset(preset, **{**sizes, **image, "max_ep_len": 40, **overrides})
-    model = DecisionMambaModel(config).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
-
-
-def make_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Whole episodes from their first step on."""
-    generator, config, dtype = torch.Generator().manual_seed(seed), model.config, model.dtype
-    frames = (config.num_channels, config.image_size, config.image_size)
-    state = frames if config.state_type == "image" else (config.state_dim,)
-    if config.action_type == "discrete":
-        actions = torch.randint(0, config.act_dim, (rows, steps), generator=generator)
-        none = torch.full((rows, 1), -1)
-    else:
-        actions = torch.randn(rows, steps, config.act_dim, dtype=dtype, generator=generator)
-        none = torch.zeros(rows, 1, config.act_dim, dtype=dtype)
-    asked = torch.randn(rows, steps, config.condition_dim, dtype=dtype, generator=generator)
-    return {
-        "states": torch.rand(rows, steps, *state, dtype=dtype, generator=generator),
-        "actions": actions,
-        **({} if config.conditioning == "none" else {ASKED[config.conditioning]: asked}),
-        "timesteps": torch.arange(steps).expand(rows, -1),
-        "previous_actions": torch.cat([none, actions[:, :-1]], 1),
-    }
-
-
 @torch.no_grad()
 def arrays(model: DecisionMambaModel, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
     """The arguments of `predict`, but for lengths and memory."""
     states = model.embed_state(inputs["states"]) if model.config.state_type == "image" else inputs["states"]
-    asked = inputs.get(ASKED.get(model.config.conditioning, ""), states.new_zeros(*states.shape[:2], 0))
+    asked = inputs.get(model.config.condition_input, states.new_zeros(*states.shape[:2], 0))
     return [x.numpy() for x in (states, asked, inputs["previous_actions"], inputs["timesteps"])]
 
 
 def check(model: DecisionMambaModel, rows: int, steps: int, tolerance: float) -> None:
     """Windows of different lengths, then the same episodes in two chunks, against one forward pass of torch."""
-    inputs, fused = make_steps(model, rows, steps), fuse(model)
+    inputs, fused = drawn_steps(model, rows, steps), fuse(model)
     with torch.no_grad():
         expected = model(**inputs).action_preds.numpy()
     given = arrays(model, inputs)
@@ -168,17 +133,17 @@ def check(model: DecisionMambaModel, rows: int, steps: int, tolerance: float) ->
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("preset", COMPILED)
 def test_every_preset(preset, dtype):
-    check(make_model(preset, dtype), rows=3, steps=7, tolerance=1e-12 if dtype == torch.float64 else 1e-5)
+    check(drawn_model(preset, dtype), rows=3, steps=7, tolerance=1e-12 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("fields", MIXTURES.values(), ids=MIXTURES)
 def test_fields_that_no_preset_sets(fields):
-    check(make_model(**fields), rows=3, steps=5, tolerance=1e-12)
+    check(drawn_model(**fields), rows=3, steps=5, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("field", sorted({*fields_of(DecisionMambaConfig)} - {*fields_of(PreTrainedConfig)}))
 def test_every_field_of_the_config(field):
-    check(make_model(**CHANGED[field]), rows=2, steps=3, tolerance=1e-12)
+    check(drawn_model(**CHANGED[field]), rows=2, steps=3, tolerance=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -196,13 +161,13 @@ def test_any_size(data):
         "embedding_size": st.none() | st.integers(1, 70),
         "head_dim": st.just(1),
     }
-    model = make_model(preset, **{name: data.draw(values, label=name) for name, values in sizes.items()})
+    model = drawn_model(preset, **{name: data.draw(values, label=name) for name, values in sizes.items()})
     check(model, data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9)), tolerance=1e-11)
 
 
 def test_rows_do_not_know_of_each_other_and_one_that_is_reset_starts_over():
-    model = make_model("dmm")
-    fused, given = fuse(model), arrays(model, make_steps(model, rows=3, steps=6))
+    model = drawn_model("dmm")
+    fused, given = fuse(model), arrays(model, drawn_steps(model, rows=3, steps=6))
     step = [[x[:, t : t + 1] for x in given] for t in range(6)]
     one, together = np.ones(3, int), fused.new_recurrent_state(3)
     for t in range(3):
@@ -216,8 +181,8 @@ def test_rows_do_not_know_of_each_other_and_one_that_is_reset_starts_over():
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
     monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
-    model = make_model("decision-mamba")
-    given, lengths = arrays(model, make_steps(model, rows=7, steps=5)), np.array([5, 1, 3, 2, 5, 4, 1])
+    model = drawn_model("decision-mamba")
+    given, lengths = arrays(model, drawn_steps(model, rows=7, steps=5)), np.array([5, 1, 3, 2, 5, 4, 1])
     results, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -234,8 +199,8 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
 
 
 def test_it_holds_the_weights_of_when_it_was_made():
-    model = make_model()
-    given = arrays(model, make_steps(model, 1, 4))
+    model = drawn_model()
+    given = arrays(model, drawn_steps(model, 1, 4))
     before = fuse(model)
     expected = before.predict(*given, np.full(1, 4))
     with torch.no_grad():
@@ -248,7 +213,7 @@ class TestWhatIsLeftToTorch:
     """Nothing that a user did to a model may be passed over."""
 
     def test_a_hook(self):
-        model = make_model()
+        model = drawn_model()
         model.layers[1].mixer.in_proj.register_forward_hook(lambda *_: None)
         assert fuse(model) is None
 
@@ -256,7 +221,7 @@ class TestWhatIsLeftToTorch:
         class Adapter(nn.Linear):
             pass
 
-        model = make_model()
+        model = drawn_model()
         model.predict_action = Adapter(12, 3).double()
         assert fuse(model) is None
 
@@ -274,56 +239,56 @@ class TestWhatIsLeftToTorch:
         ids=["norm", "activation", "other sizes", "one more behind", "dilation", "a layer twice", "parametrization"],
     )
     def test_a_module_that_the_config_does_not_ask_for(self, replace):
-        model = make_model()
+        model = drawn_model()
         replace(model)
         assert fuse(model.double()) is None
 
     def test_a_module_of_somebody_who_uses_the_name_of_the_package(self):
-        model = make_model()
+        model = drawn_model()
         model.predict_action = type("Mine", (nn.Linear,), {"__module__": f"{compiled.__package__}.mine"})(
             12, 3
         ).double()
         assert fuse(model) is None
 
     def test_a_forward_of_somebody_else(self):
-        model = make_model()
+        model = drawn_model()
         model.predict_action.forward = lambda x: x[..., :3]
         assert fuse(model) is None
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, dtype):
-        assert fuse(make_model(dtype=dtype)) is None
+        assert fuse(drawn_model(dtype=dtype)) is None
 
     def test_mixed_precision(self):
-        model = make_model()
+        model = drawn_model()
         model.predict_action.float()
         assert fuse(model) is None
 
     def test_a_gru(self):
-        assert fuse(make_model("gru")) is None
+        assert fuse(drawn_model("gru")) is None
 
     def test_an_activation_that_is_not_known_here(self):
-        assert fuse(make_model("dema-post", activation_function="mish")) is None
+        assert fuse(drawn_model("dema-post", activation_function="mish")) is None
 
     @pytest.mark.parametrize("backend", ["reference", "triton", "mamba_ssm"])
     def test_another_backend_when_asked_for(self, backend):
-        assert fuse(make_model(scan_backend=backend)) is None
+        assert fuse(drawn_model(scan_backend=backend)) is None
 
     def test_a_field_of_the_config_that_is_not_known_here(self):
-        model = make_model()
+        model = drawn_model()
         newer = make_dataclass("Newer", [("condition", str, "return")], bases=(DecisionMambaConfig,))
         model.config.__class__ = newer
         assert model.config.condition == "return" and fuse(model) is None
 
     @pytest.mark.parametrize("field", sorted(name for name, known in compiled.FIELDS.items() if known is not None))
     def test_a_choice_that_is_not_known_here(self, field):
-        model = make_model()
+        model = drawn_model()
         vars(model.config)[field] = ["return", "previous_action", "plan"] if field == "token_order" else "plan"
         assert fuse(model) is None
 
     def test_everything_without_numba(self, monkeypatch):
         monkeypatch.setattr(compiled, "why_no_numba", lambda: "numba is not installed")
-        assert fuse(make_model()) is None
+        assert fuse(drawn_model()) is None
 
     def test_other_models(self):
         assert fuse(nn.Linear(2, 2)) is None

@@ -2,40 +2,23 @@
 
 import pytest
 import torch
+from factories import drawn_model, drawn_steps
 
 from hf_decision_mamba import DecisionMambaCache, DecisionMambaConfig, DecisionMambaModel
 from hf_decision_mamba.model import PRESETS
 
-CONDITIONS = {"return": {}, "goal": {"goal_dim": 3}, "none": {}}
-WITHOUT_RETURNS = [(preset, condition) for preset in PRESETS for condition in ("goal", "none")]
+CONDITIONS = {"goal": {"goal_dim": 3}, "none": {}}
+WITHOUT_RETURNS = [(preset, condition) for preset in PRESETS for condition in CONDITIONS]
 
 
 def make_model(preset: str = "dema-b3ld", condition: str = "none", **fields) -> DecisionMambaModel:
-    """A small model whose parameters are all non-trivial, in evaluation mode and float64."""
-    image = {"num_channels": 2, "image_size": 36} if PRESETS[preset].get("state_type") == "image" else {}
-    sizes = {"state_dim": 5, "act_dim": 2, "hidden_size": 16, "state_size": 4, "n_layer": 2, "head_dim": 4, **image}
-    settings = {"conditioning": condition, **CONDITIONS[condition], **fields}
-    torch.manual_seed(0)
-    model = DecisionMambaModel(DecisionMambaConfig.from_preset(preset, **sizes, **settings)).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return drawn_model(preset, conditioning=condition, **CONDITIONS[condition], **fields)
 
 
-def make_inputs(model: DecisionMambaModel, rows: int = 2, steps: int = 7) -> dict[str, torch.Tensor]:
-    config, generator = model.config, torch.Generator().manual_seed(1)
-    image = config.state_type == "image"
-    state = (config.num_channels, config.image_size, config.image_size) if image else (config.state_dim,)
-    actions = torch.randn(rows, steps, config.act_dim, generator=generator, dtype=torch.float64)
-    inputs = {
-        "states": torch.rand(rows, steps, *state, generator=generator, dtype=torch.float64),
-        "actions": actions.argmax(-1) if config.action_type == "discrete" else actions,
-        "timesteps": torch.arange(steps).expand(rows, steps),
-    }
-    asked = torch.randn(rows, steps, config.condition_dim, generator=generator, dtype=torch.float64)
-    names = {"return": "returns_to_go", "goal": "goals"}
-    return inputs if config.conditioning == "none" else {**inputs, names[config.conditioning]: asked}
+def make_inputs(model: DecisionMambaModel) -> dict[str, torch.Tensor]:
+    inputs = drawn_steps(model, rows=2, steps=7)
+    inputs.pop("previous_actions")  # which the model finds out
+    return inputs
 
 
 @torch.no_grad()
