@@ -20,7 +20,9 @@ How `hf-decision-mamba study` scores, and why. The measurements are of 140 model
 them with five seeds on two data sets, each scored by 20 episodes
 ([paper_questions.json](../benchmarks/results/paper_questions.json)), and of
 [comparison.json](../benchmarks/results/comparison.json). What nothing was measured for is said without a
-number.
+number. The programs behind both have become
+files of [configs/studies](../configs/studies): at the commits c87be1a and 580526b they are
+`python benchmarks/paper_questions.py` and `python benchmarks/compare_architectures.py`.
 
 ## The unit is a trained model
 
