@@ -69,11 +69,11 @@ def drawn_steps(model: DecisionMambaModel, rows: int, steps: int, seed: int = 0)
     else:
         actions = torch.randn(rows, steps, config.act_dim, dtype=dtype, generator=generator)
         none = torch.zeros(rows, 1, config.act_dim, dtype=dtype)
-    asked = torch.randn(rows, steps, config.condition_dim, dtype=dtype, generator=generator)
+    condition = torch.randn(rows, steps, config.condition_dim, dtype=dtype, generator=generator)
     return {
         "states": torch.rand(rows, steps, *state, dtype=dtype, generator=generator),
         "actions": actions,
-        **({} if config.condition_input is None else {config.condition_input: asked}),
+        **({} if config.condition_input is None else {config.condition_input: condition}),
         "timesteps": torch.arange(steps).expand(rows, -1),
         "previous_actions": torch.cat([none, actions[:, :-1]], 1),
     }

@@ -105,8 +105,8 @@ def fields_of(config: type) -> list[str]:
 def arrays(model: DecisionMambaModel, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
     """The arguments of `predict`, but for lengths and memory."""
     states = model.embed_state(inputs["states"]) if model.config.state_type == "image" else inputs["states"]
-    asked = inputs.get(model.config.condition_input, states.new_zeros(*states.shape[:2], 0))
-    return [x.numpy() for x in (states, asked, inputs["previous_actions"], inputs["timesteps"])]
+    condition = inputs.get(model.config.condition_input, states.new_zeros(*states.shape[:2], 0))
+    return [x.numpy() for x in (states, condition, inputs["previous_actions"], inputs["timesteps"])]
 
 
 def check(model: DecisionMambaModel, rows: int, steps: int, tolerance: float) -> None:

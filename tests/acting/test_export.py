@@ -74,7 +74,7 @@ def play(step: DecisionStep, run, observations, rewards, begins: int) -> np.ndar
                 inputs[name] = inputs[name].copy()
                 inputs[name][0] = 0
         inputs |= {"observation": observation}
-        if step.condition is not None:
+        if step.condition_input is not None:
             inputs |= {"return_to_go": to_go[:, None].astype(np.float32)}
         outputs = dict(zip(step.outputs, run(inputs), strict=True))
         inputs |= {"previous_action": outputs["action"]}

@@ -291,7 +291,7 @@ class TestImitation:
     def test_no_target_is_needed_and_none_is_read(self, mode):
         model, (observations, rewards) = make_model(conditioning="none").double(), episode(2 * K, rows=2)
         policy = make_policy(mode, model, target_return=None, context_length=2 * K)
-        assert policy.condition is None
+        assert policy.condition_input is None
         policy.reset()
         expected = np.stack([policy.act(observation) for observation in observations])
         policy.reset(1e30, num_envs=2)

@@ -151,7 +151,7 @@ class FusedModel:
     def predict(
         self,
         states: Array,
-        asked: Array,
+        condition: Array,
         previous_actions: Array,
         timesteps: Array,
         lengths: Array,
@@ -161,7 +161,7 @@ class FusedModel:
 
         Args:
             states: (rows, steps, state_dim), normalised; of an image model what its encoder makes of the frames.
-            asked: (rows, steps, c) what is asked for: the scaled return-to-go (c = 1), a goal, or nothing (c = 0).
+            condition: (rows, steps, c) what is asked for: the scaled return-to-go (c = 1), a goal, or nothing (c = 0).
             previous_actions: (rows, steps, act_dim), or (rows, steps) integers.
             timesteps: (rows, steps) integers, read where the model embeds them.
             lengths: (rows,) how many of the steps, the last ones, are real; 1 or more.
@@ -187,7 +187,7 @@ class FusedModel:
         out = np.empty((rows, self.config.act_dim), self.dtype)
         sizes = np.array([rows, steps, self.state_width, *self._sizes, groups], np.int64)
         integers = (np.ascontiguousarray(x, np.int64).reshape(-1) for x in (timesteps, discrete, lengths))
-        floats = (np.ascontiguousarray(x, self.dtype).reshape(-1) for x in (states, asked, continuous))
+        floats = (np.ascontiguousarray(x, self.dtype).reshape(-1) for x in (states, condition, continuous))
         run_items(
             self.kernels.run, groups, groups, sizes, self.program, self.buffers,
             self._indices[:groups].reshape(-1), *integers, self._numbers, self.weights, recurrent_state.reshape(-1),
@@ -199,7 +199,11 @@ class FusedModel:
 
     def _write_program(self, model: DecisionMambaModel) -> None:
         k, config = self.kernels, self.config
-        for name, width in (("states", self.state_width), ("asked", config.condition_dim), ("actions", config.act_dim)):
+        for name, width in (
+            ("states", self.state_width),
+            ("condition", config.condition_dim),
+            ("actions", config.act_dim),
+        ):
             self._buffer(name, width, per_step=True)
         self._buffer("prediction", config.act_dim)
         tokens = self._embed(model)
@@ -234,7 +238,7 @@ class FusedModel:
             # A vector's end reaches into the next part, which is written after it.
             view = self._view(part, "embeddings", start, stride, size)
             if part in CONDITIONS:
-                self._linear(getattr(model, f"embed_{part}"), "asked", view, k.EACH_STEP)
+                self._linear(getattr(model, f"embed_{part}"), "condition", view, k.EACH_STEP)
             elif part == "state" and config.state_type == "image":
                 self._op(k.COPY, "states", view, k.EACH_STEP)
             elif part == "state":

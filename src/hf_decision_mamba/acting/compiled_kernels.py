@@ -34,7 +34,7 @@ TIMESTEPS, TIMESTEPS_BEFORE, ACTIONS = 0, 1, 2
 # A line of the table of buffers: it starts at OFFSET + GROWTH · steps, its rows are STRIDE apart and WIDTH wide.
 OFFSET, GROWTH, STRIDE, WIDTH = 0, 1, 2, 3
 BUFFER = 4
-STATES, ASKED, PREVIOUS_ACTIONS, PREDICTION = 0, 1, 2, 3  # the buffers of inputs and output
+STATES, CONDITION, PREVIOUS_ACTIONS, PREDICTION = 0, 1, 2, 3  # the buffers of inputs and output
 STARTED = 0  # where it is remembered whether the episode has begun; what is remembered is zero in front of it
 
 
@@ -214,14 +214,14 @@ def run_steps(program, buffers, weights, epsilon, work, indices, recurrent, step
 
 @compiled
 def run(first, last, sizes, program, buffers, indices, timesteps, discrete, lengths, numbers, weights, recurrent,
-        states, asked, actions, out, work):  # fmt: skip
+        states, condition, actions, out, work):  # fmt: skip
     """Compute work items [first, last): groups of rows of a batch, over each row's last `lengths` steps; fill `out`.
 
     Arrays are flat. `sizes`: rows, steps, numbers in a state, in what is asked for, in a continuous action and in what
     is predicted, tokens of a step, which of them decides, whether the first may be absent, groups. `numbers`: the
     norms' epsilon.
     """
-    rows, steps, state_dim, asked_dim, act_dim, out_dim, types, decision, cut, groups = sizes
+    rows, steps, state_dim, condition_dim, act_dim, out_dim, types, decision, cut, groups = sizes
     lines, table = program.reshape(-1, LINE), buffers.reshape(-1, BUFFER)
     own_work, own_indices, state_size = len(work) // groups, len(indices) // groups, len(recurrent) // rows
     for group in range(first, last):
@@ -235,9 +235,9 @@ def run(first, last, sizes, program, buffers, indices, timesteps, discrete, leng
                 to_state = starts[STATES] + s * table[STATES, STRIDE]
                 for j in range(state_dim):
                     w[to_state + j] = states[step * state_dim + j]
-                to_asked = starts[ASKED] + s * table[ASKED, STRIDE]
-                for j in range(asked_dim):
-                    w[to_asked + j] = asked[step * asked_dim + j]
+                to_condition = starts[CONDITION] + s * table[CONDITION, STRIDE]
+                for j in range(condition_dim):
+                    w[to_condition + j] = condition[step * condition_dim + j]
                 to_action = starts[PREVIOUS_ACTIONS] + s * table[PREVIOUS_ACTIONS, STRIDE]
                 for j in range(act_dim):
                     w[to_action + j] = actions[step * act_dim + j]

@@ -68,7 +68,7 @@ class DecisionStep(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.config = self.model.config
-        self.condition, _ = condition_of(self.config)
+        self.condition_input, _ = condition_of(self.config)
         self.config.scan_backend = "reference"  # plain torch, which exporters can read
         self.discrete = self.config.action_type == "discrete"
         self.return_scale, self.action_start = processor.return_scale, processor.action_start
@@ -95,7 +95,7 @@ class DecisionStep(nn.Module):
         action = (torch.int64, ()) if self.discrete else (torch.float32, (self.config.act_dim,))
         named = {
             "observation": (torch.uint8 if image else torch.float32, observation_shape(self.config)),
-            **({} if self.condition is None else {"return_to_go": (torch.float32, (1,))}),
+            **({} if self.condition_input is None else {"return_to_go": (torch.float32, (1,))}),
             "previous_action": action,
             **{state.name: (state.dtype, state.shape) for state in self.states},
         }
@@ -122,11 +122,11 @@ class DecisionStep(nn.Module):
             The action (b, act_dim) float32 in the environment's units and within its bounds, or (b,) int64; the next
             states; of discrete actions the logits (b, act_dim).
         """
-        asked = {"returns_to_go": return_to_go[:, None] / self.return_scale}
-        return self._decide(observation, asked, previous_action, states)
+        condition = {"returns_to_go": return_to_go[:, None] / self.return_scale}
+        return self._decide(observation, condition, previous_action, states)
 
     def _decide(
-        self, observation: Tensor, asked: dict[str, Tensor], previous_action: Tensor, states: tuple[Tensor, ...]
+        self, observation: Tensor, condition: dict[str, Tensor], previous_action: Tensor, states: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         before = {state.name: tensor for state, tensor in zip(self.states, states, strict=True)}
         timestep = before["timestep"]
@@ -138,7 +138,7 @@ class DecisionStep(nn.Module):
         seen = self._seen(observation, before)
         predicted = self.model(
             states=seen[:, None],
-            **asked,
+            **condition,
             previous_actions=self._known(previous_action, cache.started)[:, None],
             timesteps=timestep[:, None] if self.config.use_timestep_embedding else None,
             cache_params=cache,
@@ -240,8 +240,8 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
         "env_kwargs": processor.env_kwargs and json.dumps(processor.env_kwargs),
         "observation_parts": processor.observation_parts and json.dumps(processor.observation_parts),
         "action_start": processor.action_start or None,
-        "target_return": None if step.condition is None else processor.target_return,
-        "return_scale": None if step.condition is None else processor.return_scale,
+        "target_return": None if step.condition_input is None else processor.target_return,
+        "return_scale": None if step.condition_input is None else processor.return_scale,
         "context_length": processor.context_length,
         "max_ep_len": step.config.max_ep_len if step.config.use_timestep_embedding else None,
         "states": json.dumps(states),

@@ -23,13 +23,13 @@ from .shapes import condition_of, frame_stack, no_actions, no_states, state_and_
 
 Array = NDArray[Any]
 
-_COLUMNS = ("states", "actions", "asked", "timesteps")
+_COLUMNS = ("states", "actions", "condition", "timesteps")
 
 
 class History(Protocol):
     """What a policy asks of its history."""
 
-    def predict(self, states: Array, asked: Array, steps: Array) -> Array:
+    def predict(self, states: Array, condition: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and what is asked for (n, c) at steps (n,)."""
 
     def remember(self, actions: Array) -> None:
@@ -63,24 +63,24 @@ class CompiledHistory:
         self.states = np.zeros((count, length, fused.state_width), fused.dtype)
         self.actions = no_actions(model, count, length).numpy()  # place t holds a_t
         self.no_action = NO_ACTION if fused.config.action_type == "discrete" else 0
-        self.asked = np.zeros((count, length, fused.config.condition_dim), fused.dtype)
+        self.condition = np.zeros((count, length, fused.config.condition_dim), fused.dtype)
         self.timesteps = np.zeros((count, length), np.int64)
         self.frames = no_states(model, count, frame_stack(model.config))
         self.end = 1  # one place in front: the previous action of a window's first step
 
-    def predict(self, states: Array, asked: Array, steps: Array) -> Array:
+    def predict(self, states: Array, condition: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and what is asked for (n, c) at steps (n,)."""
         if self.end == self.states.shape[1]:
             self._move_to_front()
         now, self.end = self.end, self.end + 1
         self.states[:, now] = states if self.encode is None else self._encoded(states, steps)
-        self.asked[:, now] = asked
+        self.condition[:, now] = condition
         self.timesteps[:, now] = steps
         lengths = np.minimum(steps + 1, self.context_length)
         start = now if self.context_length == 1 else self.end - int(lengths.max())
         return self.fused.predict(
             self.states[:, start : self.end],
-            self.asked[:, start : self.end],
+            self.condition[:, start : self.end],
             self.actions[:, start - 1 : now],
             self.timesteps[:, start : self.end],
             lengths,
@@ -161,20 +161,20 @@ class WindowHistory:
         # Place t holds a_t, so the places before a window's hold the previous actions: none before the first step.
         self.actions = no_actions(model, count, length)
         self.no_action = NO_ACTION if state_and_action_types(model.config)[1] == "discrete" else 0
-        self.condition, size = condition_of(model.config)
-        self.asked = torch.zeros(count, length, size, device=model.device, dtype=model.dtype)
+        self.condition_input, size = condition_of(model.config)
+        self.condition = torch.zeros(count, length, size, device=model.device, dtype=model.dtype)
         self.timesteps = torch.zeros(count, length, device=model.device, dtype=torch.int64)
         self.end = before
 
     @torch.inference_mode()
-    def predict(self, states: Array, asked: Array, steps: Array) -> Array:
+    def predict(self, states: Array, condition: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and what is asked for (n, c) at steps (n,)."""
         if self.end == self.states.shape[1]:
             self._move_to_front()
         now, self.end = self.end, self.end + 1
         self.states[:, now] = torch.from_numpy(states)
         self.actions[:, now] = self.no_action  # not known yet; what stood here belongs to a step before
-        self.asked[:, now] = torch.from_numpy(asked)
+        self.condition[:, now] = torch.from_numpy(condition)
         if self.needs_timesteps:
             self.timesteps[:, now] = torch.from_numpy(steps)
 
@@ -185,8 +185,8 @@ class WindowHistory:
             "states": self._stacked(start, steps) if self.frame_stack else self.states[:, start : self.end],
             "actions": self.actions[:, start : self.end],
         }
-        if self.condition is not None:
-            inputs[self.condition] = self.asked[:, start : self.end]
+        if self.condition_input is not None:
+            inputs[self.condition_input] = self.condition[:, start : self.end]
         if self.previous_actions:
             inputs["previous_actions"] = self.actions[:, start - 1 : now]
         if self.needs_timesteps:
@@ -248,7 +248,7 @@ class RecurrentState:
         self.device = model.device
         self.needs_timesteps = timesteps
         config = cast(DecisionMambaConfig, model.config)
-        self.condition, _ = condition_of(config)
+        self.condition_input, _ = condition_of(config)
         self.cache = DecisionMambaCache(config, count, device=model.device, dtype=model.dtype)
         self.last_actions = no_actions(model, count)
         self.no_action = NO_ACTION if config.action_type == "discrete" else 0
@@ -256,14 +256,15 @@ class RecurrentState:
         self.frames = no_states(model, count, self.frame_stack)
 
     @torch.inference_mode()
-    def predict(self, states: Array, asked: Array, steps: Array) -> Array:
+    def predict(self, states: Array, condition: Array, steps: Array) -> Array:
         """Predict actions or logits (n, act_dim) for states (n, ...) and what is asked for (n, c) at steps (n,)."""
         newest = torch.from_numpy(states).to(self.device)
         if self.frame_stack:
             newest = self.frames = _stacked(self.frames, newest, torch.from_numpy(steps == 0).to(self.device))
+        asked_for = {} if self.condition_input is None else {self.condition_input: torch.from_numpy(condition)}
         output = self.model(
             states=newest[:, None],
-            **({} if self.condition is None else {self.condition: torch.from_numpy(asked).to(self.device)[:, None]}),
+            **{name: tensor.to(self.device)[:, None] for name, tensor in asked_for.items()},
             previous_actions=self.last_actions[:, None],
             timesteps=torch.from_numpy(steps)[:, None].to(self.device) if self.needs_timesteps else None,
             cache_params=self.cache,

@@ -70,7 +70,7 @@ class DecisionMambaPolicy:
 
     Attributes:
         state_type, action_type: `"vector"` or `"image"`, `"continuous"` or `"discrete"`.
-        condition: the input that says what the model is asked for, `"returns_to_go"`; None of imitation.
+        condition_input: the input that says what the model is asked for, `"returns_to_go"`; None of imitation.
         observation_shape: of one row: (state_dim,), or (height, width) of one frame.
         act_dim: dimensions of a continuous action, or number of discrete actions.
 
@@ -102,8 +102,8 @@ class DecisionMambaPolicy:
             check_whole_number("context_length", context_length, 1, LONGEST_CONTEXT)
         check_dimensions(model, processor)
         self.state_type, self.action_type = state_and_action_types(model.config)
-        self.condition, self._condition_dim = condition_of(model.config)
-        if self.condition == "goals":
+        self.condition_input, self._condition_dim = condition_of(model.config)
+        if self.condition_input == "goals":
             raise ValueError(
                 "This model is asked for goals, and a policy cannot give them yet: call the model itself with goals=."
             )
@@ -232,12 +232,12 @@ class DecisionMambaPolicy:
             self._prepare()
             history: Any = self._new_history(rows)
             states = np.zeros((rows, *self.observation_shape), np.uint8 if self.state_type == "image" else np.float32)
-            asked, steps = np.zeros((rows, self._condition_dim), np.float32), np.zeros(rows, np.int64)
-            history.predict(states, asked, steps)
+            condition, steps = np.zeros((rows, self._condition_dim), np.float32), np.zeros(rows, np.int64)
+            history.predict(states, condition, steps)
             if self.mode == "window":  # as wide as it gets
                 history.end = history.states.shape[1] - 1
                 longest = self.model.config.max_ep_len if self._needs_timesteps else LONGEST_CONTEXT
-                history.predict(states, asked, steps + min(self.context_length, longest) - 1)
+                history.predict(states, condition, steps + min(self.context_length, longest) - 1)
             if running:
                 self._fused, self._prepared = None, False
 
@@ -362,16 +362,16 @@ class DecisionMambaPolicy:
                 f"call reset(num_envs={observations.shape[0]}) to change their number."
             )
         self._check_whole()
-        returns_to_go = self._returns_to_go - (0.0 if self.condition is None else self._checked_rewards(reward))
+        returns_to_go = self._returns_to_go - (0.0 if self.condition_input is None else self._checked_rewards(reward))
         self._check_time()
         returns, larger = self._seen_returns("return-to-go", returns_to_go)
-        asked = returns[:, None][:, : self._condition_dim]
+        condition = returns[:, None][:, : self._condition_dim]
 
         history = cast(History, self._history)
         saved = history.save(exactly=large or larger)
         self._whole = False
         try:
-            actions = self._decide(history, states, asked)
+            actions = self._decide(history, states, condition)
             steps = self._steps + 1
             if waiting is not None:
                 steps[waiting] = 0
@@ -386,9 +386,9 @@ class DecisionMambaPolicy:
         self._acted = self._whole = True
         return given
 
-    def _decide(self, history: History, states: NDArray[Any], asked: NDArray[np.float32]) -> NDArray[Any]:
+    def _decide(self, history: History, states: NDArray[Any], condition: NDArray[np.float32]) -> NDArray[Any]:
         """Decide for what the model sees, and remember the actions as taken."""
-        predicted = history.predict(states, asked, self._steps)
+        predicted = history.predict(states, condition, self._steps)
         self._check_answer(predicted)
         actions = self._choose(predicted)
         history.remember(self._as_seen(actions))
@@ -436,7 +436,7 @@ class DecisionMambaPolicy:
     ) -> None:
         """Do as `reset`, with the model as it was prepared; of what fails, nothing is undone."""
         target_return = self.processor.target_return if target_return is None else target_return
-        if target_return is None and self.condition is None:
+        if target_return is None and self.condition_input is None:
             target_return = 0.0  # nothing is asked for
         if target_return is None:
             raise ValueError(

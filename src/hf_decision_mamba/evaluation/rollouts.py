@@ -429,7 +429,7 @@ def _rows(env_id: str, jobs: Sequence[Job], played: Sequence[PlayedEpisode], epi
 
 def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[Any]:
     targets = policy.processor.target_return if target_returns is None else target_returns
-    if targets is None and policy.condition is None:
+    if targets is None and policy.condition_input is None:
         return [None]  # it is asked for nothing
     if targets is None:
         raise ValueError("No target return: this checkpoint stores none. Say which with target_returns=[...].")

@@ -371,9 +371,9 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
         if returns_to_go is not None and returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
             returns_to_go = returns_to_go[..., None]  # as the example of DecisionTransformer's documentation has it
-        asked = {"returns_to_go": returns_to_go, "goals": goals, None: None}[config.condition_input]
+        condition = {"returns_to_go": returns_to_go, "goals": goals, None: None}[config.condition_input]
         self._check_inputs(
-            states, actions, asked, timesteps, attention_mask, previous_actions, cache_params, time_scale
+            states, actions, condition, timesteps, attention_mask, previous_actions, cache_params, time_scale
         )
         assert states is not None
         if use_cache and self.gradient_checkpointing and self.training:
@@ -383,8 +383,8 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             cache_params = DecisionMambaCache(config, states.shape[0], device=states.device, dtype=self.dtype)
 
         padding = PaddingAtTheEnd.of(attention_mask)
-        states, actions, asked, timesteps, previous_actions = (
-            padding.apply(x) for x in (states, actions, asked, timesteps, previous_actions)
+        states, actions, condition, timesteps, previous_actions = (
+            padding.apply(x) for x in (states, actions, condition, timesteps, previous_actions)
         )
         if previous_actions is None:
             previous_actions = self._shift(actions, cache_params)
@@ -395,7 +395,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         if output_attentions:
             tokens = tokens._replace(scans=[])
         hidden_states = self._embed(
-            tokens.token_types, states, actions, previous_actions, asked, timesteps
+            tokens.token_types, states, actions, previous_actions, condition, timesteps
         )  # (b, l, d)
         if cache_params is not None:
             cache_params.advance(actions, padding.mask, time_scale)
@@ -466,7 +466,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         states: Tensor,
         actions: Any,
         previous_actions: Tensor,
-        asked: Any,
+        condition: Any,
         timesteps: Any,
     ) -> Tensor:
         """Make tokens (b, l, d): the embeddings of one step side by side, step after step."""
@@ -475,7 +475,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         parts = []
         for name in token_types if len(token_types) > 1 else self.config.token_order:
             if name in CONDITIONS:
-                part = getattr(self, f"embed_{name}")(asked.to(dtype))
+                part = getattr(self, f"embed_{name}")(condition.to(dtype))
             elif name == "state":
                 part = self.embed_state(states if self.config.state_type == "image" else states.to(dtype))
             else:
@@ -555,17 +555,15 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         return loss
 
     def _check_inputs(
-        self, states, actions, asked, timesteps, attention_mask, previous_actions, cache_params, time_scale
+        self, states, actions, condition, timesteps, attention_mask, previous_actions, cache_params, time_scale
     ) -> None:
         """Raise one clear error for inputs that cannot be right: shapes, presence, values of time steps and scales."""
         config = self.config
         if actions is None and cache_params is None and "action" in config.token_order:
             raise ValueError("actions are required: they are tokens of this model.")
-        condition = [] if config.condition_input is None else [config.condition_input]
-        if states is None or (asked is None and condition) or (actions is None and previous_actions is None):
-            raise ValueError(
-                f"{', '.join(['states', *condition])} and one of actions or previous_actions are required."
-            )
+        required = [] if config.condition_input is None else [config.condition_input]
+        if states is None or (condition is None and required) or (actions is None and previous_actions is None):
+            raise ValueError(f"{', '.join(['states', *required])} and one of actions or previous_actions are required.")
         state_shape: tuple[int, ...] = (config.state_dim,)
         if config.state_type == "image":
             state_shape = (config.num_channels, config.image_size, config.image_size)
@@ -578,7 +576,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             "states": (states, (*steps, *state_shape)),
             "actions": (actions, action_shape),
             "previous_actions": (previous_actions, action_shape),
-            **{name: (asked, (*steps, config.condition_dim)) for name in condition},
+            **{name: (condition, (*steps, config.condition_dim)) for name in required},
             "timesteps": (timesteps, steps),
             "attention_mask": (attention_mask, steps),
             "time_scale": (time_scale, steps),
