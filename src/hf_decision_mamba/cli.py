@@ -277,6 +277,9 @@ def _add_inspect_data(verbs: Any) -> None:
     command.add_argument(
         "--action-type", choices=("continuous", "discrete"), help="what actions are, where their numbers do not say it"
     )
+    command.add_argument(
+        "--rewards-from", metavar="COLUMN", help="column whose values are the rewards, such as next.success"
+    )
     command.add_argument("--positions-only", action="store_true", help="leave velocities out, of MuJoCo's data")
     command.add_argument("--delayed-reward", action="store_true", help="put all reward at the end of an episode")
     command.add_argument(
@@ -327,6 +330,7 @@ def _inspect_data(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         columns=_columns(arguments.columns),
         action_type=arguments.action_type,
+        rewards_from=arguments.rewards_from,
         positions_only=arguments.positions_only,
         delayed_reward=arguments.delayed_reward,
         return_scale=arguments.return_scale,

@@ -202,3 +202,20 @@ def test_the_spread_of_one_number_is_that_number():
     assert spread([3.0]) == {"mean": 3.0, "std": 0.0} | dict.fromkeys(
         ("min", "5%", "25%", "median", "75%", "95%", "max"), 3.0
     )
+
+
+def test_nothing_is_said_of_returns_that_do_not_exist(tmp_path):
+    episodes = [{name: values for name, values in episode(steps).items() if name != "rewards"} for steps in (3, 4)]
+    found, whole = overview_of(episodes), overview_of([episode(3), episode(4)])
+    assert whole.summary.keys() - found.summary.keys() == {"returns", "return_scale"}
+    assert {name for name in found.summary if found.summary[name] != whole.summary[name]} == {"rewards"}
+    text = found.text()
+    assert "rewards       none" in text and "observation 2" in text and "length" in text
+    assert [problem for problem in found.problems if "no rewards: conditioning=none; give --rewards_from" in problem]
+    of_the_warning = next(line for line in text.splitlines() if "no rewards" in line)
+    assert "return" not in text.replace(of_the_warning, "") and "nan" not in text
+    assert [path.name for path in found.save(tmp_path)] == ["data_overview.json", "returns.png"]
+    assert "NaN" not in (tmp_path / "data_overview.json").read_text()
+    scaled = overview_of(episodes, return_scale=10)
+    assert "return_scale 10 does not apply: there are no returns to divide" in scaled.problems
+    assert overview_of(episodes, rewards_from="terminations").summary["returns"]["mean"] == 1

@@ -1,5 +1,7 @@
 """Sequences: every chunk of every episode in its turn, whoever reads them and wherever the walk is taken up."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +129,12 @@ def test_covering_windows_that_are_full_have_each_label_once(lengths, length):
     for batch in (full, anywhere):
         assert int((batch["labels"][..., 0] != -100).sum()) == sum(lengths)
     assert full["attention_mask"].sum() >= anywhere["attention_mask"].sum()
+
+
+def test_chunks_of_data_without_rewards_have_all_else() -> None:
+    whole = make([5, 2, 9])
+    batch, expected = (
+        SequenceDataset(data, 4).__getitems__([0, IDLE, 3]) for data in (replace(whole, rewards=None), whole)
+    )
+    assert expected.keys() - batch.keys() == {"rewards", "returns_to_go"}
+    assert all(torch.equal(values, expected[name]) for name, values in batch.items())

@@ -1,12 +1,14 @@
 """Every source gives the same columns, and every fault of one is named: where it is and what to do about it."""
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,9 +66,9 @@ def test_columns_are_those_of_the_file() -> None:
             np.testing.assert_array_equal(getattr(trajectories, column)[steps], expected)
 
 
-def source(kind: str, folder: Path) -> Any:
-    """The two episodes as a source of this kind."""
-    data = datasets.Dataset.from_dict(two_episodes())
+def source(kind: str, folder: Path, **changes: Any) -> Any:
+    """The two episodes as a source of this kind; `changes` are those of `two_episodes`."""
+    data = datasets.Dataset.from_dict(two_episodes(**changes))
     if kind == "dataset":
         return data
     if kind == "dataset dict":
@@ -461,10 +463,10 @@ def test_rows_are_those_that_are_seen(kind: str) -> None:
     seen = datasets.interleave_datasets([rows, rows.select([1, 0])]).with_format(kind)
     assert load_trajectories(seen).rewards.tolist() == [1, 2, 3, 3, 1, 2]
     assert load_trajectories(seen.select([3, 1])).rewards.tolist() == [1, 2, 3]
-    columns = ["observations", "actions", "rewards"]
+    columns = ["actions", "rewards", "observations"]
     assert not load_trajectories(seen.with_format(kind, columns=columns)).terminations.any()
     assert load_trajectories(seen.with_format(kind, columns=columns, output_all_columns=True)).terminations.any()
-    with pytest.raises(ValueError, match="no column 'rewards' for the rewards; its columns are observations, actions"):
+    with pytest.raises(ValueError, match=r"no column 'observations' for the obs.*; its columns are actions, rewards"):
         load_trajectories(seen.with_format(kind, columns=columns[:2]))
 
 
@@ -622,8 +624,8 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (
-            {"rewards": None},
-            r"no column 'rewards' for the rewards; its columns are observations, .*truncations\. Say whi",
+            {"actions": None},
+            r"no column 'actions' for the actions; its columns are observations, .*truncations\. Say whi",
         ),
         (
             {"observations": [[[0.0]] * 4, [[1.0]]]},
@@ -662,7 +664,6 @@ def test_refuses_a_space_that_cannot_be(bounds: str, tmp_path: Path) -> None:
             "column 'rewards': expected one row per episode with one number for each step, found",
         ),
         ({"rewards": [["a", "b"], ["c"]]}, r"column 'rewards': .*found list<.*string>; convert the column, or map"),
-        ({"rewards": [[True, False], [True]]}, r"column 'rewards': .*found list<.*bool>"),
         ({"terminations": [["no", "yes"], ["no"]]}, "column 'terminations': .* with true or false for each step"),
         ({"terminations": [[0, 2], [0]]}, "episode 0, step 1, column 'terminations': expected true or false .*found 2"),
         ({"terminations": [[True, True], [False]]}, "episode 0, step 0, column 'terminations': the episode ends here"),
@@ -721,6 +722,8 @@ def test_refuses_a_mapping_to_nothing() -> None:
         load_trajectories(rows, columns={"obs": "observations"})
     with pytest.raises(ValueError, match="no column 'finished' for the dones"):
         load_trajectories(rows, columns={"dones": "finished"})
+    with pytest.raises(ValueError, match=r"no column 'earned' for the rewards; its columns are .* rewards_from="):
+        load_trajectories(rows.remove_columns("rewards"), columns={"rewards": "earned"})
 
 
 # What is refused: the source
@@ -994,3 +997,120 @@ def test_refuses_options_that_would_do_nothing() -> None:
     rows = datasets.Dataset.from_dict(two_episodes())
     with pytest.raises(ValueError, match="revision='a' has no meaning for a data set that is already loaded"):
         load_trajectories(rows, revision="a")
+
+
+# Data without rewards
+
+
+def bare(kind: str, folder: Path, rewards: bool) -> Any:
+    """The first episodes of the samples, or the two episodes, as a source of this kind; with rewards or without."""
+    if kind in ("dataset", "dataset dict", "folder", "saved", "saved dict", "parquet", "jsonl", "arrow"):
+        return source(kind, folder, **({} if rewards else {"rewards": None}))
+    if kind.startswith("lerobot"):
+        shutil.copytree(SAMPLES / "lerobot", folder / "lerobot")
+        file = folder / "lerobot/data/chunk-000/file-000.parquet"
+        table = pq.read_table(file)
+        table = table if rewards else table.drop_columns("next.reward")
+        if kind == "lerobot v3":
+            pq.write_table(table, file)
+            return folder / "lerobot"
+        file.unlink()
+        numbers = table.column("episode_index").to_numpy().ravel()
+        for number in np.unique(numbers):
+            pq.write_table(table.filter(pa.array(numbers == number)), file.with_name(f"episode_{number:06}.parquet"))
+        return folder / "lerobot"
+    with h5py.File(SAMPLES / "d4rl.hdf5") as file:
+        names = ["observations", "actions", "terminals", *(["rewards"] if rewards else [])]
+        columns = {name: file[name][:35] for name in names}
+    if kind == "hdf5":
+        with h5py.File(folder / "a.hdf5", "w") as file:
+            file.update(columns)
+        return folder / "a.hdf5"
+    columns["terminals"][:-1] &= kind == "flat"  # of one episode alone
+    if kind == "pickle":
+        (folder / "a.pkl").write_bytes(pickle.dumps([columns, columns]))
+        return folder / "a.pkl"
+    return columns if kind == "flat" else [columns, columns]
+
+
+BARE = ["dataset", "dataset dict", "folder", "saved", "saved dict", "parquet", "jsonl", "arrow"]
+BARE += ["lerobot v2", "lerobot v3", "hdf5", "pickle", "flat", "episodes"]
+
+
+@pytest.mark.parametrize("kind", BARE)
+@pytest.mark.filterwarnings("ignore:.*truncations")
+def test_every_kind_of_source_may_be_without_rewards(kind: str, tmp_path: Path, caplog: Any) -> None:
+    folders = [tmp_path / "whole", tmp_path / "bare"]
+    for folder in folders:
+        folder.mkdir()
+    whole = load_trajectories(bare(kind, folders[0], rewards=True))
+    assert whole.has_rewards and "no rewards" not in caplog.text
+    found = bare(kind, folders[1], rewards=False)
+    for _ in range(2):  # the second time from the cache, where there is one
+        caplog.clear()
+        data = load_trajectories(found)
+        assert not data.has_rewards and data.rewards is None
+        assert caplog.text.count("no rewards: conditioning=none; give --rewards_from COLUMN (such as next.success") == 1
+        for name, values in columns_of(whole).items():
+            if name != "rewards":
+                np.testing.assert_array_equal(getattr(data, name), values, err_msg=name)
+        data.check_finite()
+    flag = "next.done" if kind.startswith("lerobot") else "terminations"
+    made = load_trajectories(found, rewards_from=flag)
+    np.testing.assert_array_equal(made.rewards, made.terminations.astype(np.float32))
+    np.testing.assert_array_equal(load_trajectories(found).observations, made.observations)
+
+
+def test_the_column_that_the_rewards_are_of_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    won = [[False, True], [True]]
+    for name in ("rewards", "reward", "next.reward"):
+        assert load(**{"rewards": None, name: [[1.0, 2.0], [3.0]]}).rewards.tolist() == [1, 2, 3], name
+    data = datasets.Dataset.from_dict(two_episodes(won=won))
+    assert load_trajectories(data).rewards.tolist() == [1, 2, 3]
+    assert load_trajectories(data, rewards_from="won").rewards.tolist() == [0, 1, 1]
+    assert load_trajectories(data, columns={"rewards": "won"}).rewards.tolist() == [0, 1, 1]
+    for flag in ("terminations", "terminated"):  # as gymnasium calls it
+        assert load_trajectories(data, rewards_from=flag).rewards.tolist() == [0, 1, 0]
+    ended = datasets.Dataset.from_dict(two_episodes(rewards=None, terminations=None, ended=won))
+    said = {"terminations": "ended"}
+    assert load_trajectories(ended, rewards_from="terminations", columns=said).rewards.tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match=r"'scores' for the rewards; its columns are obs.*, won. Say .* rewards_from="):
+        load_trajectories(data, rewards_from="scores")
+    with pytest.raises(ValueError, match=r"rewards_from='won' and columns=\{'rewards': 'rewards'\} both say which"):
+        load_trajectories(data, rewards_from="won", columns={"rewards": "rewards"})
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(SAMPLES / "minari"))
+    for kept in ("minari:hopper/sample-v0", str(SAMPLES / "dqn-replay-Pong")):
+        with pytest.raises(ValueError, match=f"rewards_from='won' has no meaning for the data set {kept}; leave it ou"):
+            load_trajectories(kept, rewards_from="won")
+    caplog.clear()
+    assert not load(rewards=None, shaped_reward=[[1.0, 2.0], [3.0]]).has_rewards
+    assert "COLUMN (such as shaped_reward) to have returns; its columns are observations, actions, t" in caplog.text
+
+
+def test_another_column_of_rewards_is_another_entry_of_the_cache(tmp_path: Path) -> None:
+    path = source("parquet", tmp_path, won=[[False, True], [True]])
+    for _ in range(2):
+        assert load_trajectories(path).rewards.tolist() == [1, 2, 3]
+        assert load_trajectories(path, rewards_from="won").rewards.tolist() == [0, 1, 1]
+        assert load_trajectories(path, rewards_from="truncations").rewards.tolist() == [0, 0, 1]
+
+
+def test_views_of_rewards_need_some(tmp_path: Path) -> None:
+    path = source("parquet", tmp_path, rewards=None)
+    with pytest.raises(ValueError, match="data set 'episodes': delayed_reward changes rewards, and it has none; leave"):
+        load_trajectories(path, delayed_reward=True)
+    assert load_trajectories(path, rewards_from="terminations", delayed_reward=True).rewards.tolist() == [0, 1, 0]
+
+
+def test_sources_with_and_without_rewards_do_not_belong_together(tmp_path: Path) -> None:
+    paths = []
+    for name, changes in (("whole", {}), ("bare", {"rewards": None})):
+        (tmp_path / name).mkdir()
+        paths.append(source("parquet", tmp_path / name, **changes).rename(tmp_path / f"{name}.parquet"))
+    message = "data set 'bare' has no rewards, and 'whole' has; leave out one of them, or name a column that is in both"
+    for order in (paths, paths[::-1]):
+        with pytest.raises(ValueError, match=message):
+            load_trajectories(order)
+    assert load_trajectories(paths, rewards_from="terminations").returns().tolist() == [1, 0, 1, 0]

@@ -280,3 +280,20 @@ def test_a_fault_is_named_with_its_file(tmp_path: Path, folder: Path, stream: Ep
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"the file {file} is corrupted, truncated"):
         list(islice(windows_of(stream), 99))
+
+
+def test_a_stream_may_be_without_rewards(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        reward = next(name for name in table.column_names if "reward" in name)
+        pq.write_table(table.drop_columns(reward), path, row_group_size=4)
+    with caplog.at_level("WARNING"):
+        stream, train, held_out = open_stream(str(folder)).sample(60, 0.1)
+    assert held_out is not None and not train.has_rewards and not held_out.has_rewards
+    assert caplog.text.count("no rewards: conditioning=none; give --rewards_from COLUMN (such as next.success") == 1
+    seen = [next(iter(WindowStream(one, 4, batch_size=8, buffer_steps=50))) for one in (stream, stream)]
+    assert "returns_to_go" not in seen[0] and all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+    made = open_stream(str(folder), rewards_from="dones")
+    assert made.columns == {"rewards": "dones"}
+    returns = np.concatenate([piece.returns() for piece in made.episodes(made.files[0])])
+    assert returns.tolist() == [1.0] * EPISODES

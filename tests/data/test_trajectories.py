@@ -1,9 +1,12 @@
 """The flat columns: what is refused, and that returns, statistics and splits are what their definitions say."""
 
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_decision_mamba.data import Trajectories
-from hf_decision_mamba.data.trajectories import FORMS
+from hf_decision_mamba.data.trajectories import FORMS, concatenate
 
 
 def make(lengths: Sequence[int], /, seed: int = 0, **changes: object) -> Trajectories:
@@ -390,7 +393,7 @@ def test_episodes_that_are_kept_one_by_one_are_joined(made: Trajectories) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rewards": np.zeros(2, np.float32)}, "episode 1, column 'observations' has 3 steps, but there are 2 rewards"),
+        ({"rewards": np.zeros(2, np.float32)}, "episode 1, column 'rewards' has 2 steps, but there are 3 actions"),
         ({"actions": np.zeros((3, 5), np.float32)}, r"episode 1, column 'actions': float32 of \(5,\) a step, where o"),
         ({"rewards": np.zeros(3)}, "column 'rewards': expected a float32 array, found float64; convert it"),
         ({"truncations": None}, "episode 1 has no column 'truncations'; every episode needs observations, actions, "),
@@ -429,3 +432,55 @@ def test_split_refuses_a_fraction_that_leaves_nothing(fraction: float) -> None:
 def test_split_refuses_a_single_episode() -> None:
     with pytest.raises(ValueError, match="'made' has one episode, which cannot be split"):
         make([5]).split(0.5, seed=0)
+
+
+def test_data_may_be_without_rewards(tmp_path: Path) -> None:
+    whole, bare = make([4, 1, 2, 3]), make([4, 1, 2, 3], rewards=None)
+    assert (whole.has_rewards, bare.has_rewards) == (True, False)
+    assert repr(bare) == repr(whole)[:-1] + ", no rewards)"
+    chosen = np.array([True, False, True, True])
+    bare.save(tmp_path)
+    parts = [bare, bare.select(chosen), *bare.split(0.3, 0), bare.select(chosen).compact(), concatenate([bare, bare])]
+    joined = Trajectories.from_episodes(bare_episodes(bare))
+    for part in [*parts, joined, Trajectories.open(tmp_path)[0], pickle.loads(pickle.dumps(bare))]:
+        assert not part.has_rewards and part.rewards is None
+        for what in (part.returns, lambda part=part: part.returns_to_go, lambda part=part: part.best(0.5)):
+            with pytest.raises(ValueError, match="has no rewards, so no returns; rewards_from='COLUMN'"):
+                what()
+    np.testing.assert_array_equal(joined.observations, bare.observations)
+    with pytest.raises(ValueError, match="data set 'made' has no rewards, and 'other' has; leave out one of them"):
+        concatenate([replace(whole, name="other"), bare])
+    with pytest.raises(ValueError, match=r"episode 1 has no column 'rewards'; every episode needs obs.*, rewards, t"):
+        Trajectories.from_episodes([episodes_of(whole)[0], bare_episodes(bare)[1]])
+
+
+def bare_episodes(trajectories: Trajectories) -> list[dict[str, np.ndarray]]:
+    names = ("observations", "actions", "terminations", "truncations")
+    return [
+        {name: getattr(trajectories, name)[start:end] for name in names}
+        for start, end in pairwise(trajectories.step_offsets())
+    ]
+
+
+def test_statistics_without_rewards_are_the_others(tmp_path: Path) -> None:
+    whole, bare = (make([4, 1, 2], rewards=rewards) for rewards in (np.ones(7, np.float32), None))
+    bare.save(tmp_path)
+    expected, found = whole.statistics().to_dict(), bare.statistics()
+    values = found.to_dict()
+    assert {name for name, value in values.items() if value != expected[name]} == {
+        name for name in expected if name.startswith("return_")
+    }
+    assert all(value is None for name, value in values.items() if name.startswith("return_"))
+    assert (found.return_scale, found.remark_on_scale(1e9)) == (1.0, None)
+    assert type(found).from_dict(json.loads(json.dumps(values))).to_dict() == values
+    mapped = Trajectories.open(tmp_path)[0]
+    assert mapped.statistics().to_dict() == mapped.statistics().to_dict() == values
+    with pytest.raises(ValueError, match="episode 1, step 0, column 'actions', dimension 0: the value is nan"):
+        make(
+            [4, 1, 2], rewards=None, actions=np.where(np.arange(7)[:, None] == 4, np.nan, np.float32(0))
+        ).check_finite()
+
+
+def test_lengths_are_drawn_without_returns() -> None:
+    labels = [[axes.get_xlabel() for axes in make([4, 1, 2], **kind).plot().axes] for kind in ({}, {"rewards": None})]
+    assert labels == [["return of an episode", "steps of an episode"], ["steps of an episode"]]

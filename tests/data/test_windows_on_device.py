@@ -1,5 +1,6 @@
 """Windows that are gathered on a device are those of the host, to the bit."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,3 +67,13 @@ def test_data_fits_into_a_quarter_of_the_free_memory(monkeypatch, free, expected
     needed = 25 * (3 + 2 + 1 + 1) * 4
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * needed // 600, 0))
     assert fits(trajectories, SimpleNamespace()) is expected
+
+
+def test_windows_of_data_without_rewards_have_all_else() -> None:
+    whole = make([3, 7, 1], images=False, discrete=False, seed=0)
+    bare = replace(whole, rewards=None)
+    assert_same_batches(bare, 4, seed=0)
+    indices = np.arange(11)
+    batch, expected = (WindowDataset(data, 4).__getitems__(indices) for data in (bare, whole))
+    assert expected.keys() - batch.keys() == {"rewards", "returns_to_go"}
+    assert all(torch.equal(values, expected[name]) for name, values in batch.items())

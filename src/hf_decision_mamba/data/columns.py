@@ -25,13 +25,14 @@ logger = logging.getLogger(__name__)
 ALIASES: dict[str, tuple[str, ...]] = {
     "observations": ("observations", "observation.state"),
     "actions": ("actions", "action"),
-    "rewards": ("rewards", "next.reward"),
+    "rewards": ("rewards", "reward", "next.reward"),
     "terminations": ("terminations", "terminals"),
     "truncations": ("truncations", "timeouts", "next.truncated"),
     "dones": ("dones", "next.done"),
 }
-VALUES = ("observations", "actions", "rewards")
+VALUES = ("observations", "actions")  # which every source has
 FLAGS = ("terminations", "truncations", "dones")
+_FLAGS_OF_GYMNASIUM = {"terminated": "terminations", "truncated": "truncations"}
 
 #: Actions of an unknown space are taken for ones in [-1, 1]. Up to here, they were recorded before the environment
 #: clipped them (as in D4RL's sources of human demonstrations); beyond, they are in units of their own.
@@ -130,8 +131,8 @@ def find_columns(
     if unknown:
         raise ValueError(f"columns: {unknown[0]!r} is none of our columns; map from {', '.join(aliases)}")
     names = {}
-    for column, usual in aliases.items():
-        wanted = (columns[column],) if column in columns else usual
+    for column in aliases:
+        wanted = _wanted(column, columns, aliases)
         present = [name for name in wanted if name in found]
         if present and found.count(present[0]) > 1:
             raise ValueError(
@@ -140,12 +141,34 @@ def find_columns(
         if present:
             names[column] = present[0]
         elif column in columns or column in needed:
+            way = "rewards_from='...' (--rewards_from)" if column == "rewards" else f'columns={{"{column}": "..."}}'
             raise ValueError(
                 f"data set {source_name!r} has no column {wanted[0]!r} for the {column}; its columns are "
-                f"{', '.join(found)}. "
-                f'Say which one it is with columns={{"{column}": "..."}}'
+                f"{', '.join(found)}. Say which one it is with {way}"
             )
     return names
+
+
+def _wanted(column: str, columns: Mapping[str, str], aliases: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the names to look for; of rewards that are a flag, as we or gymnasium call it, also the source's own."""
+    if column not in columns:
+        return aliases[column]
+    name = columns[column]
+    flag = _FLAGS_OF_GYMNASIUM.get(name, name)
+    return (name, *_wanted(flag, columns, aliases)) if column == "rewards" and flag in FLAGS else (name,)
+
+
+def warn_of_no_rewards(source_name: str, found: Iterable[str]) -> None:
+    """Say that none of the columns that were found holds rewards, and what follows; one may be called otherwise."""
+    found = list(found)
+    alike = [name for name in found if "reward" in name.lower()]
+    logger.warning(
+        "data set %r: no rewards: conditioning=none; give --rewards_from COLUMN (such as %s) to have returns; its "
+        "columns are %s",
+        source_name,
+        " or ".join(alike or ("next.success", "terminated")),
+        ", ".join(found),
+    )
 
 
 def without_spare_dones(names: Mapping[str, str]) -> dict[str, str]:
@@ -216,8 +239,8 @@ def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata)
 
     Args:
         name: what cards call the data set.
-        columns: by our names, with known offsets. Vectors are (N, D) numbers, images (N, H, W) uint8, actions (N,) or
-            (N, A) numbers or true and false, everything else (N,) or (N, 1).
+        columns: by our names, with known offsets; rewards may be missing. Vectors are (N, D) numbers, images (N, H, W)
+            uint8, actions (N,) or (N, A) numbers or true and false, everything else (N,) or (N, 1).
         metadata: what else the source says about itself, or the user about it.
 
     Raises:
@@ -233,7 +256,7 @@ def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata)
     return Trajectories(
         observations=columns["observations"].as_type(np.uint8 if images else np.float32),
         actions=actions.values - start if discrete else _within_space(actions, metadata),
-        rewards=columns["rewards"].one_a_step().as_type(np.float32),
+        rewards=columns["rewards"].one_a_step().as_type(np.float32) if "rewards" in columns else None,
         terminations=terminations,
         truncations=truncations,
         starts=offsets[:-1],

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_histograms(path: Path, title: str, returns: NDArray[Any], lengths: NDArray[Any]) -> None:
+def draw_histograms(path: Path, title: str, returns: NDArray[Any] | None, lengths: NDArray[Any]) -> None:
     """Write a picture of how returns and lengths of episodes (E,) are distributed, see `plot_histograms`.
 
     Raises:
@@ -25,19 +25,21 @@ def draw_histograms(path: Path, title: str, returns: NDArray[Any], lengths: NDAr
     save_figure(plot_histograms(title, returns, lengths), path)
 
 
-def plot_histograms(title: str, returns: NDArray[Any], lengths: NDArray[Any]) -> Figure:
-    """Draw how returns and lengths of episodes (E,) are distributed, beside each other.
+def plot_histograms(title: str, returns: NDArray[Any] | None, lengths: NDArray[Any]) -> Figure:
+    """Draw how returns and lengths of episodes (E,) are distributed, beside each other; of None returns lengths alone.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure = new_figure(8.4, 3.4)
-    counts = f"{count_in_words(len(returns), 'episode')}, {count_in_words(int(lengths.sum()), 'step')}"
+    drawn = [] if returns is None else [(returns, "return of an episode", False)]
+    drawn.append((lengths, "steps of an episode", True))
+    figure = new_figure(4.2 * len(drawn), 3.4)
+    counts = f"{count_in_words(len(lengths), 'episode')}, {count_in_words(int(lengths.sum()), 'step')}"
     figure.suptitle(f"{title}: {counts}", x=0.01, ha="left", fontsize=11)
-    left, right = figure.subplots(1, 2)
-    _draw(left, returns, "return of an episode", whole=False)
-    _draw(right, lengths, "steps of an episode", whole=True)
-    left.set_ylabel("episodes")
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for axes, (values, label, whole) in zip(panels, drawn, strict=True):
+        _draw(axes, values, label, whole)
+    panels[0].set_ylabel("episodes")
     return figure
 
 

@@ -41,7 +41,7 @@ class Overview:
         summary: numbers about it, ready for JSON; empty when it cannot be read.
         problems: what is wrong, or should be known before training: the error, the warnings, and more.
         listing: when it cannot be read, what it holds instead.
-        returns, lengths: of each episode, (E,).
+        returns, lengths: of each episode, (E,); no returns where there are no rewards.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Overview:
         return "\n".join(lines if self.problems else [*lines[:-1], "no problems found"])
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write data_overview.json, and returns.png where there are returns.
+        """Write data_overview.json, and returns.png, of the lengths alone where there are no returns.
 
         Returns:
             The files written.
@@ -90,7 +90,8 @@ class Overview:
             (draft / _FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
             try:
                 if self.readable:
-                    draw_histograms(draft / "returns.png", self.source, self.returns, self.lengths)
+                    returns = self.returns if len(self.returns) else None
+                    draw_histograms(draft / "returns.png", self.source, returns, self.lengths)
             except ImportError as error:
                 missing = error
         if missing is not None:
@@ -106,6 +107,7 @@ def overview_of(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
+    rewards_from: str | None = None,
     positions_only: bool = False,
     delayed_reward: bool = False,
     return_scale: float | None = None,
@@ -134,6 +136,7 @@ def overview_of(
                 split=split,
                 columns=columns,
                 action_type=action_type,
+                rewards_from=rewards_from,
                 positions_only=positions_only,
                 delayed_reward=delayed_reward,
             )
@@ -143,8 +146,11 @@ def overview_of(
         return Overview(source_name, {}, [*found, _without_hint(error)], there)
     summary = _summary(trajectories, statistics)
     remark = None if return_scale is None else statistics.remark_on_scale(return_scale)
+    if return_scale is not None and not trajectories.has_rewards:
+        remark = f"return_scale {return_scale:g} does not apply: there are no returns to divide"
     problems = [*found, *_remarks(summary), *([] if remark is None else [remark])]
-    return Overview(source_name, summary, problems, [], trajectories.returns(), trajectories.lengths)
+    returns = trajectories.returns() if trajectories.has_rewards else np.empty(0)
+    return Overview(source_name, summary, problems, [], returns, trajectories.lengths)
 
 
 def _source_name(source: Source) -> str:
@@ -172,6 +178,7 @@ def _without_hint(error: BaseException) -> str:
 
 
 def _summary(trajectories: Trajectories, statistics: TrajectoryStatistics) -> dict[str, Any]:
+    rewards = trajectories.rewards
     return {
         "name": trajectories.name,
         "env_id": trajectories.env_id,
@@ -179,10 +186,10 @@ def _summary(trajectories: Trajectories, statistics: TrajectoryStatistics) -> di
         "transitions": statistics.transitions,
         "terminated": statistics.terminated,
         "truncated": statistics.truncated,
-        "returns": spread(trajectories.returns()),
+        **({} if rewards is None else {"returns": spread(trajectories.returns())}),
         "lengths": spread(trajectories.lengths),
-        "return_scale": statistics.return_scale,
-        "rewards": {"min": float(trajectories.rewards.min()), "max": float(trajectories.rewards.max())},
+        **({} if rewards is None else {"return_scale": statistics.return_scale}),
+        "rewards": None if rewards is None else {"min": float(rewards.min()), "max": float(rewards.max())},
         "observations": _observation_summary(trajectories, statistics),
         "actions": _action_summary(trajectories, statistics),
     }
@@ -227,12 +234,12 @@ def _action_summary(trajectories: Trajectories, statistics: TrajectoryStatistics
 def _remarks(summary: Mapping[str, Any]) -> list[str]:
     """Say what loads, but should be known before training."""
     remarks = []
-    observations, actions, returns = summary["observations"], summary["actions"], summary["returns"]
+    observations, actions, returns = summary["observations"], summary["actions"], summary.get("returns")
     constant = observations.get("constant")
     if constant:
         what = f"dimension{'s' if len(constant) > 1 else ''} {_enumerated(constant)}"
         remarks.append(f"{what} of the observations never change: they are centred, not scaled, and tell nothing")
-    if returns["min"] == returns["max"] and summary["episodes"] > 1:
+    if returns and returns["min"] == returns["max"] and summary["episodes"] > 1:
         remarks.append(f"every episode returns {returns['min']:g}: a model cannot learn what a return asks for")
     if actions["type"] == "discrete":
         never = [action for action, count in enumerate(actions["counts"]) if not count]
@@ -265,6 +272,13 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
         reach = f"from {min(actions['low']):.4g} to {max(actions['high']):.4g}"
         done = f"{count_in_words(actions['dimensions'], 'dimension')} {reach}"
     rewards = summary["rewards"]
+    of_returns = {"rewards": "none"}
+    if rewards:
+        scale = number(summary["return_scale"])
+        of_returns = {
+            "rewards": f"{rewards['min']:.4g} to {rewards['max']:.4g} a step",
+            "return scale": f"{scale}: what returns-to-go are divided by if no other is given",
+        }
     rows = {
         "environment": summary["env_id"] or "unknown",
         "episodes": f"{summary['episodes']:,}: {summary['terminated']:,} terminated, {summary['truncated']:,} "
@@ -272,8 +286,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
         "transitions": f"{summary['transitions']:,}",
         "observations": seen,
         "actions": done,
-        "rewards": f"{rewards['min']:.4g} to {rewards['max']:.4g} a step",
-        "return scale": f"{number(summary['return_scale'])}: what returns-to-go are divided by if no other is given",
+        **of_returns,
     }
     return [f"{name:12}  {value}" for name, value in rows.items()]
 
@@ -282,8 +295,9 @@ def _spreads(summary: Mapping[str, Any]) -> list[str]:
     rows = [
         [name, *(number(value, 1, beside=summary[key].values()) for value in summary[key].values())]
         for name, key in (("return", "returns"), ("length", "lengths"))
+        if key in summary
     ]
-    return table_lines(["of an episode", *summary["returns"]], rows)
+    return table_lines(["of an episode", *summary["lengths"]], rows)
 
 
 def _dimensions(summary: Mapping[str, Any]) -> list[str]:

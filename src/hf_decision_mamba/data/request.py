@@ -43,13 +43,28 @@ def resolved_commit(repo_id: str, revision: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Request:
-    """What to read of a source: the arguments of `load_trajectories`."""
+    """What to read of a source: the arguments of `load_trajectories`; `rewards_from` is one of the `columns` too.
+
+    Raises:
+        ValueError: `rewards_from` and `columns` both name the column of the rewards.
+    """
 
     split: str = "train"
     config: str | None = None
     revision: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     action_type: str | None = None
+    rewards_from: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rewards_from is None:
+            return
+        if "rewards" in self.columns:
+            raise ValueError(
+                f"rewards_from={self.rewards_from!r} and columns={{'rewards': {self.columns['rewards']!r}}} both say "
+                "which column the rewards are; give one of them"
+            )
+        object.__setattr__(self, "columns", {**self.columns, "rewards": self.rewards_from})
 
     def metadata(self, said: SourceMetadata) -> SourceMetadata:
         """Return what the source says about itself, but where the user says something else.

@@ -42,14 +42,16 @@ def load_trajectories(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
+    rewards_from: str | None = None,
     positions_only: bool = False,
     delayed_reward: bool = False,
 ) -> Trajectories:
     """Load and check trajectories from wherever people keep them; `docs/data.md` shows each format.
 
-    A table with one row per episode of T steps has the columns `observations` (T, S), `actions` (T, A) and `rewards`
-    (T,), and `terminations` and `truncations`, or `dones`, (T,). A table with one row per step (LeRobot) has one value
-    of each a row, and a column that says the episode. Other columns are left alone.
+    A table with one row per episode of T steps has the columns `observations` (T, S) and `actions` (T, A), `rewards`
+    (T,) where there are some, and `terminations` and `truncations`, or `dones`, (T,). A table with one row per step
+    (LeRobot) has one value of each a row, and a column that says the episode. Other columns are left alone. Data
+    without rewards have `has_rewards` False, with a warning that names the columns that there are.
 
     - Actions that are one integer a step, (T,) or (T, 1), are discrete. Others are continuous, unless the source or
       `action_type` says more: whole numbers, true and false and one-hot rows are so with a warning. They are clipped to
@@ -94,6 +96,9 @@ def load_trajectories(
         columns: names of the source's columns by our names, for example `{"observations": "obs"}`.
         action_type: what the actions are, where their numbers do not say it: "discrete" makes integers of whole
             numbers, true and false, and one-hot rows; "continuous" leaves integers the numbers that they are.
+        rewards_from: the source's column whose values are the rewards, one number or true or false (1 or 0) a step;
+            "terminations", "truncations" and "dones" are these flags, whatever they are called there. The same as
+            `columns={"rewards": ...}`.
         positions_only: leave out the velocities, of data of a MuJoCo environment that observes positions and velocities
             alone; it is made once, to say which is which.
         delayed_reward: put all reward of an episode at its last step.
@@ -110,7 +115,7 @@ def load_trajectories(
         ValueError: the source cannot be read, or an episode is not what it should be; names data set, episode, step and
             column where there are such.
     """
-    trajectories = _loaded(source, Request(split, config, revision, columns or {}, action_type))
+    trajectories = _loaded(source, Request(split, config, revision, columns or {}, action_type, rewards_from))
     views = [
         name for name, wanted in (("positions_only", positions_only), ("delayed_reward", delayed_reward)) if wanted
     ]
@@ -266,7 +271,7 @@ def _read(source: Source, request: Request) -> Trajectories:
 def _read_replay(source_name: str, path: Path, request: Request) -> Trajectories:
     metadata = request.metadata(SourceMetadata())
     read = partial(dqn_replay.read_dqn_replay, source_name, path, request.config, metadata)
-    return _by_episodes(source_name, request, read, refused=("revision", "columns"))
+    return _by_episodes(source_name, request, read, refused=("revision", "rewards_from", "columns"))
 
 
 def _read_folder(source_name: str, path: Path, request: Request) -> Trajectories:
@@ -290,7 +295,7 @@ def _refuse_file(source_name: str, path: Path, request: Request) -> Trajectories
 
 def _read_minari(source_name: str, path: Path, request: Request) -> Trajectories:
     read = partial(minari.read_minari, source_name, request.metadata(SourceMetadata()))
-    return _by_episodes(source_name, request, read, refused=("config", "revision", "columns"))
+    return _by_episodes(source_name, request, read, refused=("config", "revision", "rewards_from", "columns"))
 
 
 def _advice(ending: str) -> str:

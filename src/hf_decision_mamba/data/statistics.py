@@ -25,8 +25,9 @@ class TrajectoryStatistics:
     `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1. Images
     have None: the model divides pixels by 255. `action_low`, `action_high` (A,) are the smallest and largest continuous
     action taken; discrete actions have `action_counts` (A,) instead, how often each was taken. Returns are undiscounted
-    sums of rewards over whole episodes, returns-to-go those from each step on; lengths are in steps; standard
-    deviations are those of the population. `terminated` episodes ended by the task, all others count as `truncated`.
+    sums of rewards over whole episodes, returns-to-go those from each step on, and None where there are no rewards;
+    lengths are in steps; standard deviations are those of the population. `terminated` episodes ended by the task, all
+    others count as `truncated`.
     """
 
     state_mean: NDArray[np.float64] | None
@@ -36,12 +37,12 @@ class TrajectoryStatistics:
     action_counts: NDArray[np.int64] | None
     episodes: int
     transitions: int
-    return_mean: float
-    return_std: float
-    return_min: float
-    return_max: float
-    return_to_go_min: float
-    return_to_go_max: float
+    return_mean: float | None
+    return_std: float | None
+    return_min: float | None
+    return_max: float | None
+    return_to_go_min: float | None
+    return_to_go_max: float | None
     length_mean: float
     length_min: int
     length_max: int
@@ -50,12 +51,16 @@ class TrajectoryStatistics:
 
     @property
     def return_scale(self) -> float:
-        """What makes returns-to-go ones of size one: the largest, to two significant digits; 1 where all are 0."""
+        """What makes returns-to-go ones of size one: the largest, to two digits; 1 where all are 0 or none is."""
+        if self.return_to_go_min is None or self.return_to_go_max is None:
+            return 1.0
         scale = float(f"{max(-self.return_to_go_min, self.return_to_go_max):.1e}")
         return scale if scale >= np.finfo(np.float32).tiny else 1.0
 
     def remark_on_scale(self, scale: float) -> str | None:
         """Say what is wrong with returns-to-go that are divided by this; None where nothing is, or no scale helps."""
+        if self.return_to_go_min is None or self.return_to_go_max is None:
+            return None
         low, high = self.return_to_go_min / scale, self.return_to_go_max / scale
         huge = max(-low, high) > _HUGE
         invisible = high - low < _INVISIBLE <= (high - low) * scale / self.return_scale

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .columns import find_columns, without_spare_dones
+from .columns import find_columns, warn_of_no_rewards, without_spare_dones
 from .formats.arrow import without_lists_of_one
 from .formats.episode_rows import read_episode_rows
 from .formats.hub import find_parquet
@@ -101,6 +101,9 @@ class EpisodeStream:
                 "hold out"
             )
         known = concatenate(train)
+        if not known.has_rewards:
+            with self._opened(files[0]) as table:
+                warn_of_no_rewards(self.source_name, table.schema_arrow.names)
         metadata = replace(stream.metadata, num_actions=known.num_actions)
         return replace(stream, metadata=metadata, held_out=counts), known, concatenate(held_out) if held_out else None
 
@@ -272,6 +275,7 @@ def open_stream(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
+    rewards_from: str | None = None,
 ) -> EpisodeStream:
     """Find the episodes of parquet files, folders or Hub repositories, without reading or downloading them.
 
@@ -282,7 +286,7 @@ def open_stream(
         TypeError: it has no name.
         ValueError: it is not one that can be streamed.
     """
-    request = Request(split, config, revision, columns or {}, action_type)
+    request = Request(split, config, revision, columns or {}, action_type, rewards_from)
     names = named_sources(source)
     if names is None:
         raise TypeError(f"a stream comes from paths or repositories of the Hub, not from {type(source).__name__}")

@@ -36,6 +36,8 @@ FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
     "terminations": {np.bool_: ("steps",)},
     "truncations": {np.bool_: ("steps",)},
 }
+#: The one column that data may be without.
+_OPTIONAL = "rewards"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class _Store:
     """Columns that belong together: these `returns_to_go` are of these `rewards`, and one folder holds what is mapped.
 
     Args:
-        columns: those of `FORMS`, and the returns-to-go of their episodes.
+        columns: those of `FORMS`, and where there are rewards the returns-to-go of their episodes.
         starts, lengths: where their episodes are, (E,), in the order of the rows.
         num_actions: discrete actions that there are, of which all of `actions` are.
         folder: where `Trajectories.save` wrote the columns, when they are memory-mapped.
@@ -69,7 +71,8 @@ class Trajectories:
     """E episodes with N steps in all, as flat columns. Arrays may be memory-mapped.
 
     Row t of an episode holds the observation s_t, the action a_t taken there, the reward r_t which that action earned,
-    and whether the episode terminated (task over) or was truncated (time limit, end of recording) with it.
+    and whether the episode terminated (task over) or was truncated (time limit, end of recording) with it. Data without
+    rewards, such as a robot's demonstrations, have no returns either: `has_rewards` says so.
     Episode e is the `lengths[e]` rows of each column from `starts[e]` on. Other rows of the columns, which have R rows
     in all, are of no episode: a selection (see `select`) has the columns of the whole.
 
@@ -77,7 +80,7 @@ class Trajectories:
         observations: (R, S) float32, in the units of the environment; or (R, H, W) uint8, one grey frame a step, which
             `WindowDataset` stacks.
         actions: (R, A) float32; or (R,) int64, one of `num_actions` discrete actions, counted from 0.
-        rewards: (R,) float32.
+        rewards: (R,) float32; None for data that have none.
         terminations: (R,) bool.
         truncations: (R,) bool.
         starts: (E,) int64, the row at which each episode begins.
@@ -97,7 +100,7 @@ class Trajectories:
 
     observations: NDArray[np.float32] | NDArray[np.uint8]
     actions: NDArray[np.float32] | NDArray[np.int64]
-    rewards: NDArray[np.float32]
+    rewards: NDArray[np.float32] | None
     terminations: NDArray[np.bool_]
     truncations: NDArray[np.bool_]
     starts: NDArray[np.int64]
@@ -112,9 +115,10 @@ class Trajectories:
     _store: _Store = field(default=_Store())
 
     def __post_init__(self) -> None:
-        for column in FORMS:
-            _check_column(self.name, column, getattr(self, column))
-        _check_episodes(self.name, self.starts, self.lengths, {name: len(getattr(self, name)) for name in FORMS})
+        columns = {name: values for name in FORMS if (values := getattr(self, name)) is not None or name != _OPTIONAL}
+        for column, values in columns.items():
+            _check_column(self.name, column, values)
+        _check_episodes(self.name, self.starts, self.lengths, {name: len(values) for name, values in columns.items()})
         if self.action_type == "continuous" and self.num_actions is not None:
             raise ValueError(
                 f"data set {self.name!r}: num_actions={self.num_actions} was given, but its actions are continuous "
@@ -122,8 +126,8 @@ class Trajectories:
             )
         if not self._store.holds(self):
             num_actions = self._checked_num_actions() if self.action_type == "discrete" else None
-            columns = {name: getattr(self, name) for name in FORMS}
-            columns["returns_to_go"] = _returns_to_go(self.rewards, self.starts, self.lengths)
+            if self.rewards is not None:
+                columns["returns_to_go"] = _returns_to_go(self.rewards, self.starts, self.lengths)
             order = np.argsort(self.starts)
             object.__setattr__(self, "num_actions", num_actions)
             object.__setattr__(self, "_store", _Store(columns, self.starts[order], self.lengths[order], num_actions))
@@ -135,8 +139,9 @@ class Trajectories:
         """Join episodes that are kept one by one.
 
         Args:
-            episodes: each with the columns observations, actions, rewards, terminations and truncations, of T rows and
-                the types that the class takes. `load_trajectories` takes other types and names, and checks more.
+            episodes: each with the columns observations, actions, terminations and truncations, and all or none with
+                rewards, of T rows and the types that the class takes. `load_trajectories` takes other types and names,
+                and checks more.
             name, metadata: as the class takes them.
 
         Raises:
@@ -144,14 +149,16 @@ class Trajectories:
                 not what the class takes.
         """
         columns, lengths = join_episodes(name, episodes)
+        columns.setdefault(_OPTIONAL, None)
         return cls(**columns, starts=offsets_of(lengths)[:-1], lengths=lengths, name=name, **metadata)
 
     def __repr__(self) -> str:
         observation = f"frame_shape={self.frame_shape}" if self.state_type == "image" else f"state_dim={self.state_dim}"
         action = "num_actions" if self.action_type == "discrete" else "act_dim"
+        rewards = "" if self.has_rewards else ", no rewards"
         return (
             f"Trajectories({self.name!r}: {self.num_episodes} episodes, {self.num_steps} steps, "
-            f"{observation}, {action}={self.act_dim}, env_id={self.env_id!r})"
+            f"{observation}, {action}={self.act_dim}, env_id={self.env_id!r}{rewards})"
         )
 
     @property
@@ -165,12 +172,21 @@ class Trajectories:
         return int(self.lengths.sum())
 
     @property
+    def has_rewards(self) -> bool:
+        """Whether there are rewards, and so returns; models imitate data that have none."""
+        return self.rewards is not None
+
+    @property
     def returns_to_go(self) -> NDArray[np.float32]:
         """The sum of the rewards from each step to the end of its episode, (R,) in reward units.
 
         Each episode is summed on its own, in float64, so a return-to-go does not depend on which other episodes the
         data set holds. Source: Chen et al. 2021, section 3 ("Trajectory representation").
+
+        Raises:
+            ValueError: there are no rewards.
         """
+        self._needed_rewards()
         return self._store.columns["returns_to_go"]
 
     @property
@@ -212,16 +228,21 @@ class Trajectories:
         return int(self.actions.shape[1]) if self.num_actions is None else self.num_actions
 
     def returns(self) -> NDArray[np.float64]:
-        """Return each episode's undiscounted sum of rewards, (E,) float64."""
-        return np.array([self.rewards[rows].sum(dtype=np.float64) for rows in _slices(self.starts, self.lengths)])
+        """Return each episode's undiscounted sum of rewards, (E,) float64.
+
+        Raises:
+            ValueError: there are no rewards.
+        """
+        rewards = self._needed_rewards()
+        return np.array([rewards[rows].sum(dtype=np.float64) for rows in _slices(self.starts, self.lengths)])
 
     def plot(self) -> Figure:
-        """Draw how returns and lengths of the episodes are distributed, beside each other.
+        """Draw how returns, where there are rewards, and lengths of the episodes are distributed, beside each other.
 
         Raises:
             ImportError: matplotlib is not installed.
         """
-        return plot_histograms(self.name, self.returns(), self.lengths)
+        return plot_histograms(self.name, self.returns() if self.has_rewards else None, self.lengths)
 
     def statistics(self) -> TrajectoryStatistics:
         """Return the statistics of this data set, from one pass over the rows, in float64; kept beside mapped columns.
@@ -237,7 +258,7 @@ class Trajectories:
     def _statistics(self) -> TrajectoryStatistics:
         lengths = self.lengths
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
-            returns = self.returns()
+            returns = self.returns() if self.has_rewards else None
             mean = std = None
             if self.state_type == "vector":
                 moments = RunningMoments()
@@ -251,7 +272,9 @@ class Trajectories:
         else:
             bounds = np.array([(rows.min(axis=0), rows.max(axis=0)) for rows in taken], np.float64)
             low, high = bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
-        left = np.array([(rows.min(), rows.max()) for _, rows in self._blocks("returns_to_go")])
+        left = np.array(
+            [(rows.min(), rows.max()) for _, rows in self._blocks("returns_to_go")] if self.has_rewards else 0
+        )
         if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns, left) if values is not None):
             self.check_finite()
         last = self.starts + lengths - 1
@@ -266,12 +289,12 @@ class Trajectories:
             action_counts=counts,
             episodes=self.num_episodes,
             transitions=self.num_steps,
-            return_mean=float(returns.mean()),
-            return_std=float(returns.std()),
-            return_min=float(returns.min()),
-            return_max=float(returns.max()),
-            return_to_go_min=float(left.min()),
-            return_to_go_max=float(left.max()),
+            return_mean=None if returns is None else float(returns.mean()),
+            return_std=None if returns is None else float(returns.std()),
+            return_min=None if returns is None else float(returns.min()),
+            return_max=None if returns is None else float(returns.max()),
+            return_to_go_min=None if returns is None else float(left.min()),
+            return_to_go_max=None if returns is None else float(left.max()),
             length_mean=float(lengths.mean()),
             length_min=int(lengths.min()),
             length_max=int(lengths.max()),
@@ -313,7 +336,7 @@ class Trajectories:
             fraction: above 0 and at most 1.
 
         Raises:
-            ValueError: the fraction is not in this range.
+            ValueError: the fraction is not in this range, or there are no rewards.
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1; got {fraction}")
@@ -330,11 +353,13 @@ class Trajectories:
         Raises:
             ValueError: one is NaN or infinite; names the data set, episode, step and column.
         """
-        columns = ["observations", "actions", "rewards"]
-        if not sum(np.abs(rows).sum(dtype=np.float64) for _, rows in self._blocks("rewards")) < _LARGEST:
-            columns.append("returns_to_go")  # no sum of some of them could be too large
+        columns = ["observations", "actions"]
+        if self.has_rewards:
+            columns.append("rewards")
+            if not sum(np.abs(rows).sum(dtype=np.float64) for _, rows in self._blocks("rewards")) < _LARGEST:
+                columns.append("returns_to_go")  # no sum of some of them could be too large
         for column in columns:
-            if not np.issubdtype(getattr(self, column).dtype, np.floating):
+            if not np.issubdtype(self._store.columns[column].dtype, np.floating):
                 continue  # every pixel and every discrete action is a number
             for start, rows in self._blocks(column):
                 finite = np.isfinite(rows)
@@ -355,7 +380,7 @@ class Trajectories:
     def compact(self) -> Trajectories:
         """Return the same episodes with columns that hold their rows alone, in order: copies, unless these do."""
         offsets = self.step_offsets()
-        if len(self.rewards) == self.num_steps and np.array_equal(self.starts, offsets[:-1]):
+        if len(self.actions) == self.num_steps and np.array_equal(self.starts, offsets[:-1]):
             return self
         columns: dict[str, np.ndarray] = {}
         for column, values in self._store.columns.items():
@@ -388,8 +413,8 @@ class Trajectories:
         kept = {name: more.pop(name) for name in _KEPT}
         starts, lengths = columns.pop("starts"), columns.pop("lengths")
         store = _Store(columns, starts, lengths, kept["num_actions"], folder)
-        of_forms = {name: columns[name] for name in FORMS}
-        return cls(**of_forms, starts=starts, lengths=lengths, **kept, _store=store), more
+        of_forms: dict[str, Any] = {name: columns[name] for name in FORMS if name != _OPTIONAL or name in columns}
+        return cls(**{_OPTIONAL: None, **of_forms}, starts=starts, lengths=lengths, **kept, _store=store), more
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Let workers that are handed memory-mapped trajectories open them again, instead of getting a copy."""
@@ -410,7 +435,7 @@ class Trajectories:
     ) -> Trajectories:
         """Return trajectories that are called alike, with these columns of a `_Store`, of episodes in a row."""
         store = _Store(columns, offsets_of(lengths)[:-1], lengths, num_actions)
-        changed: dict[str, Any] = {name: columns[name] for name in FORMS}
+        changed: dict[str, Any] = {name: columns.get(name) for name in FORMS}
         changed |= {"starts": store.starts, "lengths": lengths, "num_actions": num_actions}
         return replace(self, **changed, _store=store)
 
@@ -423,6 +448,14 @@ class Trajectories:
             begin, end = np.searchsorted(offsets, first, side="right") - 1, np.searchsorted(offsets, stop)
             counts = np.diff(offsets[begin : end + 1].clip(first, stop))
             yield first, values.take(np.arange(first, stop) + np.repeat(shifts[begin:end], counts), axis=0)
+
+    def _needed_rewards(self) -> NDArray[np.float32]:
+        if self.rewards is None:
+            raise ValueError(
+                f"data set {self.name!r} has no rewards, so no returns; rewards_from='COLUMN' (--rewards_from) makes "
+                "rewards of a column when it is loaded"
+            )
+        return self.rewards
 
     def _checked_num_actions(self) -> int:
         """Return the number of discrete actions, when every action is one of them."""
@@ -452,12 +485,18 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     """Return the episodes of one or more trajectories as trajectories of their own.
 
     Raises:
-        ValueError: their columns differ in type or dimensions.
+        ValueError: their columns differ in type or dimensions, or only some have rewards.
     """
     parts = [part.compact() for part in parts]
     first = parts[0]
     for part in parts:
-        for column in FORMS:
+        if part.has_rewards != first.has_rewards:
+            one, other = (part, first) if first.has_rewards else (first, part)
+            raise ValueError(
+                f"data set {one.name!r} has no rewards, and {other.name!r} has; leave out one of them, or name a "
+                "column that is in both with rewards_from='COLUMN' (--rewards_from)"
+            )
+        for column in first._store.columns.keys() & FORMS.keys():
             expected, found = getattr(first, column), getattr(part, column)
             if (expected.dtype, expected.shape[1:]) != (found.dtype, found.shape[1:]):
                 raise ValueError(
@@ -477,20 +516,21 @@ def join_episodes(name: str, episodes: Sequence[Mapping[str, np.ndarray]]) -> tu
     """
     if not len(episodes):
         raise ValueError(f"data set {name!r} has no episodes; check the source")
+    wanted = [column for column in FORMS if column != _OPTIONAL or any(column in episode for episode in episodes)]
     for number, episode in enumerate(episodes):
-        for column in FORMS:
+        for column in wanted:
             if column not in episode:
                 raise ValueError(
                     f"data set {name!r}, episode {number} has no column {column!r}; every episode needs "
-                    f"{', '.join(FORMS)}"
+                    f"{', '.join(wanted)}"
                 )
-            if len(episode[column]) != len(episode["rewards"]):
+            if len(episode[column]) != len(episode["actions"]):
                 raise ValueError(
                     f"data set {name!r}, episode {number}, column {column!r} has {len(episode[column])} steps, but "
-                    f"there are {len(episode['rewards'])} rewards; every step needs a value in each column"
+                    f"there are {len(episode['actions'])} actions; every step needs a value in each column"
                 )
-    columns = {column: join(name, column, [episode[column] for episode in episodes]) for column in FORMS}
-    return columns, np.array([len(episode["rewards"]) for episode in episodes])
+    columns = {column: join(name, column, [episode[column] for episode in episodes]) for column in wanted}
+    return columns, np.array([len(episode["actions"]) for episode in episodes])
 
 
 def join(name: str, column: str, pieces: Sequence[np.ndarray]) -> np.ndarray:
@@ -563,9 +603,9 @@ def _check_episodes(name: str, starts: NDArray[np.int64], lengths: NDArray[np.in
     ends = starts + lengths
     last = int(ends.argmax())
     for column, count in rows.items():
-        if starts.min() < 0 or ends[last] > count or count != rows["rewards"]:
+        if starts.min() < 0 or ends[last] > count or count != rows["actions"]:
             raise ValueError(
-                f"data set {name!r}, column {column!r} has {count} rows, but there are {rows['rewards']} rewards, and "
+                f"data set {name!r}, column {column!r} has {count} rows, but there are {rows['actions']} actions, and "
                 f"the episodes begin at row {starts.min()} and end at {ends[last]}; every step is a row of each column"
             )
     order = np.argsort(starts, kind="stable")

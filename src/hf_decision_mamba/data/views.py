@@ -31,7 +31,7 @@ class DataViews:
         """Return trajectories as the views show them; their `env_kwargs` say so, and columns that change are copies.
 
         Raises:
-            ValueError: the observations are not the environment's.
+            ValueError: the observations are not the environment's, or there are no rewards that a view could change.
         """
         if not self.names:
             return trajectories
@@ -39,8 +39,14 @@ class DataViews:
         if self.columns is not None:
             self._check_observations(trajectories)
             changed["observations"] = np.ascontiguousarray(trajectories.observations[:, self.columns])
-        for shown in (VIEWS[name].rewards for name in self.names):
+        for name in self.names:
+            shown = VIEWS[name].rewards
             if shown is not None:
+                if trajectories.rewards is None:
+                    raise ValueError(
+                        f"data set {trajectories.name!r}: {name} changes rewards, and it has none; leave it out, or "
+                        "give rewards_from='COLUMN' (--rewards_from)"
+                    )
                 rewards = changed["rewards"] = np.array(changed.get("rewards", trajectories.rewards))
                 for start, end in zip(trajectories.starts, trajectories.starts + trajectories.lengths, strict=True):
                     rewards[start:end] = shown(rewards[start:end])

@@ -45,8 +45,9 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     A batch of b windows of K steps is a dict of tensors, float32 unless said otherwise:
 
-    - `states` (b, K, S), normalised; `actions` (b, K, A), scaled; `rewards` (b, K, 1), as recorded
-    - `returns_to_go` (b, K, 1), of the whole episode, divided by `return_scale`
+    - `states` (b, K, S), normalised; `actions` (b, K, A), scaled
+    - of data that have rewards, `rewards` (b, K, 1), as recorded, and `returns_to_go` (b, K, 1), of the whole episode,
+      divided by `return_scale`
     - `timesteps` (b, K) int64, the step within the episode; `attention_mask` (b, K) int64, 1 on real steps
     - `previous_actions` (b, K, A), the action of the step before, also at the first step of a window that begins inside
       an episode; zero at the first step of the episode
@@ -190,18 +191,19 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             mid, scale = self._action_scaling
             taken = (taken - mid) / scale
         previous_actions, actions, labels = map(self._copy, (taken[:, :-1], taken[:, 1:], taken[:, 1:]))
-        rewards = self._take("rewards", rows)
-        returns_to_go = self._take("returns_to_go", rows) / self._return_scale
+        earned = {}
+        if self.trajectories.has_rewards:
+            earned["rewards"] = self._take("rewards", rows)
+            earned["returns_to_go"] = self._take("returns_to_go", rows) / self._return_scale
         discrete = self.trajectories.action_type == "discrete"
         previous_actions[padding | (timesteps == 0)] = NO_ACTION if discrete else 0
         labels[padding] = IGNORED_LABEL
-        for values in (states, actions, rewards, returns_to_go, timesteps):
+        for values in (states, actions, *earned.values(), timesteps):
             values[padding] = 0
         batch = {
             "states": states,
             "actions": actions,
-            "rewards": rewards[..., None],
-            "returns_to_go": returns_to_go[..., None],
+            **{name: values[..., None] for name, values in earned.items()},
             "timesteps": timesteps,
             "attention_mask": real * 1,
             "previous_actions": previous_actions,

@@ -19,7 +19,6 @@ from .windows import WindowDataset
 
 #: The data may take this share of the memory that is free on a GPU: the rest is for the model and its activations.
 _SHARE_OF_FREE_MEMORY = 0.25
-_COLUMNS = ("observations", "actions", "rewards", "returns_to_go")
 
 
 class DeviceWindowDataset(WindowDataset):
@@ -40,7 +39,7 @@ class DeviceWindowDataset(WindowDataset):
     ) -> None:
         self.device = torch.device(device)
         super().__init__(trajectories, context_length, **kwargs)
-        self._columns = {name: _copied(getattr(trajectories, name), self.device) for name in _COLUMNS}
+        self._columns = {name: _copied(values, self.device) for name, values in _columns(trajectories).items()}
 
     def _on_device(self, *values: NDArray[Any]) -> Sequence[Tensor]:
         # Numbers too: CUDA would multiply by the inverse of one of the host instead of dividing by it.
@@ -54,7 +53,13 @@ class DeviceWindowDataset(WindowDataset):
 def fits(trajectories: Trajectories, device: torch.device) -> bool:
     """Return whether the columns of a data set take up little enough of the memory that is free on a GPU."""
     free, _ = torch.cuda.mem_get_info(device)
-    return sum(getattr(trajectories, name).nbytes for name in _COLUMNS) <= _SHARE_OF_FREE_MEMORY * free
+    return sum(values.nbytes for values in _columns(trajectories).values()) <= _SHARE_OF_FREE_MEMORY * free
+
+
+def _columns(trajectories: Trajectories) -> dict[str, np.ndarray]:
+    """Return the columns that windows are cut from."""
+    earned = ("rewards", "returns_to_go") if trajectories.has_rewards else ()
+    return {name: getattr(trajectories, name) for name in ("observations", "actions", *earned)}
 
 
 def _copied(values: np.ndarray, device: torch.device) -> Tensor:

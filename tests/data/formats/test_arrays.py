@@ -171,7 +171,7 @@ def test_rewards_and_flags_may_be_columns_of_one_number() -> None:
     [
         ([], "has no episodes"),
         ([episode(), 7], "episode 1 is of type int; expected a dict of its columns"),
-        ([episode(rewards=None)], "no column 'rewards' for the rewards; its columns are observations, actions, term"),
+        ([episode(actions=None)], "no column 'actions' for the actions; its columns are observations, rewards, term"),
         ([episode(), episode(rewards=None)], "episode 1 has no column 'rewards', which others have"),
         ([episode(rewards=None), episode(), episode()], "episode 0 has no column 'rewards', which others have"),
         (

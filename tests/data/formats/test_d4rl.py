@@ -163,7 +163,7 @@ def test_without_timeouts_and_time_limit_episodes_end_at_terminals(
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"rewards": None}, "no column 'rewards' for the rewards; its columns are actions, observations, terminals"),
+        ({"actions": None}, "no column 'actions' for the actions; its columns are observations, rewards, terminals"),
         ({"timeouts": None, "terminals": None}, "nothing says where its episodes end"),
         ({"actions": np.zeros((4, 1))}, "the number of steps differs, 4 in column 'actions' and 5 in the others"),
         ({"actions": [["a"]] * 5}, "column 'actions': expected .* found shape .* of object"),

@@ -24,6 +24,7 @@ from ..columns import (
     find_columns,
     uneven,
     warn_left_out,
+    warn_of_no_rewards,
     without_spare_dones,
 )
 from ..metadata import SourceMetadata, registered_step_limit
@@ -63,6 +64,8 @@ def read_episode_arrays(
 ) -> Trajectories:
     """Read a list of episodes: `{"observations": (T, S), "actions": (T, A), "rewards": (T,), "terminations": ...}`.
 
+    All of them have rewards, or none.
+
     The last observation of an episode with T + 1 of them is left out: a rollout in gymnasium ends with one that no
     action follows.
 
@@ -86,6 +89,8 @@ def read_episode_arrays(
             )
     found = Counter(str(source_column) for episode in episodes for source_column in episode)
     names = without_spare_dones(find_columns(source_name, found, columns))
+    if "rewards" not in names:
+        warn_of_no_rewards(source_name, found)
     for source_column in names.values():
         _check_everywhere(source_name, source_column, episodes, found[source_column])
     pieces = {
@@ -122,6 +127,8 @@ def read_flat_arrays(
         ValueError: a column is missing or wrong, steps are not in their order, or nothing says where episodes end.
     """
     names = flat_columns(source_name, map(str, arrays), columns)
+    if "rewards" not in names:
+        warn_of_no_rewards(source_name, map(str, arrays))
     read = {}
     for column, source_column in names.items():
         values = _checked(f"data set {source_name!r}", column, source_column, arrays[source_column])
@@ -140,7 +147,7 @@ def read_flat_arrays(
         "terminations": Column(source_name, names.get("terminations", "terminations"), terminations, offsets),
         "truncations": Column(source_name, names.get("truncations", "truncations"), truncations, offsets),
     }
-    cut = {column: replace(read[column], offsets=offsets) for column in VALUES}
+    cut = {column: replace(read[column], offsets=offsets) for column in (*VALUES, "rewards") if column in read}
     return assemble(name, _with_grey_frames({**cut, **flags}), metadata)
 
 
@@ -323,12 +330,10 @@ def _checked(where: str, column: str, source_column: str, values: Any) -> np.nda
     vector, flag = column in _VECTORS, column in FLAGS
     if not vector and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    # Nothing but an empty list says no type; that the episode is empty is reported later.
-    kinds = "iufb" if flag or vector or array.size == 0 else "iuf"
     images = vector and column != "actions" and array.ndim in (3, 4) and array.dtype.kind in "iu"
     dimensions = (1, 2) if column == "actions" else (array.ndim,) if images else (2,) if vector else (1,)
     fits = array.ndim in dimensions and 0 not in array.shape[1:]
-    if array.dtype.kind not in kinds or not (fits or array.shape == (0,)):
+    if array.dtype.kind not in "iufb" or not (fits or array.shape == (0,)):
         observed = "(steps, dimensions) numbers, or (steps, height, width) uint8 for grey frames"
         shapes = {
             "observations": observed,

@@ -71,7 +71,9 @@ def read_d4rl(source_name: str, path: Path, columns: Mapping[str, str], metadata
             for source_column in flat_columns(source_name, columns_found, columns).values()
         }
         _check_stored(source_name, wanted.items(), path.stat().st_size)
-        arrays: dict[str, np.ndarray] = {source_column: values[()] for source_column, values in wanted.items()}
+        # Of the columns that are left alone nothing but the name is known.
+        arrays: dict[str, Any] = dict.fromkeys(columns_found)
+        arrays |= {source_column: values[()] for source_column, values in wanted.items()}
         said = _stored_metadata(source_name, file)
         metadata = metadata.over(metadata_of(f"the metadata of {source_name}", said)) if said else metadata
     return read_flat_arrays(arrays, source_name, path.stem, columns, metadata)

@@ -22,6 +22,7 @@ from ..columns import (
     ends_with_observation,
     find_columns,
     warn_left_out,
+    warn_of_no_rewards,
     without_spare_dones,
 )
 from ..metadata import SourceMetadata
@@ -46,7 +47,7 @@ def read_episode_rows(
         name: what cards call it.
         columns: names of its columns by our names, where they differ.
         metadata: what else it says about itself.
-        warn: whether to warn of observations that are left out.
+        warn: whether to warn of observations that are left out, and of rewards that are not there.
 
     Returns:
         None if there are no rows.
@@ -67,6 +68,8 @@ def read_episode_rows(
     else:
         lengths = [source_column.lengths for source_column in read.values()]
         read["observations"], left_out = _read_observations(rows, source_name, source_column, lengths)
+    if warn and "rewards" not in names:
+        warn_of_no_rewards(source_name, rows.schema.names)
     if warn:
         warn_left_out(source_name, left_out, len(read["actions"].lengths))
     return assemble(name, read, metadata)
@@ -142,14 +145,14 @@ def _check_type(source_name: str, column: str, source_column: str, found: pa.Dat
     """Check that the column is numbers (or true and false) in `depth` lists a step, or pictures."""
     value = item_type(found, 1 + depth)
     picture = column == "observations" and is_picture(item_type(found, 1))
-    if picture or is_number(value, or_flag=column in (*FLAGS, *VALUES[:2])) or _holds_nothing(found):
+    if picture or is_number(value, or_flag=True) or _holds_nothing(found):
         return  # where nothing but empty lists or nulls is, the checks of lengths and nulls say where
     lists = "a list of numbers, or one number," if column == "actions" else "a list of numbers"
     lists += ", or a frame," if column == "observations" else ""
-    what = "true or false" if column in FLAGS else lists if column in VALUES[:2] else "one number"
+    what = "true or false" if column in FLAGS else lists if column in VALUES else "one number"
     single_steps = (
         ""
-        if not is_number(item_type(found, int(column in VALUES[:2])), or_flag=True)
+        if not is_number(item_type(found, int(column in VALUES)), or_flag=True)
         else ". A table with one row per step needs a column that says each step's episode: "
         'columns={"episodes": "..."} where it is not called episode_index'
     )

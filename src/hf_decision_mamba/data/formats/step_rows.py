@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..columns import ALIASES, FLAGS, VALUES, Column, assemble, find_columns, without_spare_dones
+from ..columns import ALIASES, FLAGS, VALUES, Column, assemble, find_columns, warn_of_no_rewards, without_spare_dones
 from ..metadata import SourceMetadata
 from ..trajectories import Trajectories
 from .arrow import (
@@ -121,7 +121,8 @@ def read_step_rows(
     """Read the trajectories of a table with one row per step.
 
     Where there are no rewards, they are made of `next.success`, if that is there: 1 at the first step of an episode
-    that has it, 0 at all others. `columns={"rewards": "next.done"}` makes every episode a success: 1 at its last step.
+    that has it, 0 at all others. `columns={"rewards": "next.done"}` makes every episode a success: 1 at its last step,
+    also where that column is not stored.
 
     Args:
         rows: the opened source.
@@ -158,8 +159,10 @@ def read_step_rows(
     seen = read["observations"]
     if seen.values.ndim > 2:
         read["observations"] = replace(seen, values=grey_frames(seen.values, offsets[:-1], seen.at))
-    if "rewards" not in read:
+    if "rewards" not in read and names.keys() & {"rewards", "successes"}:
         read["rewards"] = _sparse_rewards(source_name, names, read, offsets, warn)
+    elif warn and "rewards" not in read:
+        warn_of_no_rewards(source_name, rows.schema.names)
     read.pop("successes", None)
     return assemble(name, read, metadata)
 
@@ -184,14 +187,6 @@ def step_columns(source_name: str, schema: pa.Schema, columns: Mapping[str, str]
         )
     if last_step:
         names["rewards"] = _LAST_STEP
-    if "rewards" not in names and "successes" not in names:
-        raise ValueError(
-            f"data set {source_name!r} has no column 'next.reward' for the rewards, and no 'next.success' to make "
-            "them of; "
-            f'its columns are {", ".join(schema.names)}. Say which one it is with columns={{"rewards": "..."}}; '
-            f'for demonstrations that all succeeded, columns={{"rewards": "{_LAST_STEP}"}} rewards the last step of '
-            "each with 1"
-        )
     if "rewards" in names:
         names.pop("successes", None)
     if "times" not in columns and "times" in names and not is_number(item_type(schema.field(names["times"]).type, 0)):
@@ -203,7 +198,7 @@ def _with_single_values(source_name: str, names: Mapping[str, str], table: pa.Ta
     """Return the table with one value a row wherever a step has one, also where it is in a list of its own."""
     for column in sorted(names, key=lambda column: column not in _PLACES):  # these first, as errors name them
         source_column = names[column]
-        if column in VALUES[:2] or source_column not in table.column_names:
+        if column in VALUES or source_column not in table.column_names:
             continue
         data = without_lists_of_one(table.column(source_column), partial(_at, source_name, source_column, table, names))
         table = table.set_column(table.column_names.index(source_column), source_column, data)
