@@ -20,7 +20,7 @@ def state_and_action_types(config: Any) -> tuple[str, str]:
 def condition_of(config: Any) -> tuple[str | None, int]:
     """Return which input says what a model is asked for, and how many numbers that are; None and 0 for imitation.
 
-    Baselines with other configs take a return, whether they read it or not.
+    Decision Transformer, whose config does not say it, is asked for a return.
     """
     return getattr(config, "condition_input", "returns_to_go"), getattr(config, "condition_dim", 1)
 

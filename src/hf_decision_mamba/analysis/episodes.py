@@ -33,7 +33,8 @@ class PlayedEpisodes:
     Args:
         trajectories: what happened.
         returns_to_go: (N,) a row of each step, in the environment's units: of a rollout what was left of the target
-            return, of a data set what was still to come.
+            return, of a data set what was still to come; 0 where a model that is asked for nothing looks at data
+            without rewards.
         numbers: the seeds that episodes were reset with; of a data set their places in it.
     """
 
@@ -45,13 +46,13 @@ class PlayedEpisodes:
 def play_episodes(
     policy: DecisionMambaPolicy,
     env_id: str,
-    target_return: float,
+    target_return: float | None,
     count: int,
     seed: int,
     progress: bool = True,
     env_kwargs: dict[str, Any] | None = None,
 ) -> PlayedEpisodes:
-    """Play whole episodes one after the other; episode i is reset with `seed + i`.
+    """Play whole episodes one after the other; episode i is reset with `seed + i`, and may be asked for nothing.
 
     Raises:
         ImportError, ValueError: as `evaluate_policy`.
@@ -102,6 +103,11 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
             f"Data set {trajectories.name!r} holds {kind_of_policy(*holds)}, but the checkpoint reads "
             f"{kind_of_policy(*reads)}; give data of the environment that it was trained for."
         )
+    if not trajectories.has_rewards and policy.condition_input is not None:
+        raise ValueError(
+            f"Data set {trajectories.name!r} has no rewards, but the checkpoint is asked for a return; give data that "
+            "have rewards."
+        )
     known, found = policy.processor.observation_parts, trajectories.observation_parts
     if known and found and known != found:
         raise ValueError(
@@ -118,7 +124,8 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
     chosen[np.random.default_rng(seed).permutation(trajectories.num_episodes)[:count]] = True
     numbers = np.flatnonzero(chosen).tolist()
     trajectories = trajectories.select(chosen).compact()
-    return PlayedEpisodes(trajectories, trajectories.returns_to_go, numbers)
+    left = trajectories.returns_to_go if trajectories.has_rewards else np.zeros(trajectories.num_steps, np.float32)
+    return PlayedEpisodes(trajectories, left, numbers)
 
 
 def _shown_alike(policy: DecisionMambaPolicy, trajectories: Trajectories) -> Trajectories:

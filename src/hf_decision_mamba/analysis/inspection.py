@@ -122,7 +122,8 @@ def inspect_checkpoint(
     """Measure what a policy's decisions attend to, depend on and remember, and what it makes of target returns.
 
     What a model does not have is left out, with a sentence in `left_out`: hidden attention, decay and time constants
-    need a `DecisionMambaModel`, everything about the past a context of two steps, target returns an environment.
+    need a `DecisionMambaModel`, everything about the past a context of two steps, target returns an environment and a
+    model that is asked for them.
 
     Args:
         policy: in window mode.
@@ -188,12 +189,13 @@ def inspect_checkpoint(
                 "instead (--data SOURCE)."
             )
         targets = _targets(policy, target_returns)
-        asked = max(targets) if target_returns else policy.processor.target_return
-        assert asked is not None  # _targets has refused it
+        asked = max(targets) if target_returns else policy.processor.target_return if targets else None
         try:
             played = play_episodes(policy, env_id, asked, episodes, seed, progress, env_kwargs)
         except ImportError as error:
             raise ImportError(f"{error} (Or read a data set instead: --data SOURCE.)") from error
+    happened = played.trajectories
+    returns = happened.returns().tolist() if happened.has_rewards else [None] * happened.num_episodes
     found = ModelInspection(
         {
             "checkpoint": checkpoint,
@@ -204,10 +206,8 @@ def inspect_checkpoint(
             "env_kwargs": env_kwargs,
             "target_return": asked,
             "episodes": [
-                {"number": number, "length": int(length), "return": float(total)}
-                for number, length, total in zip(
-                    played.numbers, played.trajectories.lengths, played.trajectories.returns(), strict=True
-                )
+                {"number": number, "length": int(length), "return": total}
+                for number, length, total in zip(played.numbers, happened.lengths, returns, strict=True)
             ],
             "mode": policy.mode,
             "context_length": policy.context_length,
@@ -220,6 +220,8 @@ def inspect_checkpoint(
     _look_inside(found, policy, played, timesteps, progress)
     if data is not None:
         found.left_out["return_conditioning"] = "Nothing was played: the episodes are those of a data set."
+    elif not targets:
+        found.left_out["return_conditioning"] = "This policy is asked for nothing: it imitates its data."
     else:
         found.conditioning = evaluate_policy(
             policy,
@@ -310,8 +312,15 @@ def _decisions(timesteps: tuple[int, int] | None, length: int) -> NDArray[np.int
 
 
 def _targets(policy: DecisionMambaPolicy, given: Sequence[float] | None) -> list[float]:
-    """Return the target returns to play: those given, or around the checkpoint's own."""
+    """Return the target returns to play: those given, or around the checkpoint's own; none where none is asked for."""
     own = policy.processor.target_return
+    if policy.condition_input is None:
+        if given:
+            raise ValueError(
+                f"target_returns={[*given]} cannot be asked for: this checkpoint imitates its data "
+                "(conditioning=none); leave them out."
+            )
+        return []
     if given:
         return sorted(float(target) for target in given)
     if own is None:

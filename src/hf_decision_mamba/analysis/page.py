@@ -451,15 +451,19 @@ def _protocol(found: ModelInspection) -> Table:
     table = [["made by", protocol["command"]], ["model", protocol["model"]]]
     if protocol["data"]:
         table.append(["episodes looked into", f"{len(episodes)} of the data set {protocol['data']}, numbers {numbers}"])
-        table.append(["returns-to-go", "those of the episodes themselves"])
+        if episodes[0]["return"] is not None:
+            table.append(["returns-to-go", "those of the episodes themselves"])
     else:
+        target = protocol["target_return"]
+        asked_for = "" if target is None else f", target return {target:,g}"
         table += [
             ["environment", protocol["env_id"]],
-            ["episodes looked into", f"{len(episodes)}, target return {protocol['target_return']:,g}, seeds {numbers}"],
+            ["episodes looked into", f"{len(episodes)}{asked_for}, seeds {numbers}"],
         ]
+    table.append(["their length", _range(lengths, "{:,d}".format) + " steps"])
+    if episodes[0]["return"] is not None:
+        table.append(["their return", _range([row["return"] for row in episodes], partial(number, decimals=1))])
     table += [
-        ["their length", _range(lengths, "{:,d}".format) + " steps"],
-        ["their return", _range([row["return"] for row in episodes], partial(number, decimals=1))],
         ["mode", f"window, context length {protocol['context_length']}"],
         ["windows for curves and tables", f"{protocol['windows']}, which do not overlap"],
     ]

@@ -63,6 +63,16 @@ class DecisionMLPConfig(CheckedConfig, PreTrainedConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
+    @property
+    def condition_input(self) -> str | None:
+        """The input that says what is asked for; None of behaviour cloning."""
+        return "returns_to_go" if self.conditioning == "return" else None
+
+    @property
+    def condition_dim(self) -> int:
+        """Numbers that say what is asked for at each step, as DecisionMambaConfig's."""
+        return int(self.conditioning == "return")
+
 
 class DecisionMLPModel(CheckedWeights, PreTrainedModel):
     """An MLP from s_t, or (s_t, R_t), to a_t, step by step: what lies before in a window has no influence."""

@@ -211,24 +211,28 @@ def push_to_hub(
 
 
 def _eval_results(evaluation: Mapping[str, Any], path: Path) -> list[EvalResult]:
-    """Return one `mean_reward`, and as far as known one `normalized_score` and `success_rate`, a target return."""
+    """Return one `mean_reward`, and as far as known one `normalized_score` and `success_rate`, a target return.
+
+    A model that is asked for nothing has one of each.
+    """
     if not evaluation:
         return []
     source = (evaluation.get("score_reference") or {}).get("source")
     results = []
     try:
         for row in evaluation["results"]:
-            checkpoint = row.get("checkpoint") or evaluation["checkpoint"]
+            checkpoint, target = row.get("checkpoint") or evaluation["checkpoint"], row["target_return"]
             made_with = {"env_kwargs": evaluation["env_kwargs"]} if evaluation.get("env_kwargs") else {}
             protocol = {
                 **made_with,
-                "target_return": row["target_return"],
+                **({} if target is None else {"target_return": target}),
                 "episodes": row["episodes"],
                 "seed": evaluation["seed"],
                 "mode": evaluation["mode"],
                 "checkpoint": checkpoint,
             }
-            label = f"target return {number(row['target_return'])}, {checkpoint} checkpoint"
+            asked = "" if target is None else f"target return {number(target)}, "
+            label = f"{asked}{checkpoint} checkpoint"
             mean, std = row["return_mean"], row["return_std"]
             text = f"{number(mean, 2, thousands='')} +/- {number(std, 2, thousands='', beside=[mean])}"
             metrics: dict[str, tuple[str, str | float]] = {"mean_reward": ("Mean return", text)}

@@ -58,8 +58,9 @@ class ModelArguments:
     conditioning: Literal["return", "none"] | None = field(
         default=None,
         metadata={
-            "help": "What the policy is asked for: a return (if unset), or none: it imitates what the data do. (Of the "
-            "baselines a GRU has the choice; rvs is asked for a return, bc for nothing.)"
+            "help": "What the policy is asked for: a return (if unset, where the data have rewards), or none: it "
+            "imitates what the data do. (Of the baselines a GRU has the choice; rvs is asked for a return, bc for "
+            "nothing.)"
         },
     )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})
@@ -152,6 +153,13 @@ class DataArguments:
         metadata={
             "help": "What actions are; if unset one integer a step is discrete, all else continuous. discrete reads "
             "whole numbers and one-hot rows as integers."
+        },
+    )
+    rewards_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column whose values are the rewards, one number or true or false a step, such as next.success; if "
+            "unset the one that is called so."
         },
     )
     positions_only: bool = field(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..acting.loading import load_model
+from ..acting.shapes import condition_of
 from ..baselines.architectures import (
     OF_ONE_STEP,
     WITH_PRESETS,
@@ -108,6 +109,8 @@ def _new_config(
     """Make the config of a new model: the task's fields from the data, sizes from the preset or the paper."""
     task = _task(trajectories, settings["frame_stack"])
     overrides = checked_overrides(model_args)
+    if not trajectories.has_rewards:
+        overrides |= _imitating(model_args, trajectories.name)
     if model_args.builds_a_preset:
         _check_preset(model_args.preset, trajectories)
         config = DecisionMambaConfig.from_preset(model_args.preset, **task, **overrides)
@@ -115,6 +118,27 @@ def _new_config(
             config.max_ep_len = max(config.max_ep_len, longest)
         return config
     return baseline_config(model_args.architecture, task, overrides, longest)
+
+
+def _imitating(model_args: ModelArguments, name: str) -> dict[str, str]:
+    """Return the fields that make a model of data without rewards, which can only be imitated.
+
+    Raises:
+        ValueError: the model that was asked for needs returns.
+    """
+    if model_args.conditioning == "return":
+        raise ValueError(
+            f"--conditioning return asks for a return, and data set {name!r} has no rewards: give --rewards_from "
+            "COLUMN, or leave --conditioning out, to imitate (none)."
+        )
+    if model_args.architecture in WITH_PRESETS:
+        return {"conditioning": "none"}
+    if model_args.architecture != "bc":
+        raise ValueError(
+            f"--architecture {model_args.architecture} is asked for a return, and data set {name!r} has no rewards: "
+            f"give --rewards_from COLUMN, or take {', '.join(WITH_PRESETS)} or bc, which imitate."
+        )
+    return {}
 
 
 def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
@@ -201,6 +225,11 @@ def _load(
                 f"Data set {trajectories.name!r} has {name}={value}, but {source} was trained with {read}."
                 + (" --action_type reads whole numbers and one-hot rows either way." if name == "action_type" else "")
             )
+    if not trajectories.has_rewards and condition_of(config)[0] == "returns_to_go":
+        raise ValueError(
+            f"Data set {trajectories.name!r} has no rewards, but {source} is asked for a return: give --rewards_from "
+            "COLUMN, or leave --model_name_or_path out, for a new model that imitates."
+        )
     if hasattr(config, "max_ep_len") and not embeds_time(config):
         config.max_ep_len = max(config.max_ep_len, longest)  # nothing in the weights depends on it
     return model

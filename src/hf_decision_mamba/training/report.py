@@ -48,7 +48,7 @@ class Run:
         command: which repeats it; None where its data were given in memory, and no command can.
         data: what it learns from.
         trainer: with model, processor and windows.
-        targets: returns that its policy is asked for.
+        targets: returns that its policy is asked for; None of data without rewards.
         evaluates: whether its environment can be played in.
     """
 
@@ -56,7 +56,7 @@ class Run:
     command: str | None
     data: RunData
     trainer: DecisionMambaTrainer
-    targets: list[float]
+    targets: list[float] | None
     evaluates: bool
 
     @property
@@ -120,12 +120,13 @@ class Run:
         given["architecture"] = self.architecture
         given["dataset_revision"] = self.data.revision
         given["frame_stack"] = self.frame_stack
+        given["conditioning"] = self.conditioning
         given["model_name_or_path"] = portable(self.model_args.model_name_or_path or "") or None
         return {
             "settings": {
                 **{name: value for name, value in given.items() if value is not None},
                 "context_length": self.window_length,
-                "return_scale": self.processor.return_scale,
+                **({} if self.return_scale is None else {"return_scale": self.return_scale}),
                 "action_type": self.data.train.action_type,
                 **settings_of(self.args),
             },
@@ -135,6 +136,17 @@ class Run:
                 **package_versions("accelerate", "datasets", "numpy", "numba"),
             },
         }
+
+    @property
+    def conditioning(self) -> str | None:
+        """What the model is asked for, where it was said or followed from data without rewards."""
+        follows = self.preset is not None and not self.data.train.has_rewards
+        return "none" if follows else self.model_args.conditioning
+
+    @property
+    def return_scale(self) -> float | None:
+        """What divides the returns-to-go; None of data without rewards."""
+        return self.processor.return_scale if self.data.train.has_rewards else None
 
     @property
     def frame_stack(self) -> int | None:
@@ -149,7 +161,13 @@ def processes_in_words(processes: int) -> str:
 def run_summary(run: Run) -> str:
     """Say what is about to happen, in five lines."""
     data, statistics, args, trainer = run.data, run.data.statistics, run.args, run.trainer
-    mean = statistics.return_mean
+    returns = "no rewards: conditioning=none"
+    if statistics.return_mean is not None:
+        spread = number(statistics.return_std, 0, beside=[statistics.return_mean])
+        returns = (
+            f"return {number(statistics.return_mean, 0)} ± {spread}, at best {number(statistics.return_max, 0)}, "
+            f"divided by {number(run.processor.return_scale)}"
+        )
     config: Any = run.model.config
     of = "" if data.best_of is None else f", the best by return of {data.best_of:,}"
     held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
@@ -165,8 +183,7 @@ def run_summary(run: Run) -> str:
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
     return (
         f"data         {name}: {statistics.episodes:,} episodes{of}{held_out}, {statistics.transitions:,} transitions, "
-        f"return {number(mean, 0)} ± {number(statistics.return_std, 0, beside=[mean])}, at best "
-        f"{number(statistics.return_max, 0)}, divided by {number(run.processor.return_scale)}\n"
+        f"{returns}\n"
         f"model        {run.model_args.model_name_or_path or run.preset or run.model_args.architecture}: {count:,} "
         f"parameters{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {run.window_length} time "
@@ -244,8 +261,9 @@ def resolved_settings(run: Run) -> dict[str, Any]:
     return {
         "preset": run.preset,
         "dataset_revision": run.data.revision,
+        "conditioning": run.conditioning,
         "context_length": run.window_length,
-        "return_scale": run.processor.return_scale,
+        "return_scale": run.return_scale,
         "frame_stack": run.frame_stack,
         "env_id": run.data.env_id,
         "env_kwargs": run.data.env_kwargs,

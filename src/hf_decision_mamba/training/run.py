@@ -207,7 +207,7 @@ def _prepare(arguments: Arguments, command: str | None, in_memory: Any) -> Run:
     processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
     evaluates = prepare_environment(eval_args, model, processor, data)
     targets = target_returns_of(eval_args, data)
-    processor.target_return = targets[0]
+    processor.target_return = None if targets is None else targets[0]
     trainer = _build_trainer(model, processor, window_length, data, data_args, eval_args if evaluates else None, args)
     return Run(arguments, command, data, trainer, targets, evaluates)
 

@@ -51,10 +51,12 @@ class RunData:
     def summary(self) -> dict[str, Any]:
         """Return what training.json and the card say about it."""
         kept = ("episodes", "transitions", "return_mean", "return_std", "return_min", "return_max")
-        statistics = {name: self.statistics.to_dict()[name] for name in kept}
-        parts = [self.train] if self.held_out is None else [self.train, self.held_out]
-        returns = spread(np.concatenate([part.returns() for part in parts]))
-        statistics["return_quantiles"] = {name: returns[name] for name in QUANTILES}
+        known = self.statistics.to_dict()
+        statistics = {name: known[name] for name in kept if known[name] is not None}
+        if self.train.has_rewards:
+            parts = [self.train] if self.held_out is None else [self.train, self.held_out]
+            returns = spread(np.concatenate([part.returns() for part in parts]))
+            statistics["return_quantiles"] = {name: returns[name] for name in QUANTILES}
         return {
             "name": self.name,
             **({"in_memory": True} if self.in_memory else {}),
@@ -77,6 +79,7 @@ def load_data(
         "split": data_args.dataset_split,
         "columns": data_args.columns(),
         "action_type": data_args.action_type,
+        "rewards_from": data_args.rewards_from,
     }
     if in_memory is not None:
         trajectories, revision = _load_from_memory(in_memory, data_args, source), None
@@ -88,9 +91,11 @@ def load_data(
             views = _views(data_args, eval_args, stream.name, said.env_id, said.environment_kwargs())
             stream = replace(stream, views=views)
             stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
+            _check_returns(data_args, eval_args, train)
             environment = _environment(eval_args, train)
             return RunData(train.statistics(), train, held_out, *environment, stream, steps, revision)
         trajectories = load_trajectories(data_args.dataset_name or [], **source)
+    _check_returns(data_args, eval_args, trajectories)
     known = trajectories.env_id, trajectories.env_kwargs
     trajectories = _views(data_args, eval_args, trajectories.name, *known).of(trajectories)
     best_of = trajectories.num_episodes if data_args.top_fraction < 1 else None
@@ -116,6 +121,24 @@ def load_data(
     )
 
 
+def _check_returns(data_args: DataArguments, eval_args: EvaluationArguments, trajectories: Trajectories) -> None:
+    """Refuse settings of returns for data without rewards, which have none."""
+    if trajectories.has_rewards:
+        return
+    given = {
+        "return_scale": data_args.return_scale,
+        "target_return": eval_args.target_return,
+        "top_fraction": None if data_args.top_fraction == 1 else data_args.top_fraction,
+        "delayed_reward": data_args.delayed_reward or None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value} is about returns, and data set {trajectories.name!r} has no rewards: leave it out, or "
+                "give --rewards_from COLUMN."
+            )
+
+
 def _views(
     data_args: DataArguments, eval_args: EvaluationArguments, name: str, env_id: str | None, have: dict[str, Any] | None
 ) -> DataViews:
@@ -137,7 +160,14 @@ def _load_from_memory(data: Any, data_args: DataArguments, source: dict[str, Any
     if data_args.streaming:
         raise ValueError("streaming reads files as training goes, and these data are in memory; leave it out.")
     if isinstance(data, Trajectories):
-        for name in ("dataset_config", "dataset_revision", "dataset_split", "dataset_columns", "action_type"):
+        for name in (
+            "dataset_config",
+            "dataset_revision",
+            "dataset_split",
+            "dataset_columns",
+            "action_type",
+            "rewards_from",
+        ):
             if getattr(data_args, name) != getattr(DataArguments, name):
                 raise ValueError(
                     f"{name}={getattr(data_args, name)} says how data are read, and Trajectories have been; give it to "
@@ -246,6 +276,7 @@ def prepare_environment(
     return True
 
 
-def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[float]:
-    """Return what to ask for: the returns that were given, else the best of the data set."""
-    return eval_args.target_return or [data.statistics.return_max]
+def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[float] | None:
+    """Return what to ask for: the returns that were given, else the best of the data set; None where it has none."""
+    best = data.statistics.return_max
+    return eval_args.target_return or (None if best is None else [best])
