@@ -437,7 +437,16 @@ def test_a_card_of_a_model_without_a_return_asks_for_none(checkpoint: Path) -> N
     card = render_model_card(checkpoint)
     assert_well_formed(card)
     assert "Asked for a return" not in card.text and "Given the return that is wanted" not in card.text
-    assert "| target return (in) | scalar | has no influence on the actions |" in card.text
+    assert "target return" not in card.text.lower() and "reward (in)" not in card.text
+    assert "policy.reset()\naction = policy.act(observation)\n" in card.text
+    assert "conditioned on a return" not in card.text and "| return | 95% interval |" in card.text
+    evaluation = json.loads((checkpoint / "evaluation.json").read_text())
+    evaluation["results"] = [{**evaluation["results"][0], "target_return": None}]
+    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation))
+    asked_for_nothing = render_model_card(checkpoint)
+    assert_well_formed(asked_for_nothing)
+    assert all("target_return" not in result.metric_args for result in asked_for_nothing.data.get("eval_results"))
+    assert "n/a" not in asked_for_nothing.text and "None" not in asked_for_nothing.text
     assert "without it, the checkpoint does not load" in card.text
 
 

@@ -48,7 +48,7 @@ from hf_decision_mamba.training.arguments import (
 from hf_decision_mamba.training.callbacks import RolloutCallback, score_metrics
 from hf_decision_mamba.training.checkpoints import last_complete_checkpoint
 from hf_decision_mamba.training.factory import build
-from hf_decision_mamba.training.run import _goes_to_the_device, main
+from hf_decision_mamba.training.run import _goes_to_the_device, main, train
 from hf_decision_mamba.training.task import RunData
 from hf_decision_mamba.training.trainer import DecisionMambaTrainer, action_loss
 
@@ -1600,7 +1600,7 @@ def test_imitation_is_asked_for_nothing(tmp_path):
     policy.reset()
     assert policy.act(np.zeros(11)).shape == (3,)
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "policy.reset()" in card and "has no influence on the actions" in card
+    assert "policy.reset()" in card and "policy.act(observation, reward)" not in card
     assert "conditioning: none" in (tmp_path / "run" / "train.yaml").read_text()
     for baseline in ("bc", "decision_transformer"):
         with pytest.raises(ValueError, match="conditioning"):
@@ -1776,3 +1776,140 @@ def test_arguments_of_the_environment_belong_to_it(tmp_path, capsys):
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
     {"train_and_kill": train_and_kill, "train_in_two": train_in_two}[task](folder)
+
+
+# ------------------------------------------------------------------------------------------------- without rewards
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """The data of the other runs without their rewards, and with what could be made rewards of."""
+    table = pq.read_table(HOPPER)
+    lengths = [len(rewards) for rewards in table.column("rewards").to_pylist()]
+    won = [[step == length - 1 and number % 2 == 0 for step in range(length)] for number, length in enumerate(lengths)]
+    path = tmp_path_factory.mktemp("bare") / HOPPER.name
+    pq.write_table(table.drop_columns("rewards").append_column("won", pa.array(won)), path)
+    return path
+
+
+IN_SEQUENCES = {"train_mode": "sequences", "per_device_train_batch_size": 2}
+ON_THE_DEVICE = {"data_on_device": "true"}
+IMITATING = {
+    "windows": {},
+    "sequences": IN_SEQUENCES,
+    "on the device": ON_THE_DEVICE,
+    "gru": {"preset": "gru", "state_size": None},
+    "streaming": {"streaming": "true", "streaming_buffer": 500},
+    "bc": BASELINES["bc"],
+}
+
+
+@pytest.mark.parametrize("kind", IMITATING)
+def test_without_rewards_the_same_is_learned(kind, bare, tmp_path, capsys):
+    """To the bit: nothing of what a model that imitates learns comes from rewards."""
+    settings = IMITATING[kind]
+    asked = {} if kind == "bc" else {"conditioning": "none"}
+    for name, more in (("whole", asked), ("bare", {"dataset_name": bare})):
+        main(command_line(tmp_path / name, **{**settings, **more}))
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "bare")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    records = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "bare")]
+    assert records[0]["eval_loss"] == records[1]["eval_loss"] and records[1]["loss"] == records[0]["loss"]
+    said = capsys.readouterr().out
+    assert said.count("transitions, no rewards: conditioning=none") == 1 and "nan" not in said
+    settings = (tmp_path / "bare" / "train.yaml").read_text()
+    assert ("conditioning: none" in settings) == (kind != "bc") and "return" not in settings
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path / "bare")
+    assert policy.processor.target_return is None and policy.condition_input is None
+    policy.reset()
+    assert policy.act(np.zeros(11)).shape == (3,)
+
+
+def test_the_line_that_says_it_is_said_once(bare, tmp_path, capsys, caplog):
+    line = "no rewards: conditioning=none; give --rewards_from COLUMN (such as next.success or terminated) to have "
+    for name in ("first", "from the cache"):
+        caplog.clear()
+        main(command_line(tmp_path / name, dataset_name=bare, max_steps=1))
+        assert (capsys.readouterr().out + caplog.text).count(line) == 1
+
+
+def test_what_imitates_is_scored_and_repeated(bare, tmp_path):
+    scored = {"env_id": "Hopper-v5", "eval_episodes": 2, "eval_max_episode_steps": 6, "max_steps": 2}
+    scored |= {"rollout_episodes": 1, "eval_steps": 1}
+    main(command_line(tmp_path / "run", dataset_name=bare, **scored))
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
+    assert [row["target_return"] for row in results] == [None] and results[0]["return_mean"] > 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "target return" not in card.lower() and "Return of an episode" not in card and "n/a" not in card
+    dataset = json.loads((tmp_path / "run" / "training.json").read_text())["dataset"]
+    assert dataset["episodes"] == 20 and not [name for name in dataset if "return" in name]
+    main([str(tmp_path / "run" / "train.yaml"), f"--output_dir={tmp_path / 'again'}", f"--dataset_name={bare}"])
+    again = weights(tmp_path / "again")
+    assert all(torch.equal(values, again[name]) for name, values in weights(tmp_path / "run").items())
+    for mode in ("window", "recurrent"):
+        policy = DecisionMambaPolicy.from_pretrained(tmp_path / "run", mode=mode)
+        policy.reset()
+        actions = [policy.act(np.full(11, step / 10)) for step in range(6)]
+        scores = evaluate_policy(policy, episodes=1, max_episode_steps=5, progress=False)
+        assert np.isfinite(actions).all() and scores.episodes[0]["target_return"] is None
+    with pytest.raises(ValueError, match="already holds a run"):
+        main(command_line(tmp_path / "run", dataset_name=bare, **scored))
+    resumed = main(
+        command_line(tmp_path / "run", dataset_name=bare, **{**scored, "max_steps": 3}, resume_from_checkpoint="last")
+    )
+    assert resumed["global_step"] == 3
+
+
+def test_rewards_may_be_another_column(bare, tmp_path):
+    main(command_line(tmp_path / "run", dataset_name=bare, rewards_from="won"))
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert (record["dataset"]["return_mean"], record["dataset"]["return_max"]) == (0.5, 1.0)
+    assert record["arguments"]["rewards_from"] == "won" and "--rewards_from=won" in record["command"]
+    assert "rewards_from: won" in (tmp_path / "run" / "train.yaml").read_text()
+    assert "| Rewards | the values of the column `won` |" in (tmp_path / "run" / "README.md").read_text()
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
+    assert (processor.target_return, processor.return_scale) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="it has rewards_from=won, and the settings say unset"):
+        main(command_line(tmp_path / "run", dataset_name=bare, resume_from_checkpoint="last"))
+    with pytest.raises(ValueError, match="rewards_from=won says how data are read, and Trajectories have been"):
+        train(load_trajectories(bare), rewards_from="won", output_dir=str(tmp_path / "other"), use_cpu=True)
+
+
+WITHOUT = "data set 'hopper-tiny-v5' has no rewards: leave it out, or give --rewards_from COLUMN"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conditioning": "return"}, "--conditioning return asks for a return, and .* or leave --conditioning out, to"),
+        (
+            BASELINES["rvs"],
+            "--architecture rvs is asked for a return, .* take decision_mamba, gru or bc, which imitate",
+        ),
+        (BASELINES["decision_transformer"], "--architecture decision_transformer is asked for a return, and data set"),
+        ({"return_scale": 10}, f"return_scale=10.0 is about returns, and {WITHOUT}"),
+        ({"target_return": 10}, rf"target_return=\[10.0\] is about returns, and {WITHOUT}"),
+        ({"top_fraction": 0.5}, f"top_fraction=0.5 is about returns, and {WITHOUT}"),
+        ({"delayed_reward": "true"}, f"delayed_reward=True is about returns, and {WITHOUT}"),
+        (
+            {"rewards_from": "score"},
+            r"has no column 'score' for the rewards; its columns are .*, won\. Say which one it",
+        ),
+        ({"dataset_columns": '{"rewards": "score"}'}, "has no column 'score' for the rewards; its columns are .*, won"),
+    ],
+)
+def test_what_needs_returns_says_so(settings, message, bare, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        main(command_line(tmp_path / "run", dataset_name=bare, **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_asked_for_a_return_is_not_tuned_without(run, bare, tmp_path):
+    tuned = {**dict.fromkeys(TINY_MODEL), "context_length": None, "dataset_name": bare}
+    with pytest.raises(
+        ValueError, match=r"has no rewards, but .* is asked for a return: give --rewards_from COLUMN, or"
+    ):
+        main(command_line(tmp_path / "tuned", **tuned, model_name_or_path=run))
+    main(command_line(tmp_path / "first", dataset_name=bare, max_steps=1))
+    main(command_line(tmp_path / "tuned", **tuned, model_name_or_path=tmp_path / "first"))
+    assert "conditioning" not in (tmp_path / "tuned" / "train.yaml").read_text()
