@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import gymnasium
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hf_decision_mamba import (
 from hf_decision_mamba.acting.policy import DecisionMambaPolicy
 from hf_decision_mamba.analysis.episodes import DecisionWindows, chosen_episodes, play_episodes
 from hf_decision_mamba.analysis.inspection import inspect_checkpoint
+from hf_decision_mamba.analysis.page import write_inspection
 from hf_decision_mamba.data.metadata import describe_observations
 
 K = 5
@@ -251,3 +253,26 @@ def test_without_the_environments_package_a_data_set_is_offered(monkeypatch):
     monkeypatch.setattr("hf_decision_mamba.analysis.episodes.make_environments", missing)
     with pytest.raises(ImportError, match=r"need gymnasium.*--data SOURCE"):
         inspect_checkpoint(pendulum_policy(), "here", progress=False)
+
+
+def test_what_imitates_is_looked_into_without_returns(tmp_path):
+    def imitating(**settings):
+        return pendulum_policy(make_model(state_dim=3, act_dim=1, conditioning="none"), **settings)
+
+    random = np.random.default_rng(0)
+    episodes = [{"observations": random.normal(size=(9, 3)).tolist(), "actions": [[0.1]] * 9} for _ in range(3)]
+    datasets.Dataset.from_list(episodes).to_parquet(tmp_path / "bare.parquet")
+    source = str(tmp_path / "bare.parquet")
+    of_data = inspect_checkpoint(imitating(), "here", data=source, episodes=2, memory=True, progress=False)
+    assert [row["return"] for row in of_data.protocol["episodes"]] == [None, None]
+    played = inspect_checkpoint(imitating(target_return=None), "here", episodes=1, timesteps=(0, 9), progress=False)
+    assert played.left_out == {"return_conditioning": "This policy is asked for nothing: it imitates its data."}
+    assert played.protocol["episodes"][0]["return"] < 0 and played.protocol["target_return"] is None
+    for found, unsaid in ((of_data, ("their return", "returns-to-go")), (played, (", target return",))):
+        write_inspection(found, tmp_path / "page")
+        page = (tmp_path / "page" / "inspection.html").read_text()
+        assert "their length" in page and not [row for row in unsaid if row in page]
+    with pytest.raises(ValueError, match="has no rewards, but the checkpoint is asked for a return; give data that h"):
+        inspect_checkpoint(pendulum_policy(), "here", data=source, progress=False)
+    with pytest.raises(ValueError, match=r"target_returns=\[1.0\] cannot be asked for: this checkpoint imitates its"):
+        inspect_checkpoint(imitating(), "here", target_returns=[1.0], progress=False)

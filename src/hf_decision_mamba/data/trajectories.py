@@ -115,7 +115,9 @@ class Trajectories:
     _store: _Store = field(default=_Store())
 
     def __post_init__(self) -> None:
-        columns = {name: values for name in FORMS if (values := getattr(self, name)) is not None or name != _OPTIONAL}
+        columns = {name: getattr(self, name) for name in FORMS}
+        if self.rewards is None:
+            del columns[_OPTIONAL]
         for column, values in columns.items():
             _check_column(self.name, column, values)
         _check_episodes(self.name, self.starts, self.lengths, {name: len(values) for name, values in columns.items()})
@@ -258,7 +260,7 @@ class Trajectories:
     def _statistics(self) -> TrajectoryStatistics:
         lengths = self.lengths
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
-            returns = self.returns() if self.has_rewards else None
+            of_returns = self._statistics_of_returns()
             mean = std = None
             if self.state_type == "vector":
                 moments = RunningMoments()
@@ -272,10 +274,8 @@ class Trajectories:
         else:
             bounds = np.array([(rows.min(axis=0), rows.max(axis=0)) for rows in taken], np.float64)
             low, high = bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
-        left = np.array(
-            [(rows.min(), rows.max()) for _, rows in self._blocks("returns_to_go")] if self.has_rewards else 0
-        )
-        if not all(np.isfinite(values).all() for values in (mean, std, low, high, returns, left) if values is not None):
+        found = (mean, std, low, high, *of_returns.values())
+        if not all(np.isfinite(values).all() for values in found if values is not None):
             self.check_finite()
         last = self.starts + lengths - 1
         terminated = int(np.count_nonzero(self.terminations[last]))
@@ -289,18 +289,23 @@ class Trajectories:
             action_counts=counts,
             episodes=self.num_episodes,
             transitions=self.num_steps,
-            return_mean=None if returns is None else float(returns.mean()),
-            return_std=None if returns is None else float(returns.std()),
-            return_min=None if returns is None else float(returns.min()),
-            return_max=None if returns is None else float(returns.max()),
-            return_to_go_min=None if returns is None else float(left.min()),
-            return_to_go_max=None if returns is None else float(left.max()),
+            **of_returns,
             length_mean=float(lengths.mean()),
             length_min=int(lengths.min()),
             length_max=int(lengths.max()),
             terminated=terminated,
             truncated=self.num_episodes - terminated,
         )
+
+    def _statistics_of_returns(self) -> dict[str, float | None]:
+        """Return those of the returns and returns-to-go; None for each where there are no rewards."""
+        names = ("return_mean", "return_std", "return_min", "return_max", "return_to_go_min", "return_to_go_max")
+        if not self.has_rewards:
+            return dict.fromkeys(names)
+        returns = self.returns()
+        left = np.array([(rows.min(), rows.max()) for _, rows in self._blocks("returns_to_go")])
+        values = (returns.mean(), returns.std(), returns.min(), returns.max(), left.min(), left.max())
+        return dict(zip(names, map(float, values), strict=True))
 
     def split(self, held_out_fraction: float, seed: int) -> tuple[Trajectories, Trajectories]:
         """Split into (train, held out) by whole episodes, chosen at random from `seed`; their order is kept.
@@ -496,7 +501,7 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
                 f"data set {one.name!r} has no rewards, and {other.name!r} has; leave out one of them, or name a "
                 "column that is in both with rewards_from='COLUMN' (--rewards_from)"
             )
-        for column in first._store.columns.keys() & FORMS.keys():
+        for column in (name for name in FORMS if name in first._store.columns):
             expected, found = getattr(first, column), getattr(part, column)
             if (expected.dtype, expected.shape[1:]) != (found.dtype, found.shape[1:]):
                 raise ValueError(
