@@ -98,10 +98,16 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
     assert f"score {results['normalized_score_mean']:.1f} (95% interval {low:.1f} to {high:.1f})" in README
     assert f"{training['num_parameters']:,} parameters, {training['global_step']:,} steps" in README
     assert f"return is {training['dataset']['return_mean']:.0f}" in README
-    for run, words in (("context_20", "had scored"), ("seed_0", "scored")):
-        folder = f"benchmarks/results/default_run_{run}"
-        other = json.loads((ROOT / folder / "evaluation.json").read_text())["results"][0]
-        assert f"]({folder}/evaluation.json) {words} {other['normalized_score_mean']:.1f}" in README
+    folder = "benchmarks/results/default_run_context_20"
+    other = json.loads((ROOT / folder / "evaluation.json").read_text())["results"][0]
+    assert f"]({folder}/evaluation.json) had scored {other['normalized_score_mean']:.1f}" in README
+    study = json.loads((ROOT / "benchmarks/results/default_run/results.json").read_text())
+    (seeds,) = (entry for entry in study["summary"] if entry["evaluation"] == "last checkpoint")
+    low, high = seeds["ci95"]
+    assert len(seeds["scores"]) == 10 and "[ten others](benchmarks/results/default_run/README.md)" in README
+    assert f"a mean of {seeds['mean']:.1f} (95% interval over seeds {low:.1f} to {high:.1f});" in README
+    good = sum(score > 85 for score in seeds["scores"])
+    assert f"{good} of them are above 85, the lowest is {min(seeds['scores']):.1f}" in README
     training, acting = (
         json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("training_step", "decision")
     )
