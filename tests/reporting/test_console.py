@@ -78,6 +78,15 @@ def test_other_threads_leave_signals_alone():
     assert done == [signal.getsignal(signal.SIGTERM)]
 
 
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    code = f"import runpy\nwith runpy.run_path({str(CONSOLE)!r})['report_user_errors']():\n"
+    code += "    for number in range(10_000_000):\n        print(number)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+
 def test_an_error_of_another_process_than_the_main_one_is_said_with_its_number(monkeypatch, capsys):
     monkeypatch.setattr(console, "_GRACE", 0.0)
     monkeypatch.setenv("RANK", "3")

@@ -17,6 +17,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds in which the launcher ends the other processes, if the main one has the same error and says it.
 _GRACE = 10.0
+_NOBODY_READS = 141  # a shell's exit code of what SIGPIPE ends, which Windows has not
 _PAUSE = 5.0  # seconds; kernels that are compiled one after the other are said once
 #: A program that says a line when its launcher has ended.
 _REPEAT = """
@@ -82,7 +83,8 @@ def on_interrupt(act: Callable[[int], None]) -> Iterator[None]:
 def report_user_errors() -> Iterator[None]:
     """End a script with one line instead of a traceback, on what its user can put right and on SIGINT and SIGTERM.
 
-    The exit codes are 2, and 130 and 143 as of shells. Under `accelerate launch` and torchrun, which print a traceback
+    The exit codes are 2, and 130, 141 and 143 as of shells; 141, where nobody reads the output any more (`| head`), has
+    no line. Under `accelerate launch` and torchrun, which print a traceback
     of their own when a process fails, the line is said again after it.
     """
     launcher = os.getppid()
@@ -94,6 +96,8 @@ def report_user_errors() -> Iterator[None]:
         with on_interrupt(interrupt):
             yield
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(_NOBODY_READS) from None
         code, line = 2, f"error: {error}"
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, StoppedBySignal) else StoppedBySignal()
@@ -111,6 +115,16 @@ def report_user_errors() -> Iterator[None]:
     if launched and os.getppid() == launcher:
         _say_after(launcher, line)
     raise SystemExit(code)
+
+
+def _nobody_reads() -> bool:
+    """Return whether what the output was piped to has ended; the rest of the output then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _say_after(launcher: int, line: str) -> None:
