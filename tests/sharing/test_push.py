@@ -367,7 +367,7 @@ def test_a_dry_run_needs_neither_network_nor_token(
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr(f"huggingface_hub.constants.{setting}", value)
     text = push_to_hub(checkpoint, NAME, dry_run=True)
-    assert "What is there, and would be deleted, is not known." in text and "model.safetensors" in text
+    assert "What is there, and would be deleted, is not known: " in text and "model.safetensors" in text
     assert waits == [] and hub.requests == []
 
 

@@ -213,7 +213,7 @@ class _Push:
                 "repository, and nothing deleted."
             )
         except Exception as error:  # whatever it is, a dry run needs no network
-            return f"What is there, and would be deleted, is not known. {self._reason(_cause(error))}"
+            return f"What is there, and would be deleted, is not known: {self._reason(_cause(error))}"
         if self.private and not head.private:
             return f"It would be refused: {self.repo_id} exists and is public, and private=True was asked for."
         stale = self._stale(head, files)
