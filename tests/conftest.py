@@ -1,5 +1,6 @@
 """Shared by all tests: quiet libraries, one way to compare, one way to read a numeric parity file."""
 
+import gc
 import os
 import resource
 import shutil
@@ -25,12 +26,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+gc.disable()  # until all is imported: `pytest_collection_finish`
 if not torch.cuda.is_available():  # Triton reads it when it is imported, which anything may do
     os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_unconfigure() -> None:
-    """Delete the cache of the tests."""
+    """Delete the cache of the tests, and let all go that was left out of garbage collections."""
+    gc.unfreeze()
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
@@ -41,6 +44,12 @@ LONG = ("model/test_threads_cpu.py", "training/test_run.py", "sharing/test_remot
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long; else the order stays."""
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports have made out of garbage collections; every training asks for one, of all that there is."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
