@@ -1,5 +1,6 @@
 """What the cards of models and of data sets have in common: templates, the mark of a rendered card, cells."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -42,11 +43,14 @@ def render_card(name: str, metadata: ModelCardData | DatasetCardData, **values: 
         name: of the template.
         metadata: the front matter, whose fields are values too.
     """
-    template = jinja2.Environment(autoescape=True, finalize=_inert).from_string(
-        template_path(name).read_text(encoding="utf-8")
-    )
+    template = _compiled_template(template_path(name).read_text(encoding="utf-8"))
     functions = {"number": number, "whole": whole, "code": code, "literal": literal, "shell": shell, "command": command}
     return template.render(card_data=Markup(metadata.to_yaml()), **{**metadata.to_dict(), **functions, **values})
+
+
+@functools.cache  # compiling takes longer than all the rest of a card
+def _compiled_template(text: str) -> jinja2.Template:
+    return jinja2.Environment(autoescape=True, finalize=_inert).from_string(text)
 
 
 @contextmanager
