@@ -44,6 +44,23 @@ def run_file(path: str, *arguments: str, **options) -> "subprocess.CompletedProc
     return run_python(f"import runpy; runpy.run_path({path!r}, run_name='__main__')", *arguments, **options)
 
 
+def run_commands(script: str, **options) -> "subprocess.CompletedProcess[str]":
+    """Run a shell script whose `hf-decision-mamba` notes its arguments; then all that was noted, in one process."""
+    noting = 'hf-decision-mamba() { printf "%q " "$@"; echo; }\n'
+    noted = subprocess.run(
+        ["bash", "-ec", noting + script], cwd=options.get("folder"), stdout=subprocess.PIPE, text=True, check=True
+    )
+    code = """
+import shlex, sys
+from importlib.metadata import entry_points
+
+[command] = entry_points(group="console_scripts", name="hf-decision-mamba")
+for line in sys.argv[1].splitlines():
+    command.load()(shlex.split(line))
+"""
+    return run_python(code, noted.stdout, **options)
+
+
 def _run(code: str, arguments: Sequence[str], environment: dict[str, str], folder: str, texts: Sequence[str]) -> None:
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

@@ -2,18 +2,15 @@
 
 import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium
 import pytest
 from factories import HOPPER
 from hub_server import LoopbackHub
-from processes import run_python
+from processes import run_commands, run_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,9 +61,7 @@ def test_the_share_section_of_the_readme_runs_as_printed(clone):
     (push,), (with_package, without) = snippets("bash", section), snippets("python", section)
     with LoopbackHub({"hf_me": "your-name"}) as hub:
         environment = hub.client_environment(clone / "home", "hf_me")
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-        options = {"env": environment, "cwd": clone, "capture_output": True, "text": True, "timeout": 300}
-        shared = subprocess.run(["bash", "-ec", push], **options)
+        shared = run_commands(push, environment=environment, folder=clone)
         loaded = [run_python(code, environment=environment, folder=clone) for code in (with_package, without)]
         for done in (shared, *loaded):
             assert done.returncode == 0, done.stderr

@@ -5,11 +5,9 @@ Source: huggingface_hub's card metadata, and the requests in hub_server.py.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import combinations, count
 from pathlib import Path
@@ -22,7 +20,7 @@ from factories import HOSTILE, ROOT, assert_inert, with_texts
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from processes import run_python
+from processes import run_commands, run_python
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.evaluation.result import EvaluationResult
@@ -614,13 +612,11 @@ def test_one_command_publishes_every_folder_of_the_repository(hub: LoopbackHub, 
     """The command of model_cards/README.md, as it stands there."""
     folders = tmp_path / "clone" / "model_cards"
     shutil.copytree(CARDS, folders)
-    (tmp_path / "hf-decision-mamba").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hf_decision_mamba.cli "$@"\n')
-    (tmp_path / "hf-decision-mamba").chmod(0o755)
     client = hub.client_environment(tmp_path / "home", TOKEN)
-    client |= {"PATH": f"{tmp_path}{os.pathsep}{client['PATH']}"}
     [command] = re.findall(r"```bash\n(.*?)```", (folders / "README.md").read_text(), re.DOTALL)
     command = command.replace("your-name", "alice")
-    subprocess.run(["bash", "-ec", command], cwd=folders.parent, env=client, check=True, timeout=120)
+    done = run_commands(command, environment=client, folder=folders.parent)
+    assert done.returncode == 0, done.stderr
     names = [path.name for path in folders.iterdir() if path.is_dir()]
     assert names
     for name in names:
