@@ -4,6 +4,7 @@ What they are forked from has imported what is slow to import, starts no thread,
 of the Hub's clients; all else, with these clients and the package, is imported anew in each of them.
 """
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -62,6 +63,7 @@ for line in sys.argv[1].splitlines():
 
 
 def _run(code: str, arguments: Sequence[str], environment: dict[str, str], folder: str, texts: Sequence[str]) -> None:
+    gc.freeze()  # what is imported already need not be looked at whenever garbage is collected
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()

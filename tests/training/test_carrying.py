@@ -206,6 +206,6 @@ def test_the_held_out_loss_does_not_depend_on_the_batch(tmp_path):
 if __name__ == "__main__":
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    place = {"run_id": "tests", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    place = {"run_id": "tests", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
     launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", **place)
     elastic_launch(launch, train_two_rows)(Path(sys.argv[1]))  # what torchrun does, but by forks
