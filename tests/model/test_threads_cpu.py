@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import run_python
 
 pytest.importorskip("numba")
 
@@ -47,9 +47,9 @@ def name_of(kernel) -> str:
 def test_what_a_kernel_raises_reaches_the_caller(kernel, threads_from, monkeypatch):
     printed = []
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
-    arrays = []
+    arrays, numbers = [], np.float64 if kernel is compiled_kernels.run else np.float32  # as elsewhere: compiled once
     for name in list(inspect.signature(kernel.py_func).parameters)[2:]:
-        dtype = np.int64 if name in INTEGERS else np.bool_ if name == "flags" else np.float32
+        dtype = np.int64 if name in INTEGERS else np.bool_ if name == "flags" else numbers
         arrays.append(np.array(FAILING[kernel].get(name, [0]), dtype))
     with pytest.raises(RuntimeError, match=f"^The CPU kernel {name_of(kernel)} failed: ") as raised:
         run_items(kernel, 2, 2, *arrays)
@@ -116,9 +116,8 @@ def test_kernels_stay_inside_their_arrays():
             input_backward(w, row, 32, x, 0)
     raise SystemExit(done)
     """
-    # Optimised less, as what is read and written is the same, and compiling is most of the time.
-    environment = {**os.environ, "DECISION_MAMBA_CHECK_BOUNDS": "1", "NUMBA_OPT": "1"}
-    arguments = [sys.executable, "-c", textwrap.dedent(code)]
     root = Path(__file__).parents[2]
-    done = subprocess.run(arguments, env=environment, cwd=root, capture_output=True, text=True, timeout=600)
+    done = run_python(
+        textwrap.dedent(code), environment={**os.environ, "DECISION_MAMBA_CHECK_BOUNDS": "1"}, folder=root
+    )
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
