@@ -124,7 +124,7 @@ def assert_same_as_exact(inputs, *, final_gradient=True, tolerance=None, **optio
     assert_close(found, run_exact(inputs, dy, dfinal, **options), tolerance or TOLERANCE[dtype])
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     b=st.integers(1, 2),
     l=st.integers(1, 10),  # up to three chunks of tokens
@@ -152,7 +152,7 @@ def test_edges_of_chunks_and_blocks(b, l, c, n):
 def test_with_the_sizes_that_a_gpu_gets(monkeypatch):
     for name, size in GPU_SIZES.items():
         monkeypatch.setattr(selective_scan_triton, name, size)
-    assert_same_as_exact(make_inputs(1, 10, 40, 16))
+    assert_same_as_exact(make_inputs(1, 10, 33, 16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -191,7 +191,7 @@ def test_absent_tokens_may_hold_anything():
 
 
 def test_a_time_scale_of_one_changes_no_bit():
-    every, dy, dfinal = make_inputs(1, 5, 4, 2), torch.ones(1, 5, 4, device=DEVICE), torch.ones(1, 4, 2, device=DEVICE)
+    every, dy, dfinal = make_inputs(1, 5, 3, 1), torch.ones(1, 5, 3, device=DEVICE), torch.ones(1, 3, 1, device=DEVICE)
     for mask in (every["mask"], None):
         plain = run_triton({**every, "mask": mask, "time_scale": None}, dy, dfinal)
         ones = run_triton({**every, "mask": mask, "time_scale": torch.ones(1, 5, device=DEVICE)}, dy, dfinal)
@@ -229,7 +229,7 @@ def test_chunks_of_a_sequence_equal_one_pass_and_steps():
 
 def test_op_is_well_formed():
     """PyTorch's own checks, in mixed precision: schema, fake tensors, autograd registration, tracing."""
-    inputs = make_inputs(1, 5, 4, 2, dtype=torch.bfloat16)
+    inputs = make_inputs(1, 2, 2, 1, dtype=torch.bfloat16)
     inputs["A"] = inputs["A"].float()
     leaves = {k: v if k in CONSTANTS else v.detach().requires_grad_() for k, v in inputs.items()}
     positional = [leaves[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
@@ -239,7 +239,7 @@ def test_op_is_well_formed():
 
 
 def test_compiles_to_one_graph():
-    inputs = make_inputs(1, 5, 4, 2)
+    inputs = make_inputs(1, 2, 2, 1)
 
     def function(u):
         return selective_scan(**{**inputs, "u": u}, backend="triton")[0]
@@ -263,7 +263,7 @@ def test_shapes_that_do_not_fit_are_refused(name):
 
 
 def test_without_saved_states_there_is_no_backward():
-    inputs = {**make_inputs(), "delta_softplus": True}
+    inputs = {**make_inputs(1, 1, 1, 1), "delta_softplus": True}
     del inputs["time_scale"]
     y, final, saved = selective_scan_triton.scan_forward(ScanInputs(**inputs), need_states=False)
     with pytest.raises(ValueError, match="need_states=True"):
@@ -294,7 +294,7 @@ def run_conv(function, x: Tensor, conv: nn.Conv1d, history: int, dy: Tensor) -> 
     return {"y": y, **{f"gradient {index}": value for index, value in enumerate(gradients)}}
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     b=st.integers(1, 2),
     l=st.integers(1, 10),
