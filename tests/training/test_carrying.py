@@ -50,7 +50,8 @@ def forward(model: DecisionMambaModel, batch: dict[str, torch.Tensor], **options
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_chunks_with_carried_states_are_the_whole_episode(preset):
-    trajectories = load_trajectories(BREAKOUT if "atari" in preset else HOPPER).select(np.arange(2))
+    data, two = (BREAKOUT, [2, 0]) if "atari" in preset else (HOPPER, [0, 1])  # the shortest with frames
+    trajectories = load_trajectories(data).select(np.array(two))
     model = make_model(preset, max_ep_len=2000, **({"hidden_size": 16} if "mamba2" in preset else {})).eval()
     longest = int(trajectories.lengths.max())
     whole = SequenceDataset(trajectories, longest).__getitems__([0, 1])
@@ -193,7 +194,7 @@ def test_the_command_line_trains_on_sequences(tmp_path, monkeypatch):
 
 
 def test_the_held_out_loss_does_not_depend_on_the_batch(tmp_path):
-    data, losses = load_trajectories(HOPPER), []
+    data, losses = load_trajectories(HOPPER).select(np.arange(6)), []
     for rows in (1, 3, 64):
         args = DecisionMambaTrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, per_device_eval_batch_size=rows, disable_tqdm=True
