@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
@@ -163,3 +165,52 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice([1, 1, 2, 8])):
         changed[rng.randrange(rng.choice([min(len(content), 2000), len(content)]))] ^= 1 << rng.randrange(8)
     return bytes(changed)
+
+
+class Reach(gymnasium.Env):
+    """A point in a square that is to go to its goal, as gymnasium's environments of goals say it.
+
+    The state is the place and the time; an action moves the point by at most 0.25 in each dimension. `success` is told
+    at every step, and ends the episode.
+    """
+
+    def __init__(self, near: float = 0.2):
+        box = gymnasium.spaces.Box
+        places = {name: box(-2, 2, (2,), np.float64) for name in ("achieved_goal", "desired_goal")}
+        self.observation_space = gymnasium.spaces.Dict({"observation": box(-9, 9, (3,), np.float64), **places})
+        self.action_space = box(-1, 1, (2,), np.float32)
+        self.near = near
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.goal = self.np_random.uniform(-1, 1, (2, 2))
+        self.time = 0.0
+        return self._observe(), {"success": False}
+
+    def step(self, action):
+        self.place, self.time = np.clip(self.place + 0.25 * np.asarray(action, np.float64), -1.5, 1.5), self.time + 0.1
+        success = bool(np.linalg.norm(self.place - self.goal) < self.near)
+        return self._observe(), float(success), success, False, {"success": success}
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        seen = np.array([*self.place, self.time])
+        return {"observation": seen, "achieved_goal": self.place.copy(), "desired_goal": self.goal.copy()}
+
+
+def reaching(episodes: int, steps: int = 12, seed: int = 0) -> list[dict[str, Any]]:
+    """Episodes in `Reach` of an agent that goes straight to places of its own, as a rollout keeps them."""
+    random, env, found = np.random.default_rng(seed), Reach(near=0), []
+    for number in range(episodes):
+        seen, place = [env.reset(seed=seed + number)[0]], random.uniform(-1, 1, 2)
+        actions = []
+        for _ in range(steps):
+            actions.append(np.clip((place - env.place) / 0.25, -1, 1).astype(np.float32))
+            seen.append(env.step(actions[-1])[0])
+        found.append(
+            {
+                "observations": {name: np.stack([step[name] for step in seen]) for name in seen[0]},
+                "actions": np.stack(actions),
+                "truncations": np.arange(steps) == steps - 1,
+            }
+        )
+    return found

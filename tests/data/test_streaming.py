@@ -1,6 +1,7 @@
 """A stream gives each episode once a pass, to one of its readers; its windows are those of whole episodes."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hf_decision_mamba.data import (
     open_stream,
     streaming,
 )
+from hf_decision_mamba.data.goals import GoalsFrom
 
 FILES, EPISODES = 4, 10
 HERE = Path(__file__).parent
@@ -297,3 +299,11 @@ def test_a_stream_may_be_without_rewards(folder: Path, caplog: pytest.LogCapture
     assert made.columns == {"rewards": "dones"}
     returns = np.concatenate([piece.returns() for piece in made.episodes(made.files[0])])
     assert returns.tolist() == [1.0] * EPISODES
+
+
+def test_goals_of_a_stream_are_drawn_alike_every_time(folder: Path) -> None:
+    stream = replace(open_stream(str(folder)), goals=GoalsFrom(None, [0]))
+    whole = next(iter(WindowStream(stream, 4, batch_size=8, buffer_steps=50)))
+    first, again = (next(iter(WindowStream(stream, 4, batch_size=8, buffer_steps=50, goals="uniform"))) for _ in "ab")
+    assert torch.equal(first["goals"], again["goals"]) and first["goals"].shape == (8, 4, 1)
+    assert "goals" not in whole and len(first["goals"].unique()) > 2

@@ -376,7 +376,8 @@ def test_a_row_of_no_episode_is_named_by_its_number() -> None:
 
 def episodes_of(trajectories: Trajectories) -> list[dict[str, np.ndarray]]:
     ends = zip(trajectories.starts, trajectories.starts + trajectories.lengths, strict=True)
-    return [{name: getattr(trajectories, name)[start:end] for name in FORMS} for start, end in ends]
+    columns = {name: getattr(trajectories, name) for name in FORMS if getattr(trajectories, name) is not None}
+    return [{name: values[start:end] for name, values in columns.items()} for start, end in ends]
 
 
 @pytest.mark.parametrize("made", [make([2, 3, 1]), make_atari([4, 1, 2])])
@@ -386,7 +387,7 @@ def test_episodes_that_are_kept_one_by_one_are_joined(made: Trajectories) -> Non
     assert (joined.name, joined.env_id, joined.num_actions) == ("made", "Hopper-v5", made.num_actions)
     assert joined.lengths.tolist() == made.lengths[[0, 2]].tolist() and joined.starts[0] == 0
     rows = np.repeat([True, False, True], made.lengths)
-    for name in (*FORMS, "returns_to_go"):
+    for name in (*episodes_of(made)[0], "returns_to_go"):
         np.testing.assert_array_equal(getattr(joined, name), getattr(made, name)[rows], err_msg=name)
 
 
@@ -484,3 +485,29 @@ def test_statistics_without_rewards_are_the_others(tmp_path: Path) -> None:
 def test_lengths_are_drawn_without_returns() -> None:
     labels = [[axes.get_xlabel() for axes in make([4, 1, 2], **kind).plot().axes] for kind in ({}, {"rewards": None})]
     assert labels == [["return of an episode", "steps of an episode"], ["steps of an episode"]]
+
+
+def test_data_may_have_goals(tmp_path: Path) -> None:
+    whole = make([2, 3, 1])
+    goals = np.arange(12, dtype=np.float32).reshape(6, 2)
+    data = replace(whole, goals=goals, achieved_goals=goals + 1)
+    assert (whole.goal_dim, data.goal_dim) == (None, 2) and data.returns().tolist() == whole.returns().tolist()
+    joined = Trajectories.from_episodes(episodes_of(data))
+    np.testing.assert_array_equal(joined.achieved_goals, goals + 1)
+    part = data.select(np.array([False, True, True])).compact()
+    np.testing.assert_array_equal(part.goals, goals[2:])
+    np.testing.assert_allclose(part.statistics().goal_mean, goals[2:].mean(axis=0) + 1)
+    part.save(tmp_path)
+    opened, _ = Trajectories.open(tmp_path)
+    np.testing.assert_array_equal(opened.achieved_goals, goals[2:] + 1)
+    assert opened.statistics().to_dict() == part.statistics().to_dict()
+    assert concatenate([data, data]).goals.shape == (12, 2)
+    with pytest.raises(ValueError, match="'made' has no achieved_goals, and 'made' has; leave out one of them"):
+        concatenate([data, replace(data, achieved_goals=None)])
+    with pytest.raises(ValueError, match="goals of 1 numbers, and achieved goals of 2; both are of one space"):
+        replace(data, goals=goals[:, :1].copy())
+    with pytest.raises(ValueError, match="column 'goals': expected a float32 array, found float64"):
+        replace(data, goals=goals.astype(np.float64))
+    goals[3, 1] = np.nan
+    with pytest.raises(ValueError, match="episode 1, step 1, column 'goals', dimension 1: the value is nan"):
+        replace(whole, goals=goals).check_finite()

@@ -77,3 +77,16 @@ def test_windows_of_data_without_rewards_have_all_else() -> None:
     batch, expected = (WindowDataset(data, 4).__getitems__(indices) for data in (bare, whole))
     assert expected.keys() - batch.keys() == {"rewards", "returns_to_go"}
     assert all(torch.equal(values, expected[name]) for name, values in batch.items())
+
+
+@pytest.mark.parametrize("goals", ["recorded", "last", "uniform", "geometric"])
+def test_goals_are_those_of_the_host(goals) -> None:
+    random, whole = np.random.default_rng(0), make([3, 7, 1], images=False, discrete=False, seed=0)
+    columns = {name: random.normal(size=(11, 2)).astype(np.float32) for name in ("goals", "achieved_goals")}
+    settings = {"goals": goals, "goal_mean": [0.3, 0.1], "goal_std": [0.7, 3.0]}
+    host = WindowDataset(replace(whole, **columns), 4, **settings)
+    there = DeviceWindowDataset(replace(whole, **columns), 4, device="cpu", **settings)
+    items = random.integers(host.num_items, size=30)
+    expected, batch = host.__getitems__(items), there.__getitems__(items)
+    assert list(batch) == list(expected) and batch["goals"].abs().max() > 0
+    assert all(torch.equal(batch[name], values) for name, values in expected.items())

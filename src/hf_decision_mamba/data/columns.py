@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "terminations": ("terminations", "terminals"),
     "truncations": ("truncations", "timeouts", "next.truncated"),
     "dones": ("dones", "next.done"),
+    "goals": ("goals", "desired_goals", "desired_goal"),
+    "achieved_goals": ("achieved_goals", "achieved_goal"),
 }
 VALUES = ("observations", "actions")  # which every source has
+GOALS = ("goals", "achieved_goals")  # vectors that come with the observations
 FLAGS = ("terminations", "truncations", "dones")
 _FLAGS_OF_GYMNASIUM = {"terminated": "terminations", "truncated": "truncations"}
 
@@ -240,7 +244,7 @@ def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata)
     Args:
         name: what cards call the data set.
         columns: by our names, with known offsets; rewards may be missing. Vectors are (N, D) numbers, images (N, H, W)
-            uint8, actions (N,) or (N, A) numbers or true and false, everything else (N,) or (N, 1).
+            uint8, goals (N, G) numbers, actions (N,) or (N, A) numbers or true and false, all else (N,) or (N, 1).
         metadata: what else the source says about itself, or the user about it.
 
     Raises:
@@ -253,6 +257,7 @@ def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata)
     terminations, truncations = _endings(flags, offsets)
     images = columns["observations"].values.dtype == np.uint8 and columns["observations"].values.ndim == 3
     start = metadata.first_action() if discrete else 0
+    goals: dict[str, Any] = {column: columns[column].as_type(np.float32) for column in GOALS if column in columns}
     return Trajectories(
         observations=columns["observations"].as_type(np.uint8 if images else np.float32),
         actions=actions.values - start if discrete else _within_space(actions, metadata),
@@ -267,6 +272,7 @@ def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata)
         action_start=start,
         observation_parts=None if images else metadata.parts(columns["observations"].values.shape[1]),
         env_kwargs=metadata.environment_kwargs(),
+        **goals,
     )
 
 

@@ -30,10 +30,18 @@ class SequenceDataset(WindowDataset):
     its row has to forget what it carries. The item `IDLE` is all padding.
 
     Args: as `WindowDataset`, but for `starts` and `stride`.
+
+    Raises:
+        ValueError: as `WindowDataset`, and where goals would be drawn: each chunk would have another one.
     """
 
     def __init__(self, trajectories: Trajectories, context_length: int, **kwargs: Any) -> None:
         super().__init__(trajectories, context_length, stride=max(context_length, 1), **kwargs)
+        if self.goals in ("uniform", "geometric"):
+            raise ValueError(
+                f"goals={self.goals!r} draws another goal for each chunk of an episode, whose state is carried from "
+                "one to the next: in sequences take goals='last' or 'recorded' (--goals last)"
+            )
 
     def chunks(self) -> NDArray[np.int64]:
         """Return how many chunks each episode has, (E,)."""

@@ -18,6 +18,7 @@ from ..views import described_views, split_views
 from .cache import cached, files_of
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
 from .formats.rows import DAMAGE, in_short, shown
+from .goals import GoalsFrom
 from .metadata import COMPRESSED, SourceMetadata, metadata_beside
 from .request import PARQUET_REVISION, Request, is_repository_id, resolved_commit
 from .splits import choose_episodes, only_train
@@ -45,6 +46,8 @@ def load_trajectories(
     rewards_from: str | None = None,
     positions_only: bool = False,
     delayed_reward: bool = False,
+    goals_from: Sequence[int] | None = None,
+    achieved_goals_from: Sequence[int] | None = None,
 ) -> Trajectories:
     """Load and check trajectories from wherever people keep them; `docs/data.md` shows each format.
 
@@ -102,6 +105,11 @@ def load_trajectories(
         positions_only: leave out the velocities, of data of a MuJoCo environment that observes positions and velocities
             alone; it is made once, to say which is which.
         delayed_reward: put all reward of an episode at its last step.
+        goals_from: which numbers of an observation, counted from 0, are the goal that it was recorded with; they become
+            the column `goals`, and are no part of the observation any more.
+        achieved_goals_from: which are the goal that was achieved, such as a position; they become `achieved_goals`, and
+            stay in the observation. With one of the two, parts of dict observations that gymnasium calls `desired_goal`
+            and `achieved_goal` become these columns too, and are left out of the observation.
 
     Returns:
         Trajectories; where they are seen in one of these two views, their `env_kwargs` say so, so that policies that
@@ -120,7 +128,10 @@ def load_trajectories(
         name for name, wanted in (("positions_only", positions_only), ("delayed_reward", delayed_reward)) if wanted
     ]
     what, known = f"data set {trajectories.name!r}", trajectories.env_kwargs
-    return views_to_add(what, views, known, trajectories.env_id, known).of(trajectories)
+    trajectories = views_to_add(what, views, known, trajectories.env_id, known).of(trajectories)
+    if goals_from is None and achieved_goals_from is None:
+        return trajectories
+    return GoalsFrom(goals_from, achieved_goals_from).of(trajectories)
 
 
 def _loaded(source: Source, request: Request) -> Trajectories:

@@ -23,11 +23,13 @@ class TrajectoryStatistics:
     """What a model and its card need to know about a data set, computed in float64.
 
     `state_mean`, `state_std` (S,) are in observation units; a `state_std` below `CONSTANT_STD` is given as 1. Images
-    have None: the model divides pixels by 255. `action_low`, `action_high` (A,) are the smallest and largest continuous
-    action taken; discrete actions have `action_counts` (A,) instead, how often each was taken. Returns are undiscounted
-    sums of rewards over whole episodes, returns-to-go those from each step on, and None where there are no rewards;
-    lengths are in steps; standard deviations are those of the population. `terminated` episodes ended by the task, all
-    others count as `truncated`.
+    have None: the model divides pixels by 255. `goal_mean`, `goal_std` (G,) are those of the achieved goals, or of the
+    recorded ones where only these are known; None where there are none.
+
+    `action_low`, `action_high` (A,) are the smallest and largest continuous action taken; discrete actions have
+    `action_counts` (A,) instead, how often each was taken. Returns are undiscounted sums of rewards over whole
+    episodes, returns-to-go those from each step on, and None where there are no rewards; lengths are in steps; standard
+    deviations are those of the population. `terminated` episodes ended by the task, all others count as `truncated`.
     """
 
     state_mean: NDArray[np.float64] | None
@@ -48,6 +50,8 @@ class TrajectoryStatistics:
     length_max: int
     terminated: int
     truncated: int
+    goal_mean: NDArray[np.float64] | None = None
+    goal_std: NDArray[np.float64] | None = None
 
     @property
     def return_scale(self) -> float:

@@ -27,6 +27,7 @@ from .formats.episode_rows import read_episode_rows
 from .formats.hub import find_parquet
 from .formats.rows import TableRows, check_unpacked, reading
 from .formats.step_rows import RobotInfo, has_one_row_per_step, read_step_rows, step_columns
+from .goals import GoalsFrom
 from .metadata import SourceMetadata, agreed
 from .request import Request, is_repository_id
 from .sources import Named, joined_names, named_sources
@@ -52,6 +53,7 @@ class EpisodeStream:
         metadata: what else it says about itself.
         held_out: the number of episodes at the beginning of a file that are not in the stream, by file.
         views: in which its episodes are seen.
+        goals: which numbers of its observations are goals; None where none is asked for.
     """
 
     source_name: str
@@ -61,6 +63,7 @@ class EpisodeStream:
     metadata: SourceMetadata = field(default_factory=SourceMetadata)
     held_out: Mapping[str, int] = field(default_factory=dict)
     views: DataViews = field(default_factory=DataViews)
+    goals: GoalsFrom | None = None
 
     def sample(self, steps: int, held_out_fraction: float) -> tuple[EpisodeStream, Trajectories, Trajectories | None]:
         """Read the beginnings of some files, of which the first episodes are held out.
@@ -127,7 +130,8 @@ class EpisodeStream:
             if read is not None:
                 read.check_finite()
                 metadata = replace(metadata, action_type=read.action_type)  # of which only the first episodes are asked
-                yield self.views.of(replace(read, name=self.name))
+                seen = self.views.of(replace(read, name=self.name))
+                yield seen if self.goals is None else self.goals.of(seen)
 
     def _names(self, schema: pa.Schema) -> dict[str, str]:
         """Return the table's names of the columns that are read, by our names."""
@@ -242,7 +246,7 @@ class WindowStream(IterableDataset[dict[str, Tensor]]):
             windows = WindowDataset(concatenate(buffer), self.context_length, **self.windows)
             owed += sum(piece.num_steps for piece in fresh)
             for _ in range(owed // self.batch_size):
-                yield windows.__getitems__(random.integers(len(windows), size=self.batch_size))
+                yield windows.__getitems__(random.integers(windows.num_items, size=self.batch_size))
             owed %= self.batch_size
 
     def _arrivals(self, part: int, parts: int) -> Iterator[list[Trajectories]]:

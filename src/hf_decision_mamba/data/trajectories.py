@@ -35,9 +35,11 @@ FORMS: dict[str, dict[type[np.generic], tuple[str, ...]]] = {
     "rewards": {np.float32: ("steps",)},
     "terminations": {np.bool_: ("steps",)},
     "truncations": {np.bool_: ("steps",)},
+    "goals": {np.float32: ("steps", "dimensions")},
+    "achieved_goals": {np.float32: ("steps", "dimensions")},
 }
-#: The one column that data may be without.
-_OPTIONAL = "rewards"
+#: The columns that data may be without.
+_OPTIONAL = ("rewards", "goals", "achieved_goals")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,8 @@ class Trajectories:
 
     Row t of an episode holds the observation s_t, the action a_t taken there, the reward r_t which that action earned,
     and whether the episode terminated (task over) or was truncated (time limit, end of recording) with it. Data without
-    rewards, such as a robot's demonstrations, have no returns either: `has_rewards` says so.
+    rewards, such as a robot's demonstrations, have no returns either: `has_rewards` says so. Data may have goals: where
+    the episode was to lead, and where it was, in the space of goals (as in gymnasium's environments of goals).
     Episode e is the `lengths[e]` rows of each column from `starts[e]` on. Other rows of the columns, which have R rows
     in all, are of no episode: a selection (see `select`) has the columns of the whole.
 
@@ -92,6 +95,8 @@ class Trajectories:
         observation_parts: the parts that the environment's observations are concatenated from, when the source says so
             (see `metadata.describe_observations`).
         env_kwargs: keyword arguments that the environment was made with, when the source says so.
+        goals: (R, G) float32, the goal that each step was recorded with; None for data that have none.
+        achieved_goals: (R, G) float32, the goal that was achieved at each step, before its action; likewise.
 
     Raises:
         ValueError: a column has the wrong type or shape, episodes are not within the rows or not apart from each
@@ -111,16 +116,18 @@ class Trajectories:
     action_start: int = 0
     observation_parts: list[dict[str, Any]] | None = None
     env_kwargs: dict[str, Any] | None = None
+    goals: NDArray[np.float32] | None = None
+    achieved_goals: NDArray[np.float32] | None = None
     #: What belongs to the columns; it goes along when a `replace` leaves them as they are.
     _store: _Store = field(default=_Store())
 
     def __post_init__(self) -> None:
         columns = {name: getattr(self, name) for name in FORMS}
-        if self.rewards is None:
-            del columns[_OPTIONAL]
+        columns = {name: values for name, values in columns.items() if name not in _OPTIONAL or values is not None}
         for column, values in columns.items():
             _check_column(self.name, column, values)
         _check_episodes(self.name, self.starts, self.lengths, {name: len(values) for name, values in columns.items()})
+        self._check_goals()
         if self.action_type == "continuous" and self.num_actions is not None:
             raise ValueError(
                 f"data set {self.name!r}: num_actions={self.num_actions} was given, but its actions are continuous "
@@ -142,8 +149,8 @@ class Trajectories:
 
         Args:
             episodes: each with the columns observations, actions, terminations and truncations, and all or none with
-                rewards, of T rows and the types that the class takes. `load_trajectories` takes other types and names,
-                and checks more.
+                rewards, goals and achieved_goals, of T rows and the types that the class takes. `load_trajectories`
+                takes other types and names, and checks more.
             name, metadata: as the class takes them.
 
         Raises:
@@ -151,13 +158,14 @@ class Trajectories:
                 not what the class takes.
         """
         columns, lengths = join_episodes(name, episodes)
-        columns.setdefault(_OPTIONAL, None)
+        columns.setdefault("rewards", None)
         return cls(**columns, starts=offsets_of(lengths)[:-1], lengths=lengths, name=name, **metadata)
 
     def __repr__(self) -> str:
         observation = f"frame_shape={self.frame_shape}" if self.state_type == "image" else f"state_dim={self.state_dim}"
         action = "num_actions" if self.action_type == "discrete" else "act_dim"
         rewards = "" if self.has_rewards else ", no rewards"
+        rewards += "" if self.goal_dim is None else f", goal_dim={self.goal_dim}"
         return (
             f"Trajectories({self.name!r}: {self.num_episodes} episodes, {self.num_steps} steps, "
             f"{observation}, {action}={self.act_dim}, env_id={self.env_id!r}{rewards})"
@@ -177,6 +185,12 @@ class Trajectories:
     def has_rewards(self) -> bool:
         """Whether there are rewards, and so returns; models imitate data that have none."""
         return self.rewards is not None
+
+    @property
+    def goal_dim(self) -> int | None:
+        """Numbers in a goal, G; None for data that have none."""
+        known = [values for values in (self.goals, self.achieved_goals) if values is not None]
+        return int(known[0].shape[1]) if known else None
 
     @property
     def returns_to_go(self) -> NDArray[np.float32]:
@@ -261,12 +275,11 @@ class Trajectories:
         lengths = self.lengths
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported below, with its place
             of_returns = self._statistics_of_returns()
-            mean = std = None
+            mean = std = goal_mean = goal_std = None
             if self.state_type == "vector":
-                moments = RunningMoments()
-                for _, rows in self._blocks("observations"):
-                    moments.add(rows)
-                mean, std = moments.mean, moments.std
+                mean, std = self._moments("observations")
+            if self.goal_dim is not None:
+                goal_mean, goal_std = self._moments("goals" if self.achieved_goals is None else "achieved_goals")
         low = high = counts = None
         taken = (rows for _, rows in self._blocks("actions"))
         if self.action_type == "discrete":
@@ -274,7 +287,7 @@ class Trajectories:
         else:
             bounds = np.array([(rows.min(axis=0), rows.max(axis=0)) for rows in taken], np.float64)
             low, high = bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
-        found = (mean, std, low, high, *of_returns.values())
+        found = (mean, std, low, high, goal_mean, *of_returns.values())
         if not all(np.isfinite(values).all() for values in found if values is not None):
             self.check_finite()
         last = self.starts + lengths - 1
@@ -283,7 +296,7 @@ class Trajectories:
             storage.release(values)
         return TrajectoryStatistics(
             state_mean=mean,
-            state_std=None if std is None else np.where(std < CONSTANT_STD, 1.0, std),
+            state_std=std,
             action_low=low,
             action_high=high,
             action_counts=counts,
@@ -295,7 +308,16 @@ class Trajectories:
             length_max=int(lengths.max()),
             terminated=terminated,
             truncated=self.num_episodes - terminated,
+            goal_mean=goal_mean,
+            goal_std=goal_std,
         )
+
+    def _moments(self, column: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and deviation of each dimension of a column; 1 for the deviation of constant ones."""
+        moments = RunningMoments()
+        for _, rows in self._blocks(column):
+            moments.add(rows)
+        return moments.mean, np.where(moments.std < CONSTANT_STD, 1.0, moments.std)
 
     def _statistics_of_returns(self) -> dict[str, float | None]:
         """Return those of the returns and returns-to-go; None for each where there are no rewards."""
@@ -353,16 +375,16 @@ class Trajectories:
         return self.select(chosen)
 
     def check_finite(self) -> None:
-        """Check every observation, action and reward, and that the rewards of an episode have a sum.
+        """Check every observation, action, goal and reward, and that the rewards of an episode have a sum.
 
         Raises:
             ValueError: one is NaN or infinite; names the data set, episode, step and column.
         """
-        columns = ["observations", "actions"]
-        if self.has_rewards:
-            columns.append("rewards")
-            if not sum(np.abs(rows).sum(dtype=np.float64) for _, rows in self._blocks("rewards")) < _LARGEST:
-                columns.append("returns_to_go")  # no sum of some of them could be too large
+        columns = ["observations", "actions", *(name for name in _OPTIONAL if name in self._store.columns)]
+        if self.has_rewards and not (
+            sum(np.abs(rows).sum(dtype=np.float64) for _, rows in self._blocks("rewards")) < _LARGEST
+        ):
+            columns.append("returns_to_go")  # no sum of some of them could be too large
         for column in columns:
             if not np.issubdtype(self._store.columns[column].dtype, np.floating):
                 continue  # every pixel and every discrete action is a number
@@ -418,8 +440,8 @@ class Trajectories:
         kept = {name: more.pop(name) for name in _KEPT}
         starts, lengths = columns.pop("starts"), columns.pop("lengths")
         store = _Store(columns, starts, lengths, kept["num_actions"], folder)
-        of_forms: dict[str, Any] = {name: columns[name] for name in FORMS if name != _OPTIONAL or name in columns}
-        return cls(**{_OPTIONAL: None, **of_forms}, starts=starts, lengths=lengths, **kept, _store=store), more
+        of_forms: dict[str, Any] = {name: columns[name] for name in FORMS if name not in _OPTIONAL or name in columns}
+        return cls(**{"rewards": None, **of_forms}, starts=starts, lengths=lengths, **kept, _store=store), more
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Let workers that are handed memory-mapped trajectories open them again, instead of getting a copy."""
@@ -462,6 +484,15 @@ class Trajectories:
             )
         return self.rewards
 
+    def _check_goals(self) -> None:
+        """Check that goals and achieved goals are of one space."""
+        if self.goals is None or self.achieved_goals is None or self.goals.shape[1] == self.achieved_goals.shape[1]:
+            return
+        raise ValueError(
+            f"data set {self.name!r}: goals of {self.goals.shape[1]} numbers, and achieved goals of "
+            f"{self.achieved_goals.shape[1]}; both are of one space of goals, so correct one of them"
+        )
+
     def _checked_num_actions(self) -> int:
         """Return the number of discrete actions, when every action is one of them."""
         count = int(self.actions.max()) + 1 if self.num_actions is None else self.num_actions
@@ -501,6 +532,12 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
                 f"data set {one.name!r} has no rewards, and {other.name!r} has; leave out one of them, or name a "
                 "column that is in both with rewards_from='COLUMN' (--rewards_from)"
             )
+        for column in _OPTIONAL[1:]:
+            if (getattr(part, column) is None) != (getattr(first, column) is None):
+                one, other = (part, first) if getattr(part, column) is None else (first, part)
+                raise ValueError(
+                    f"data set {one.name!r} has no {column}, and {other.name!r} has; leave out one of them"
+                )
         for column in (name for name in FORMS if name in first._store.columns):
             expected, found = getattr(first, column), getattr(part, column)
             if (expected.dtype, expected.shape[1:]) != (found.dtype, found.shape[1:]):
@@ -521,7 +558,7 @@ def join_episodes(name: str, episodes: Sequence[Mapping[str, np.ndarray]]) -> tu
     """
     if not len(episodes):
         raise ValueError(f"data set {name!r} has no episodes; check the source")
-    wanted = [column for column in FORMS if column != _OPTIONAL or any(column in episode for episode in episodes)]
+    wanted = [column for column in FORMS if column not in _OPTIONAL or any(column in episode for episode in episodes)]
     for number, episode in enumerate(episodes):
         for column in wanted:
             if column not in episode:

@@ -18,12 +18,14 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from ..model import DecisionMambaProcessor
 from ..model.cache_decision_mamba import NO_ACTION
 from ..reporting.checks import wrong_type
+from .goals import DRAWS, Goals, checked_goals, drawn_steps, shares
 from .trajectories import Trajectories, offsets_of
 
 
 def window_settings(processor: DecisionMambaProcessor) -> dict[str, Any]:
     """Return the arguments of `WindowDataset` that show a model what it sees when it acts."""
-    names = ("state_mean", "state_std", "action_mid", "action_scale", "return_scale", "frame_stack")
+    names = ["state_mean", "state_std", "action_mid", "action_scale", "return_scale", "frame_stack"]
+    names += ["goal_mean", "goal_std"] if processor.goal_mean is not None else []
     return {name: getattr(processor, name) for name in names}
 
 
@@ -48,6 +50,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     - `states` (b, K, S), normalised; `actions` (b, K, A), scaled
     - of data that have rewards, `rewards` (b, K, 1), as recorded, and `returns_to_go` (b, K, 1), of the whole episode,
       divided by `return_scale`
+    - where goals are asked for, `goals` (b, K, G), normalised: those that its steps were recorded with; or one goal for
+      the whole window, which was achieved at its last real step or later in the episode (see `goals.py`)
     - `timesteps` (b, K) int64, the step within the episode; `attention_mask` (b, K) int64, 1 on real steps
     - `previous_actions` (b, K, A), the action of the step before, also at the first step of a window that begins inside
       an episode; zero at the first step of the episode
@@ -58,6 +62,9 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     Discrete actions: `actions`, `previous_actions` and `labels` are (b, K) int64; where there is no previous action, at
     the episode's first step and on padding, it is -1.
+
+    Items from `len` on are the same windows with other draws of their goals: item i + d * `len` is window i with draw
+    d, so that who draws items below `num_items` draws the goals too, in whatever process.
 
     Args:
         trajectories: where the windows come from.
@@ -74,6 +81,10 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             between an episode's first step and the last one that leaves K steps, so that only episodes shorter than K
             are padded; with a stride, the last window begins earlier, and what the one before has is no label in it.
             Given `starts` are taken as they are.
+        goals: which goals windows are trained towards; None for none, or with a `goal_mean` for `uniform` where the
+            data have achieved goals, else `recorded`.
+        goal_mean: (G,), subtracted from the goals; default 0.
+        goal_std: (G,), divides them then; default 1.
 
     Raises:
         TypeError: `trajectories` are something else.
@@ -94,6 +105,9 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         starts: NDArray[np.int64] | None = None,
         stride: int = 1,
         placement: Placement = "anywhere",
+        goals: Goals | None = None,
+        goal_mean: ArrayLike | None = None,
+        goal_std: ArrayLike | None = None,
     ) -> None:
         if not isinstance(trajectories, Trajectories):
             raise wrong_type("trajectories", trajectories, "Trajectories, as load_trajectories(source) returns them")
@@ -118,7 +132,12 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         self.action_scale = (
             _vector("action_scale", action_scale, 1.0, act_dim, trajectories.name) if scales_actions else None
         )
-        for name, values in (("state_std", self.state_std), ("action_scale", self.action_scale)):
+        self.goals = None if goals is None and goal_mean is None else checked_goals(trajectories, goals)
+        goal_dim = None if self.goals is None else trajectories.goal_dim
+        self.goal_mean = _vector("goal_mean", goal_mean, 0.0, goal_dim, trajectories.name)
+        self.goal_std = _vector("goal_std", goal_std, 1.0, goal_dim, trajectories.name)
+        scales = {"state_std": self.state_std, "action_scale": self.action_scale, "goal_std": self.goal_std}
+        for name, values in scales.items():
             if values is not None and not (values > 0).all():
                 raise ValueError(f"{name} must be positive in every dimension; of constant ones it is 1")
         self.return_scale = float(return_scale)
@@ -131,9 +150,13 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         (self._steps,) = self._on_device(np.arange(context_length))
         (self._ages,) = self._on_device(np.arange(self.frame_stack)[::-1])
         (self._return_scale,) = self._on_device(np.array(self.return_scale, np.float32))
-        self._state_scaling, self._action_scaling = (
+        self._state_scaling, self._action_scaling, self._goal_scaling = (
             None if mid is None or scale is None else self._on_device(mid, scale)
-            for mid, scale in ((self.state_mean, self.state_std), (self.action_mid, self.action_scale))
+            for mid, scale in (
+                (self.state_mean, self.state_std),
+                (self.action_mid, self.action_scale),
+                (self.goal_mean, self.goal_std),
+            )
         )
 
     @classmethod
@@ -147,32 +170,43 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return int(self._first_windows[-1]) if self.starts is None else len(self.starts)
 
+    @property
+    def num_items(self) -> int:
+        """Items to draw from: each window, where its goal is drawn with every draw of it."""
+        return len(self) * (DRAWS if self.goals in ("uniform", "geometric") else 1)
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one window: the tensors of a batch without their first dimension."""
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the finished batch of these windows in one gather (a DataLoader calls this when it is there)."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
-            raise IndexError(f"window indices must be in 0 ... {len(self) - 1}; got {chosen.min()} ... {chosen.max()}")
+        items = np.asarray(indices, dtype=np.int64)
+        if len(items) and not (items.min() >= 0 and items.max() < self.num_items):
+            raise IndexError(
+                f"window indices must be in 0 ... {self.num_items - 1}; got {items.min()} ... {items.max()}"
+            )
+        draws, chosen = np.divmod(items, len(self))
+        share = shares(chosen, draws)
         chosen = chosen if self.starts is None else self.starts[chosen]
         episode = np.searchsorted(self._first_windows, chosen, side="right") - 1
         step = self.stride * (chosen - self._first_windows[episode])
         if self.placement == "anywhere":
-            return self._gather(episode, step)
+            return self._gather(episode, step, share)
         lengths = self.trajectories.lengths[episode]
         last = np.maximum(lengths - self.context_length, 0)
         if self.stride == 1:  # the T steps of an episode stand for its T - K + 1 windows, each as often as any other
-            return self._gather(episode, step * (last + 1) // lengths)
+            return self._gather(episode, step * (last + 1) // lengths, share)
         first = np.minimum(step, last)
-        batch = self._gather(episode, first)
+        batch = self._gather(episode, first, share)
         labels, seen = batch["labels"], torch.from_numpy(step - first).to(batch["labels"].device)
         labels[torch.arange(self.context_length, device=labels.device) < seen[:, None]] = IGNORED_LABEL
         return batch
 
-    def _gather(self, episode: NDArray[np.int64], step: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Gather the windows that begin at these steps of these episodes, (b,) each.
+    def _gather(
+        self, episode: NDArray[np.int64], step: NDArray[np.int64], share: NDArray[np.float64]
+    ) -> dict[str, Tensor]:
+        """Gather the windows that begin at these steps of these episodes, with goals at these shares, (b,) each.
 
         NumPy computes it here, and torch on a device: only what both write alike stands here.
         """
@@ -195,15 +229,19 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         if self.trajectories.has_rewards:
             earned["rewards"] = self._take("rewards", rows)
             earned["returns_to_go"] = self._take("returns_to_go", rows) / self._return_scale
+        asked = {}
+        if self.goals is not None:
+            asked["goals"] = self._gather_goals(rows, self._goal_rows(episode, step, share))
         discrete = self.trajectories.action_type == "discrete"
         previous_actions[padding | (timesteps == 0)] = NO_ACTION if discrete else 0
         labels[padding] = IGNORED_LABEL
-        for values in (states, actions, *earned.values(), timesteps):
+        for values in (states, actions, *earned.values(), *asked.values(), timesteps):
             values[padding] = 0
         batch = {
             "states": states,
             "actions": actions,
             **{name: values[..., None] for name, values in earned.items()},
+            **asked,
             "timesteps": timesteps,
             "attention_mask": real * 1,
             "previous_actions": previous_actions,
@@ -220,6 +258,29 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         states -= mean
         states /= std
         return states
+
+    def _goal_rows(
+        self, episode: NDArray[np.int64], step: NDArray[np.int64], share: NDArray[np.float64]
+    ) -> NDArray[np.int64] | None:
+        """Return the rows (b,) whose achieved goals windows are trained towards; None for recorded goals."""
+        if self.goals is None or self.goals == "recorded":
+            return None
+        lengths = self.trajectories.lengths[episode]
+        last = np.minimum(step + self.context_length, lengths) - 1
+        return self.trajectories.starts[episode] + drawn_steps(self.goals, last, lengths, share)
+
+    def _gather_goals(self, rows: Any, drawn: NDArray[np.int64] | None) -> Any:
+        """Gather the goals of windows whose steps are at `rows` (b, K): their own, or the one at the row `drawn`."""
+        if drawn is None:
+            goals = self._take("goals", rows)
+        else:
+            (at,) = self._on_device(drawn[:, None])
+            goals = self._take("achieved_goals", at + 0 * rows)
+        assert self._goal_scaling is not None
+        mean, std = self._goal_scaling
+        goals -= mean
+        goals /= std
+        return goals
 
     # What differs where something else than NumPy computes
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import storage
+from .goals import Goals
 from .trajectories import Trajectories
 from .windows import WindowDataset
 
@@ -39,7 +40,8 @@ class DeviceWindowDataset(WindowDataset):
     ) -> None:
         self.device = torch.device(device)
         super().__init__(trajectories, context_length, **kwargs)
-        self._columns = {name: _copied(values, self.device) for name, values in _columns(trajectories).items()}
+        columns = _columns(trajectories, self.goals)
+        self._columns = {name: _copied(values, self.device) for name, values in columns.items()}
 
     def _on_device(self, *values: NDArray[Any]) -> Sequence[Tensor]:
         # Numbers too: CUDA would multiply by the inverse of one of the host instead of dividing by it.
@@ -50,16 +52,17 @@ class DeviceWindowDataset(WindowDataset):
         return values.index_select(0, rows.flatten()).view(*rows.shape, *values.shape[1:])
 
 
-def fits(trajectories: Trajectories, device: torch.device) -> bool:
+def fits(trajectories: Trajectories, device: torch.device, goals: Goals | None = None) -> bool:
     """Return whether the columns of a data set take up little enough of the memory that is free on a GPU."""
     free, _ = torch.cuda.mem_get_info(device)
-    return sum(values.nbytes for values in _columns(trajectories).values()) <= _SHARE_OF_FREE_MEMORY * free
+    return sum(values.nbytes for values in _columns(trajectories, goals).values()) <= _SHARE_OF_FREE_MEMORY * free
 
 
-def _columns(trajectories: Trajectories) -> dict[str, np.ndarray]:
+def _columns(trajectories: Trajectories, goals: Goals | None) -> dict[str, np.ndarray]:
     """Return the columns that windows are cut from."""
     earned = ("rewards", "returns_to_go") if trajectories.has_rewards else ()
-    return {name: getattr(trajectories, name) for name in ("observations", "actions", *earned)}
+    asked = () if goals is None else ("goals",) if goals == "recorded" else ("achieved_goals",)
+    return {name: getattr(trajectories, name) for name in ("observations", "actions", *earned, *asked)}
 
 
 def _copied(values: np.ndarray, device: torch.device) -> Tensor:

@@ -15,6 +15,9 @@ import numpy as np
 #: that become one of n have `counts` (each n) and `starts` (the smallest of each) too.
 Part = Mapping[str, Any]
 
+#: What gymnasium's environments of goals call the goal to reach, and the one that is reached, in their observations.
+DESIRED, ACHIEVED = "desired_goal", "achieved_goal"
+
 _KEYS = {"path", "shape", "size", "counts", "starts"}
 
 
@@ -52,6 +55,16 @@ def describe_parts(parts: Sequence[Part]) -> str:
         return _form(parts[0])
     kind = "a dictionary" if isinstance(parts[0]["path"][0], str) else "a tuple"
     return f"{kind} of " + ", ".join(f"{'.'.join(map(str, part['path']))} {_form(part)}" for part in parts)
+
+
+def part_places(parts: Sequence[Part], name: str) -> list[int]:
+    """Return the places in the vector of the part that is called so; empty where there is none."""
+    places: list[int] = []
+    first = 0
+    for part in parts:
+        places += range(first, first + part["size"]) if list(part["path"]) == [name] else []
+        first += part["size"]
+    return places
 
 
 def check_parts(parts: Any, size: int) -> list[dict[str, Any]]:
@@ -174,4 +187,4 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-__all__ = ["check_parts", "describe_parts", "flatten_observations"]
+__all__ = ["ACHIEVED", "DESIRED", "check_parts", "describe_parts", "flatten_observations", "part_places"]

@@ -14,7 +14,7 @@ from transformers import FeatureExtractionMixin
 from transformers.feature_extraction_utils import BatchFeature
 
 from .checkpoint_decision_mamba import CheckedJSON, readable, shown, without_checksum
-from .observations_decision_mamba import check_parts, flatten_observations
+from .observations_decision_mamba import ACHIEVED, DESIRED, check_parts, flatten_observations
 
 _LONGEST_CONTEXT = 2**20
 _MOST_FRAMES = 2**10
@@ -39,13 +39,23 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         observation_parts: what the environment's observations are made of, in the order of the vectors that they become
             (see observations_decision_mamba.py); None where they are vectors or frames.
         env_kwargs: keyword arguments for `gymnasium.make`; None for none.
+        goal_mean: (goal_dim,) mean of every dimension of the goals of the training data; None where none are asked for.
+        goal_std: (goal_dim,) standard deviations, all positive; likewise.
 
     Raises:
         ValueError: a value of another kind, statistics that are not finite in float32, of different lengths, or not
             positive where they must be.
     """
 
-    model_input_names = ["states", "actions", "returns_to_go", "timesteps", "attention_mask", "previous_actions"]
+    model_input_names = [
+        "states",
+        "actions",
+        "returns_to_go",
+        "goals",
+        "timesteps",
+        "attention_mask",
+        "previous_actions",
+    ]
 
     def __init__(
         self,
@@ -63,6 +73,8 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         action_start: int = 0,
         observation_parts: Sequence[Mapping[str, Any]] | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
+        goal_mean: Sequence[float] | None = None,
+        goal_std: Sequence[float] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -70,7 +82,10 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
             raise ValueError("state_mean and state_std must be given together, or neither (for images).")
         if (action_mid is None) != (action_scale is None):
             raise ValueError("action_mid and action_scale must be given together, or neither.")
+        if (goal_mean is None) != (goal_std is None):
+            raise ValueError("goal_mean and goal_std must be given together, or neither (where no goal is asked for).")
         self.state_mean, self.state_std = _checked_scaling("state_mean", state_mean, "state_std", state_std)
+        self.goal_mean, self.goal_std = _checked_scaling("goal_mean", goal_mean, "goal_std", goal_std)
         self.action_mid, self.action_scale = _checked_scaling("action_mid", action_mid, "action_scale", action_scale)
         self.frame_stack = _checked_count("frame_stack", frame_stack, _MOST_FRAMES)
         self.return_scale = _checked_number("return_scale", return_scale)
@@ -136,7 +151,12 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         return "image" if self.state_mean is None else "vector"
 
     def __call__(
-        self, states: Any, returns_to_go: Any = None, return_tensors: str | None = "np", **inputs: Any
+        self,
+        states: Any,
+        returns_to_go: Any = None,
+        return_tensors: str | None = "np",
+        goals: Any = None,
+        **inputs: Any,
     ) -> BatchFeature:
         """Turn raw windows into model inputs.
 
@@ -144,11 +164,14 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
             states: (..., state_dim) raw observations, or (..., frame_stack, height, width) uint8 stacks of frames.
             returns_to_go: (..., 1) in the environment's units.
             return_tensors: `"np"` or `"pt"`.
+            goals: (..., goal_dim) in the environment's units.
             inputs: other model inputs (actions, timesteps, attention_mask, ...), passed on unchanged.
         """
         features = {"states": self.normalize_states(states)}
         if returns_to_go is not None:
             features["returns_to_go"] = self.scale_returns(returns_to_go)
+        if goals is not None:
+            features["goals"] = self.normalize_goals(goals)
         return BatchFeature({**features, **inputs}, tensor_type=return_tensors)
 
     def flatten_observations(self, observation: Any) -> Any:
@@ -156,7 +179,8 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
 
         Args:
             observation: of one environment, or of n as gymnasium's vector environments give them: a dictionary, a
-                tuple, an array or a number. Arrays of vectors are returned as they are.
+                tuple, an array or a number. Arrays of vectors are returned as they are. Where goals are asked for, the
+                goals of gymnasium's environments (`desired_goal`, `achieved_goal`) are no part of it.
 
         Returns:
             (state_dim,) or (n, state_dim).
@@ -165,6 +189,12 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
             ValueError: a part is missing, additional or of another shape; or the processor has no `observation_parts`,
                 and the observation is a dictionary.
         """
+        if self.goal_mean is not None and isinstance(observation, Mapping):
+            observation = {name: value for name, value in observation.items() if name not in (DESIRED, ACHIEVED)}
+            state: Any = observation.get("observation") if len(observation) == 1 else None
+            is_vector = np.shape(state)[-1:] == (len(self.state_mean or ()),)
+            if state is not None and (is_vector or not self.observation_parts):
+                return state
         if self.observation_parts:
             return flatten_observations(observation, self.observation_parts)
         if isinstance(observation, Mapping):
@@ -196,6 +226,22 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
                 "the state dimension of the training data."
             )
         return (states - _float32(self.state_mean)) / _float32(self.state_std)
+
+    def normalize_goals(self, goals: Any) -> np.ndarray:
+        """Compute (goals - mean) / std in float32, for goals of shape (..., goal_dim).
+
+        Raises:
+            ValueError: another number of dimensions than the training data had, or goals were none of theirs.
+        """
+        goals = _float32(goals)
+        if self.goal_mean is None or self.goal_std is None:
+            raise ValueError("this processor knows no goals: it has no goal_mean and goal_std.")
+        if goals.shape[-1:] != (len(self.goal_mean),):
+            raise ValueError(
+                f"goals have shape {goals.shape}; the last dimension must be {len(self.goal_mean)}, the goal dimension "
+                "of the training data."
+            )
+        return (goals - _float32(self.goal_mean)) / _float32(self.goal_std)
 
     def scale_returns(self, returns: Any) -> np.ndarray:
         """Compute returns / return_scale in float32, of any shape."""

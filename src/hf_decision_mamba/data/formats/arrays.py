@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...model.observations_decision_mamba import describe_parts
 from ..columns import (
     ALIASES,
     FLAGS,
+    GOALS,
     VALUES,
     Column,
     assemble,
@@ -35,7 +37,7 @@ from .frames import grey_frames
 logger = logging.getLogger(__name__)
 
 _ALIASES = {**ALIASES, "next_observations": ("next_observations",)}
-_VECTORS = ("observations", "next_observations", "actions")
+_VECTORS = ("observations", "next_observations", "actions", *GOALS)
 
 
 def read_arrays(
@@ -64,7 +66,8 @@ def read_episode_arrays(
 ) -> Trajectories:
     """Read a list of episodes: `{"observations": (T, S), "actions": (T, A), "rewards": (T,), "terminations": ...}`.
 
-    All of them have rewards, or none.
+    All of them have rewards, or none. Observations may be a dict of arrays, as gymnasium's environments of goals have
+    them: they are concatenated in the order of their names, as FlattenObservation does, and `observation_parts` say so.
 
     The last observation of an episode with T + 1 of them is left out: a rollout in gymnasium ends with one that no
     action follows.
@@ -89,6 +92,23 @@ def read_episode_arrays(
             )
     found = Counter(str(source_column) for episode in episodes for source_column in episode)
     names = without_spare_dones(find_columns(source_name, found, columns))
+    seen = names["observations"]
+    if any(isinstance(episode.get(seen), Mapping) for episode in episodes):
+        flat, parts = zip(
+            *(
+                _concatenated(f"data set {source_name!r}, episode {number}", seen, episode.get(seen))
+                for number, episode in enumerate(episodes)
+            ),
+            strict=True,
+        )
+        for number, own in enumerate(parts):
+            if own != parts[0]:
+                raise ValueError(
+                    f"data set {source_name!r}, episode {number}, column {seen!r} is {describe_parts(own)}, and in "
+                    f"episode 0 {describe_parts(parts[0])}; every episode needs the same parts"
+                )
+        episodes = [{**episode, seen: values} for episode, values in zip(episodes, flat, strict=True)]
+        metadata = SourceMetadata(observation_parts=parts[0]).over(metadata)
     if "rewards" not in names:
         warn_of_no_rewards(source_name, found)
     for source_column in names.values():
@@ -98,11 +118,12 @@ def read_episode_arrays(
         for column, source_column in names.items()
     }
     lengths = {column: np.array([len(piece) for piece in pieces[column]]) for column in names}
-    final = ends_with_observation(lengths.pop("observations"), [*lengths.values()])
-    warn_left_out(source_name, int(final.sum()), len(episodes))
-    pieces["observations"] = [
-        seen[: len(seen) - last] for seen, last in zip(pieces["observations"], final, strict=True)
-    ]
+    shown = {column: lengths.pop(column) for column in ("observations", *GOALS) if column in lengths}
+    for column, counts in shown.items():
+        final = ends_with_observation(counts, [*lengths.values()])
+        if column == "observations":
+            warn_left_out(source_name, int(final.sum()), len(episodes))
+        pieces[column] = [piece[: len(piece) - last] for piece, last in zip(pieces[column], final, strict=True)]
     read = {column: _joined(source_name, source_column, pieces[column]) for column, source_column in names.items()}
     return assemble(name, _with_grey_frames(read), metadata)
 
@@ -127,6 +148,11 @@ def read_flat_arrays(
         ValueError: a column is missing or wrong, steps are not in their order, or nothing says where episodes end.
     """
     names = flat_columns(source_name, map(str, arrays), columns)
+    for column in ("observations", "next_observations"):
+        if column in names and isinstance(arrays[names[column]], Mapping):
+            seen, parts = _concatenated(f"data set {source_name!r}", names[column], arrays[names[column]])
+            arrays = {**arrays, names[column]: seen}
+            metadata = SourceMetadata(observation_parts=parts).over(metadata) if column == "observations" else metadata
     if "rewards" not in names:
         warn_of_no_rewards(source_name, map(str, arrays))
     read = {}
@@ -147,7 +173,8 @@ def read_flat_arrays(
         "terminations": Column(source_name, names.get("terminations", "terminations"), terminations, offsets),
         "truncations": Column(source_name, names.get("truncations", "truncations"), truncations, offsets),
     }
-    cut = {column: replace(read[column], offsets=offsets) for column in (*VALUES, "rewards") if column in read}
+    kept = (*VALUES, *GOALS, "rewards")
+    cut = {column: replace(read[column], offsets=offsets) for column in kept if column in read}
     return assemble(name, _with_grey_frames({**cut, **flags}), metadata)
 
 
@@ -300,6 +327,22 @@ def _with_grey_frames(columns: dict[str, Column]) -> dict[str, Column]:
     return columns
 
 
+def _concatenated(where: str, source_column: str, values: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return observations that are a dict of arrays as vectors (T, S), and the parts that they are made of."""
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(f"{where}, column {source_column!r} is no dict of arrays, as that of others; convert it")
+    columns: list[np.ndarray] = []
+    parts: list[dict[str, Any]] = []
+    for name in sorted(map(str, values)):
+        column = _checked(where, "actions", f"{source_column}.{name}", values[name])  # vectors, or one number a step
+        parts.append({"path": [name], "shape": list(column.shape[1:]), "size": int(np.prod(column.shape[1:]))})
+        columns.append(np.asarray(column, np.float32).reshape(len(column), -1))
+    counts = {part["path"][0]: len(column) for part, column in zip(parts, columns, strict=True)}
+    if len({*counts.values()}) > 1:
+        raise ValueError(f"{where}, column {source_column!r}: the number of steps differs, {uneven(counts)}")
+    return np.concatenate(columns, axis=1), parts
+
+
 def _check_everywhere(source_name: str, source_column: str, episodes: Sequence[Mapping[str, Any]], count: int) -> None:
     """Check that a column, which so many episodes have, is in all of them."""
     if count == len(episodes):
@@ -330,7 +373,7 @@ def _checked(where: str, column: str, source_column: str, values: Any) -> np.nda
     vector, flag = column in _VECTORS, column in FLAGS
     if not vector and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    images = vector and column != "actions" and array.ndim in (3, 4) and array.dtype.kind in "iu"
+    images = vector and column not in ("actions", *GOALS) and array.ndim in (3, 4) and array.dtype.kind in "iu"
     dimensions = (1, 2) if column == "actions" else (array.ndim,) if images else (2,) if vector else (1,)
     fits = array.ndim in dimensions and 0 not in array.shape[1:]
     if array.dtype.kind not in "iufb" or not (fits or array.shape == (0,)):
@@ -338,6 +381,7 @@ def _checked(where: str, column: str, source_column: str, values: Any) -> np.nda
         shapes = {
             "observations": observed,
             "next_observations": observed,
+            **dict.fromkeys(GOALS, "(steps, dimensions) numbers"),
             "actions": "(steps, dimensions) numbers, or (steps,) integers where actions are discrete",
         }
         expected = shapes.get(column, "(steps,) true or false" if flag else "(steps,) numbers")

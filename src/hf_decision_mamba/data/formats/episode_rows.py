@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..columns import (
     FLAGS,
+    GOALS,
     VALUES,
     Column,
     assemble,
@@ -57,6 +58,7 @@ def read_episode_rows(
     """
     names = without_spare_dones(find_columns(source_name, rows.schema.names, columns))
     source_column = names.pop("observations")
+    goals = {column: names.pop(column) for column in GOALS if column in names}
     read = {column: _read_column(rows, source_name, column, named) for column, named in names.items()}
     if len(read["actions"].lengths) == 0:
         return None
@@ -68,6 +70,10 @@ def read_episode_rows(
     else:
         lengths = [source_column.lengths for source_column in read.values()]
         read["observations"], left_out = _read_observations(rows, source_name, source_column, lengths)
+    lengths = [read[column].lengths for column in names]
+    read |= {
+        column: _read_observations(rows, source_name, named, lengths, column)[0] for column, named in goals.items()
+    }
     if warn and "rewards" not in names:
         warn_of_no_rewards(source_name, rows.schema.names)
     if warn:
@@ -99,17 +105,17 @@ def _read_column(rows: Rows, source_name: str, column: str, source_column: str) 
 
 
 def _read_observations(
-    rows: Rows, source_name: str, source_column: str, others: list[NDArray[np.int64]]
+    rows: Rows, source_name: str, source_column: str, others: list[NDArray[np.int64]], column: str = "observations"
 ) -> tuple[Column, int]:
-    """Read observations, a few episodes at a time: vectors (N, S), or frames (N, H, W).
+    """Read observations, a few episodes at a time: vectors (N, S), or frames (N, H, W); or goals, which are vectors.
 
     An observation is left out that follows the last action of its episode, which has as many steps as the `others` say;
     how often is returned too.
     """
     found = rows.schema.field(source_column).type
-    picture = is_picture(item_type(found, 1))
-    depth = min(max(depth_of(found) - 1, 1), 3)
-    _check_type(source_name, "observations", source_column, found, depth)
+    picture = column == "observations" and is_picture(item_type(found, 1))
+    depth = min(max(depth_of(found) - 1, 1), 3 if column == "observations" else 1)
+    _check_type(source_name, column, source_column, found, depth)
     values = GrowingColumn(np.float32 if depth == 1 and not picture else np.uint8)
     lengths, final, shape = np.empty(0, np.int64), np.empty(0, np.bool_), None
     for pieces, counts, before, at in _pieces(rows, source_name, source_column):
@@ -149,7 +155,7 @@ def _check_type(source_name: str, column: str, source_column: str, found: pa.Dat
         return  # where nothing but empty lists or nulls is, the checks of lengths and nulls say where
     lists = "a list of numbers, or one number," if column == "actions" else "a list of numbers"
     lists += ", or a frame," if column == "observations" else ""
-    what = "true or false" if column in FLAGS else lists if column in VALUES else "one number"
+    what = "true or false" if column in FLAGS else lists if column in (*VALUES, *GOALS) else "one number"
     single_steps = (
         ""
         if not is_number(item_type(found, int(column in VALUES)), or_flag=True)

@@ -20,7 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..columns import ALIASES, FLAGS, VALUES, Column, assemble, find_columns, warn_of_no_rewards, without_spare_dones
+from ..columns import (
+    ALIASES,
+    FLAGS,
+    GOALS,
+    VALUES,
+    Column,
+    assemble,
+    find_columns,
+    warn_of_no_rewards,
+    without_spare_dones,
+)
 from ..metadata import SourceMetadata
 from ..trajectories import Trajectories
 from .arrow import (
@@ -198,7 +208,7 @@ def _with_single_values(source_name: str, names: Mapping[str, str], table: pa.Ta
     """Return the table with one value a row wherever a step has one, also where it is in a list of its own."""
     for column in sorted(names, key=lambda column: column not in _PLACES):  # these first, as errors name them
         source_column = names[column]
-        if column in VALUES or source_column not in table.column_names:
+        if column in (*VALUES, *GOALS) or source_column not in table.column_names:
             continue
         data = without_lists_of_one(table.column(source_column), partial(_at, source_name, source_column, table, names))
         table = table.set_column(table.column_names.index(source_column), source_column, data)
@@ -358,7 +368,7 @@ def _read_column(
     Frames are as `grey_frames` takes them.
     """
     data = table.column(source_column)
-    found, vector = storage_type(data.type), column in ("observations", "actions")
+    found, vector = storage_type(data.type), column in (*VALUES, *GOALS)
     depth = min(depth_of(found), 3 if column == "observations" else 1) if vector else 0
     picture = column == "observations" and is_picture(found)
     # Rewards may be true and false: `next.success`, `next.done`.
@@ -375,7 +385,7 @@ def _read_column(
     if picture:
         return decode(pieces, at)
     values = flatten(pieces, depth, at)
-    return values[:, None] if column == "observations" and not depth else values
+    return values[:, None] if column in ("observations", *GOALS) and not depth else values
 
 
 def _whole_numbers(source_name: str, source_column: str, data: pa.ChunkedArray) -> NDArray[np.int64]:
