@@ -307,9 +307,126 @@ def test_imitation_in_a_window_and_with_recurrent_states_agree(preset):
     np.testing.assert_allclose(play(recurrent, observations, rewards), actions, atol=1e-6)
 
 
-def test_a_policy_of_goals_says_what_to_do_instead():
-    with pytest.raises(ValueError, match="a policy cannot give them yet: call the model itself with goals="):
+GOAL_MEAN, GOAL_STD = np.float32([1, -2]), np.float32([2, 0.5])
+
+
+def make_goal_policy(mode="window", preset="dema-b3ld", **overrides) -> DecisionMambaPolicy:
+    model = make_model(preset, conditioning="goal", goal_dim=2)
+    settings = {"goal_mean": GOAL_MEAN, "goal_std": GOAL_STD, "target_return": None}
+    return make_policy(mode, model, **{**settings, **overrides})
+
+
+def as_gymnasium_gives_it(observation: np.ndarray, goal: np.ndarray) -> dict[str, np.ndarray]:
+    return {"achieved_goal": 9 * goal, "desired_goal": goal, "observation": observation}
+
+
+@pytest.mark.parametrize("preset", ["dema-b3ld", "dema-bl3d", "dmm", "gru"])
+def test_a_goal_is_normalised_and_read_at_every_step(preset):
+    policy, (observations, _) = make_goal_policy(preset=preset), episode(3 * K)
+    policy.model.double()
+    goal, actions = np.array([3.0, -1.0]), []
+    policy.reset(goal=goal)
+    for t, observation in enumerate(observations):
+        actions.append(policy.act(observation))
+        start = max(0, t + 1 - K)
+        seen = {
+            "states": (observations - MEAN) / STD,
+            "previous_actions": np.concatenate([np.zeros((1, A)), actions])[:-1],
+            "goals": np.tile((goal - GOAL_MEAN) / GOAL_STD, (3 * K, 1)),
+            "actions": np.concatenate([actions[:t], np.zeros((1, A))]),
+        }
+        window = {name: torch.tensor(values[start : t + 1])[None].double() for name, values in seen.items()}
+        window["timesteps"] = torch.arange(start, t + 1)[None]
+        with torch.no_grad():
+            expected = np.clip(policy.model(**window).action_preds[0, -1].numpy(), LOW, HIGH)
+        np.testing.assert_allclose(actions[-1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+@pytest.mark.parametrize("parts", [None, [{"path": ["observation"], "shape": [S], "size": S}]])
+def test_goals_are_those_of_the_observations_or_of_the_reset(mode, parts):
+    """Every row has its own, which may move; one that a reset names comes before those that observations say."""
+    rows, (observations, _) = 3, episode(2 * K, rows=3)
+    goals = np.random.default_rng(1).normal(size=(rows, 2))
+    told, seen = (make_goal_policy(mode, observation_parts=parts) for _ in range(2))
+    told.reset(goal=goals)
+    seen.reset()
+    moved = goals.copy()
+    for t, observation in enumerate(observations):
+        if t == K:  # one row begins anew, with another goal
+            moved[1] += 1
+            told.reset_rows([1], goal=moved[1])
+            seen.reset_rows([1])
+        elsewhere = as_gymnasium_gives_it(observation, goals + 7)
+        actions = told.act(elsewhere if t % 2 else observation)
+        np.testing.assert_array_equal(seen.act(as_gymnasium_gives_it(observation, moved)), actions)
+    assert len(np.unique(actions[:, 1])) == rows
+    other = make_goal_policy(mode)
+    other.reset(goal=goals[::-1], num_envs=rows)
+    assert not np.allclose(other.act(observations[0]), make_started(mode, goals).act(observations[0]))
+
+
+def make_started(mode, goals) -> DecisionMambaPolicy:
+    policy = make_goal_policy(mode)
+    policy.reset(goal=goals)
+    return policy
+
+
+@pytest.mark.parametrize("mode", ["window", "recurrent"])
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_copies_of_a_policy_keep_its_goals(mode, duplicate):
+    observations, policy = episode(4, rows=2)[0], make_started(mode, np.array([[0.0, 1], [2, 3]]))
+    policy.act(observations[0])
+    other = duplicate(policy)
+    other.reset_rows([0], goal=[5, 5])
+    alone = make_started(mode, np.array([[0.0, 1], [2, 3]]))
+    alone.act(observations[0])
+    assert not np.array_equal(other.act(observations[1])[0], policy.act(observations[1])[0])
+    alone.act(observations[1])
+    np.testing.assert_array_equal(alone.act(observations[2]), policy.act(observations[2]))
+
+
+def test_the_last_observation_of_an_episode_counts_for_nothing():
+    observations, goals = episode(4, rows=2)[0], np.array([[0.0, 1], [2, 3]])
+    policy, later = make_goal_policy(), make_goal_policy()
+    policy.act(as_gymnasium_gives_it(observations[0], goals))
+    policy.reset_rows([True, True], autoreset_mode=AutoresetMode.NEXT_STEP)
+    policy.act(as_gymnasium_gives_it(observations[1], goals * np.nan))
+    given = as_gymnasium_gives_it(observations[2], goals)
+    np.testing.assert_allclose(policy.act(given), later.act(given), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("reset", "observation", "message"),
+    [
+        ({}, np.zeros(S), r"row 0 has no goal: this model is asked for one of 2 numbers. .*policy.reset\(goal=...\)"),
+        ({"goal": [1, 2, 3]}, None, r"goal has shape \(3,\); this model reads goals of 2 numbers: \(2,\), or \(n, 2\)"),
+        ({"goal": np.zeros((3, 2)), "num_envs": 2}, None, r"goal has shape \(3, 2\); give one goal or \(2, 2\)"),
+        ({"goal": [1, np.nan]}, None, r"goal=\[1.0, nan\] must be finite"),
+        ({"goal": "north"}, None, "goal is str of .*; give numbers"),
+        ({}, as_gymnasium_gives_it(np.zeros(S), np.zeros(3)), r"goal has shape \(3,\); this model reads goals of 2"),
+        (
+            {},
+            as_gymnasium_gives_it(np.zeros(S), np.array([0, np.inf])),
+            "goal is inf in row 0, dimension 1; only finite",
+        ),
+    ],
+)
+def test_goals_that_cannot_be_gone_to_are_refused(reset, observation, message):
+    policy = make_goal_policy()
+    with pytest.raises(ValueError, match=message):
+        policy.reset(**reset)
+        policy.act(observation)
+
+
+def test_a_goal_is_refused_by_what_is_asked_for_none_and_a_processor_that_knows_none():
+    for condition, asked in (("return", "a return"), ("none", "nothing")):
+        with pytest.raises(ValueError, match=f"goal: this model is asked for {asked}, and reads no goal"):
+            make_policy(model=make_model(conditioning=condition)).reset(goal=[1, 2])
+    with pytest.raises(ValueError, match="normalises goals of 0 dimensions, but the model reads goal_dim=2"):
         make_policy(model=make_model(conditioning="goal", goal_dim=2))
+    with pytest.raises(ValueError, match="normalises goals of 2 dimensions, but the model reads goal_dim=None"):
+        make_policy(goal_mean=GOAL_MEAN, goal_std=GOAL_STD)
 
 
 def test_one_observation_and_a_batch_of_one_are_the_same_row():

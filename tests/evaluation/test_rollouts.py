@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from factories import Reach
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaProcessor
 from hf_decision_mamba.acting.policy import DecisionMambaPolicy
@@ -834,3 +835,70 @@ class TestRefusals:
                 evaluate(None, "NeedsMuJoCo-v0")
         finally:
             del gymnasium.registry["NeedsMuJoCo-v0"]
+
+
+class TestGoals:
+    """Environments of goals are played with their own goals; what is asked for is no return."""
+
+    @pytest.fixture(autouse=True)
+    def reach(self):
+        gymnasium.register("Reach-v0", Reach, max_episode_steps=12, disable_env_checker=True)
+        yield
+        del gymnasium.registry["Reach-v0"]
+
+    def policy(self, mode="window", goal_dim=2, **overrides) -> DecisionMambaPolicy:
+        torch.manual_seed(0)
+        sizes = {**SIZES, "state_dim": 3, "act_dim": 2, "conditioning": "goal", "goal_dim": goal_dim}
+        model = DecisionMambaModel(DecisionMambaConfig.from_preset("dema-b3ld", **sizes))
+        with torch.no_grad():
+            model.predict_action.weight *= 10
+        scaling = {"state_mean": [0.0] * 3, "state_std": [1.0] * 3, "goal_mean": [0.1] * goal_dim}
+        settings = {"goal_std": [0.5] * goal_dim, "context_length": 4, "env_id": "Reach-v0", **scaling, **overrides}
+        return DecisionMambaPolicy(model, DecisionMambaProcessor(**settings), mode)
+
+    @pytest.mark.parametrize("mode", ["window", "recurrent"])
+    @pytest.mark.parametrize("given", ["by id", "rows that reset themselves"])
+    def test_each_episode_goes_to_its_own_goal(self, mode, given):
+        policy = self.policy(mode)
+        envs = "Reach-v0"
+        if given != "by id":
+            envs = gymnasium.make_vec(
+                "Reach-v0", num_envs=3, vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+            )
+        result = evaluate(policy, envs, episodes=7)
+        for row in result.episodes if given == "by id" else result.episodes[:1]:
+            env = gymnasium.make("Reach-v0")
+            observation, total, over = env.reset(seed=row["seed"])[0], 0.0, False
+            policy.reset(goal=observation["desired_goal"])
+            while not over:
+                observation, reward, terminated, truncated, info = env.step(policy.act(observation["observation"]))
+                total, over = total + reward, terminated or truncated
+            assert (row["return"], row["success"], row["target_return"]) == (total, info["success"], None)
+        summary = result.summary()[0]
+        assert summary["target_return"] is None and 0 <= summary["success_ci95"][0] <= summary["success_rate"]
+        assert result.table().count("success") == 1
+
+    @pytest.mark.parametrize(
+        ("options", "policy", "message"),
+        [
+            ({"target_returns": 3.0}, {}, r"target_returns=3.0 cannot be asked for: this policy is asked for goals"),
+            (
+                {},
+                {"goal_dim": 3},
+                "Reach-v0 observes a desired_goal of 2 numbers, but the policy is asked for goals of 3",
+            ),
+            (
+                {"env_id": "Countdown-v1"},
+                {},
+                "Countdown-v1 observes no desired_goal, but the policy is asked for goals of",
+            ),
+            (
+                {},
+                {"observation_parts": [{"path": ["place"], "shape": [3], "size": 3}]},
+                r"observes a dictionary of observation \(3,\), but the policy was trained on a dictionary of place",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, options, policy, message):
+        with pytest.raises(ValueError, match=message):
+            evaluate(self.policy(**policy), **options)

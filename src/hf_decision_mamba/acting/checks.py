@@ -81,6 +81,12 @@ def check_dimensions(model: PreTrainedModel, processor: DecisionMambaProcessor) 
             f"The processor normalises {len(processor.state_mean)} state dimensions, but the model reads "
             f"state_dim={config.state_dim}; {other}"
         )
+    goal_mean, goal_dim = getattr(processor, "goal_mean", None), getattr(config, "goal_dim", None)  # of remote code
+    if (goal_mean is None) != (goal_dim is None) or len(goal_mean or ()) != (goal_dim or 0):
+        raise ValueError(
+            f"The processor normalises goals of {len(goal_mean or ())} dimensions, but the model reads "
+            f"goal_dim={goal_dim}; {other}"
+        )
     if processor.action_start and action_type == "continuous":
         raise ValueError(f"The processor numbers actions, but the model's are continuous; {other}")
     for does, values in (("bounds", processor.action_low), ("scales", processor.action_scale)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from threading import RLock
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ..model import DecisionMambaProcessor
 from ..model.checkpoint_decision_mamba import in_short
+from ..model.observations_decision_mamba import DESIRED
 from ..views import described_views, split_views
 from .checks import (
     FLOAT32_MAX,
@@ -70,7 +71,8 @@ class DecisionMambaPolicy:
 
     Attributes:
         state_type, action_type: `"vector"` or `"image"`, `"continuous"` or `"discrete"`.
-        condition_input: the input that says what the model is asked for, `"returns_to_go"`; None of imitation.
+        condition_input: the input that says what the model is asked for, `"returns_to_go"` or `"goals"`; None of
+            imitation.
         observation_shape: of one row: (state_dim,), or (height, width) of one frame.
         act_dim: dimensions of a continuous action, or number of discrete actions.
 
@@ -103,10 +105,6 @@ class DecisionMambaPolicy:
         check_dimensions(model, processor)
         self.state_type, self.action_type = state_and_action_types(model.config)
         self.condition_input, self._condition_dim = condition_of(model.config)
-        if self.condition_input == "goals":
-            raise ValueError(
-                "This model is asked for goals, and a policy cannot give them yet: call the model itself with goals=."
-            )
         check_sampling(sample, temperature, self.action_type)
         self.model = model
         self.processor = processor
@@ -124,10 +122,12 @@ class DecisionMambaPolicy:
             getattr(model.config, "use_timestep_embedding", False)
         )
         self._target_return: NDArray[np.float64] | None = None  # of the last reset, one number or one per row
+        self._goal: NDArray[np.float32] | None = None  # of the last reset, one or one per row; None for none
         self._history: History | None = None
         self._fused: FusedModel | None = None  # of the episodes that begin next, where `_prepared`
         self._prepared = False
         self._returns_to_go: NDArray[np.float64]
+        self._goals: NDArray[np.float32]  # of every row (n, goal_dim); NaN where its observations say it
         self._steps: NDArray[np.int64]
         self._streams: list[np.random.Generator]
         self._waiting: NDArray[np.bool_] | None = None  # rows whose episode begins after the next decision
@@ -203,22 +203,27 @@ class DecisionMambaPolicy:
         target_return: float | ArrayLike | None = None,
         num_envs: int | None = None,
         seed: int | None = None,
+        goal: ArrayLike | None = None,
     ) -> None:
         """Start new episodes in all rows.
 
         Args:
             target_return: the return to ask for, in the environment's units: one number or one per row (n,);
-                `processor.target_return` when not given. A model without a condition is asked for nothing, and reads
-                none.
-            num_envs: number of rows; when not given, the length of `target_return` or the first observation says it.
+                `processor.target_return` when not given. A model without a condition is asked for nothing, one of goals
+                for a goal, and neither reads it.
+            num_envs: number of rows; when not given, the length of `target_return` or `goal`, or the first observation
+                says it.
             seed: starts the draws of a sampling policy over, from this seed; they go on when not given.
+            goal: where a model of goals is to go, in the environment's units: one (goal_dim,) or one per row
+                (n, goal_dim). When not given, observations say it that are a dictionary with `desired_goal`.
 
         Raises:
-            ValueError: no target return anywhere, or one that is not finite or not one per row.
+            ValueError: no target return anywhere, one that is not finite or not one per row, or a goal that is no such
+                vector or for a model that is asked for none.
         """
         with self._lock, self._all_or_nothing():
             self._prepared = False  # the model may have changed
-            self._begin(target_return, num_envs, seed)
+            self._begin(target_return, num_envs, seed, goal)
 
     def warm_up(self) -> None:
         """Do now what the first decision would wait for: compiling the kernels, or loading them from numba's cache.
@@ -242,7 +247,12 @@ class DecisionMambaPolicy:
                 self._fused, self._prepared = None, False
 
     def reset_rows(
-        self, rows: ArrayLike, target_return: float | ArrayLike | None = None, *, autoreset_mode: Any = None
+        self,
+        rows: ArrayLike,
+        target_return: float | ArrayLike | None = None,
+        *,
+        autoreset_mode: Any = None,
+        goal: ArrayLike | None = None,
     ) -> None:
         """Start new episodes in some rows, while the others go on.
 
@@ -260,9 +270,11 @@ class DecisionMambaPolicy:
                 observation of an episode comes first, and the next step resets the environment whatever the action is.
                 So the next `act` returns an action for these rows that does not count, and their episodes begin with
                 the `act` after it. In the other modes, and when not given, the next `act` sees a first observation.
+            goal: one (goal_dim,) or one per selected row; where a row was last told to go when not given.
 
         Raises:
-            ValueError: before the number of rows is known, or a mask, index, target return or mode that does not fit.
+            ValueError: before the number of rows is known, or a mask, index, target return, goal or mode that does not
+                fit.
         """
         waits = _waits_for_a_step(autoreset_mode)
         with self._lock:
@@ -274,8 +286,12 @@ class DecisionMambaPolicy:
             targets = self._targets[index]
             if target_return is not None:
                 targets = self._checked_targets(checked_numbers("target_return", target_return, np.float64), index.size)
+            goals = self._goals[index]
+            if goal is not None:
+                goals = self._goals_per_row(self._given_goal(goal), index.size)
             waiting = np.zeros(count, np.bool_) if self._waiting is None else self._waiting
             self._whole = False
+            self._goals[index] = goals
             waiting[index] = waits
             self._waiting = waiting if waiting.any() else None
             self._targets[index] = self._returns_to_go[index] = targets
@@ -285,7 +301,7 @@ class DecisionMambaPolicy:
             cast(History, self._history).reset_rows(index)
             self._whole = True
 
-    def act(self, observation: ArrayLike, reward: float | ArrayLike | None = None) -> Actions:
+    def act(self, observation: Any, reward: float | ArrayLike | None = None) -> Actions:
         """Choose the next action of every row.
 
         The first call without a `reset` before it starts episodes at the processor's target return.
@@ -293,8 +309,10 @@ class DecisionMambaPolicy:
         Args:
             observation: (state_dim,) of one environment, or (n, state_dim); where the processor has
                 `observation_parts`, also what the environment gives, of one or of n as gymnasium batches them: a
-                dictionary, a tuple, a matrix, a whole number. Of an image model the newest frame alone, (height, width)
-                or (n, height, width) uint8, grey from 0 to 255.
+                dictionary, a tuple, a matrix, a whole number. Of an environment of goals the dictionary is read as
+                gymnasium has it: `observation` is the state, and `desired_goal` the goal of this step, unless `reset`
+                named one. Of an image model the newest frame alone, (height, width) or (n, height, width) uint8, grey
+                from 0 to 255.
             reward: what the previous action earned, one number or (n,); it is taken off the return-to-go. Ignored in
                 rows that have just been reset. Without it the return-to-go stays as it is (robots may have no rewards).
                 Give it in the units of the target return: in Atari the game's own points, not clipped ones. A policy
@@ -306,8 +324,8 @@ class DecisionMambaPolicy:
 
         Raises:
             ValueError: an observation or reward of the wrong shape or type, not finite or too large to compute with, a
-                model whose answer is not finite, no target return, or a time step at or beyond `max_ep_len` (only where
-                the model embeds time steps); nothing has changed then. Where recurrent states cannot be
+                model whose answer is not finite, no target return or goal, or a time step at or beyond `max_ep_len`
+                (only where the model embeds time steps); nothing has changed then. Where recurrent states cannot be
                 undone (after a KeyboardInterrupt, or with weights that large), the next call asks for a `reset`.
         """
         with self._lock, np.errstate(over="ignore", invalid="ignore"):  # refused below
@@ -347,8 +365,9 @@ class DecisionMambaPolicy:
             history.reset_rows(np.flatnonzero(begins))
             self._whole = True
 
-    def _act(self, observation: ArrayLike, reward: float | ArrayLike | None) -> Actions:
+    def _act(self, observation: Any, reward: float | ArrayLike | None) -> Actions:
         """Check everything before anything changes; change all at once when the decision has been made."""
+        goals = observation.get(DESIRED) if isinstance(observation, Mapping) else None
         observations, single = self._checked_observations(observation)
         if self._target_return is None:
             self._begin()
@@ -362,10 +381,15 @@ class DecisionMambaPolicy:
                 f"call reset(num_envs={observations.shape[0]}) to change their number."
             )
         self._check_whole()
-        returns_to_go = self._returns_to_go - (0.0 if self.condition_input is None else self._checked_rewards(reward))
+        returns_to_go = self._returns_to_go
+        if self.condition_input == "returns_to_go":
+            returns_to_go = returns_to_go - self._checked_rewards(reward)
         self._check_time()
-        returns, larger = self._seen_returns("return-to-go", returns_to_go)
-        condition = returns[:, None][:, : self._condition_dim]
+        if self.condition_input == "goals":
+            condition, larger = self._seen_goals(goals)
+        else:
+            returns, larger = self._seen_returns("return-to-go", returns_to_go)
+            condition = returns[:, None][:, : self._condition_dim]
 
         history = cast(History, self._history)
         saved = history.save(exactly=large or larger)
@@ -432,12 +456,16 @@ class DecisionMambaPolicy:
         self._prepared = True
 
     def _begin(
-        self, target_return: float | ArrayLike | None = None, num_envs: int | None = None, seed: int | None = None
+        self,
+        target_return: float | ArrayLike | None = None,
+        num_envs: int | None = None,
+        seed: int | None = None,
+        goal: ArrayLike | None = None,
     ) -> None:
         """Do as `reset`, with the model as it was prepared; of what fails, nothing is undone."""
         target_return = self.processor.target_return if target_return is None else target_return
-        if target_return is None and self.condition_input is None:
-            target_return = 0.0  # nothing is asked for
+        if target_return is None and self.condition_input != "returns_to_go":
+            target_return = 0.0  # no return is asked for
         if target_return is None:
             raise ValueError(
                 "No target return: this checkpoint stores none. Say which return to ask for with "
@@ -446,14 +474,20 @@ class DecisionMambaPolicy:
         if not self._prepared:
             self._prepare()
         targets = checked_numbers("target_return", target_return, np.float64)
+        goals = None if goal is None else self._given_goal(goal)
         if num_envs is None and targets.ndim:
             num_envs = targets.shape[0]
+        if num_envs is None and goals is not None and goals.ndim > 1:
+            num_envs = goals.shape[0]
         if num_envs is not None:
             check_whole_number("num_envs", num_envs, 1, MOST_ROWS)
         self._checked_targets(targets, num_envs or 1)
+        if goals is not None and num_envs is not None:
+            self._goals_per_row(goals, num_envs)
         if seed is not None:
             self._restart_draws(seed)
         self._target_return, self._history, self._waiting, self._whole = targets, None, None, True
+        self._goal = goals
         if num_envs is not None:
             self._start(num_envs)
 
@@ -463,6 +497,7 @@ class DecisionMambaPolicy:
             self._prepare()
         self._targets = _per_row("target_return", cast(NDArray[np.float64], self._target_return), count)
         self._returns_to_go = self._targets.copy()
+        self._goals = self._goals_per_row(np.full(self._goal_dim, np.nan) if self._goal is None else self._goal, count)
         self._steps = np.zeros(count, dtype=np.int64)
         self._acted = False
         self._streams = self._next_streams(count)
@@ -555,6 +590,57 @@ class DecisionMambaPolicy:
         """Return the returns-to-go (n,) as the model sees them, and whether any is large."""
         scaled = self.processor.scale_returns(returns)
         return scaled, self._is_large(name, returns, scaled, "Check rewards, target return and return_scale.")
+
+    @property
+    def _goal_dim(self) -> int:
+        return self._condition_dim if self.condition_input == "goals" else 0
+
+    def _checked_goal(self, goal: Any) -> NDArray[np.float32]:
+        """Return goals of the right shape, (goal_dim,) or (n, goal_dim)."""
+        if self.condition_input != "goals":
+            asked = {"returns_to_go": "a return", None: "nothing"}[self.condition_input]
+            raise ValueError(f"goal: this model is asked for {asked}, and reads no goal; leave it out.")
+        goals = checked_numbers("goal", goal, np.float32)
+        if goals.ndim not in (1, 2) or goals.shape[-1] != self._goal_dim:
+            raise ValueError(
+                f"goal has shape {goals.shape}; this model reads goals of {self._goal_dim} numbers: "
+                f"({self._goal_dim},), or (n, {self._goal_dim}) of n environments."
+            )
+        return goals
+
+    def _goals_per_row(self, goals: NDArray[Any], count: int) -> NDArray[np.float32]:
+        """Return one goal per row (n, goal_dim), from one or one per row."""
+        if goals.ndim > 1 and len(goals) != count:
+            raise ValueError(
+                f"goal has shape {goals.shape}; give one goal or ({count}, {self._goal_dim}), one per row."
+            )
+        return np.array(np.broadcast_to(goals, (count, self._goal_dim)), np.float32)
+
+    def _given_goal(self, goal: Any) -> NDArray[np.float32]:
+        """Return goals that a reset names, which are finite: NaN stands for none."""
+        goals = self._checked_goal(goal)
+        if not np.isfinite(goals).all():
+            raise ValueError(f"goal={goals.tolist()} must be finite.")
+        return goals
+
+    def _seen_goals(self, observed: Any) -> tuple[NDArray[np.float32], bool]:
+        """Return the goals (n, goal_dim) as the model sees them, and whether any is large.
+
+        Args:
+            observed: those that observations say; None for none. Those of the last reset come before them.
+        """
+        goals, missing = self._goals, np.atleast_1d(np.isnan(self._goals).any(axis=1))
+        if missing.any() and observed is not None:
+            goals = np.where(missing[:, None], self._goals_per_row(self._checked_goal(observed), len(goals)), goals)
+        elif missing.any():
+            raise ValueError(
+                f"row {int(missing.argmax())} has no goal: this model is asked for one of {self._goal_dim} numbers. "
+                f"Say it with policy.reset(goal=...), or act on dictionaries of observation and {DESIRED}."
+            )
+        seen = self.processor.normalize_goals(goals)
+        if self._waiting is not None:
+            seen[self._waiting] = 0
+        return seen, self._is_large("goal", goals, seen, "Check the goal.")
 
     def _is_large(self, name: str, given: NDArray[Any], seen: NDArray[Any], advice: str) -> bool:
         """Tell whether numbers (n, ...) are so large that the model's answer may be none; refuse too large ones."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..acting.policy import DecisionMambaPolicy
 from ..data.metadata import describe_actions, describe_env_kwargs, is_frame
-from ..model.observations_decision_mamba import describe_parts
+from ..model.observations_decision_mamba import ACHIEVED, DESIRED, describe_parts, part_places
 from ..reporting.env_ids import POPGYM, ROBOTICS, is_atari, registering_module
 from ..views import described_views, split_views, views_around, with_agreed_views, with_views
 
@@ -268,7 +268,18 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
     checkpoint = f"its checkpoint names the environment {processor.env_id!r}."
     made: Any = envs
     seen = made.single_observation_space
-    observes = _frames(seen.shape) if is_frame(seen) else f"{seen.shape[0]} dimensions"
+    size = seen.shape[0]
+    if policy.condition_input == "goals":
+        goal_dim = len(goal_places(envs))
+        if goal_dim != policy.model.config.goal_dim:
+            shown = f"a {DESIRED} of {goal_dim} numbers" if goal_dim else f"no {DESIRED}"
+            raise ValueError(
+                f"{env_id} observes {shown}, but the policy is asked for goals of {policy.model.config.goal_dim} "
+                f"numbers; {checkpoint}"
+            )
+        theirs = _state_parts(theirs or [])
+        size = sum(part["size"] for part in theirs)
+    observes = _frames(seen.shape) if is_frame(seen) else f"{size} dimensions"
     around, learned = _views_around(envs), split_views(processor.env_kwargs)[0]
     if {*around} != {*learned}:
         raise ValueError(
@@ -289,16 +300,42 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
 
 
 def observation_order(envs: VectorEnv, policy: DecisionMambaPolicy) -> NDArray[np.int64] | slice | None:
-    """Return which columns of an environment's vectors the policy reads, in its order; None where parts differ."""
+    """Return which columns of an environment's vectors the policy reads as a state, in its order.
+
+    A policy of goals reads no goals there (see `goal_places`).
+
+    Returns:
+        None where parts differ.
+    """
     parts, theirs = policy.processor.observation_parts, getattr(envs, "observation_parts", None)
-    if not parts or not theirs or parts == theirs:
+    if not theirs or (policy.condition_input != "goals" and (not parts or parts == theirs)):
         return slice(None)
-    ends = np.cumsum([part["size"] for part in theirs])
-    columns = {json.dumps(part["path"]): (part, end) for part, end in zip(theirs, ends, strict=True)}
-    found = [columns.get(json.dumps(part["path"]), (None, 0)) for part in parts]
-    if len(parts) != len(theirs) or [part for part, _ in found] != parts:
+    ends = np.cumsum([part["size"] for part in theirs]).tolist()
+    states = [*zip(theirs, ends, strict=True)]
+    if policy.condition_input == "goals":
+        states = [(part, end) for part, end in states if _state_parts([part])]
+        parts = parts or [part for part, _ in states]
+    columns = {json.dumps(part["path"]): (part, end) for part, end in states}
+    found = [columns.get(json.dumps(part["path"]), (None, 0)) for part in parts or []]
+    if len(found) != len(states) or [part for part, _ in found] != parts:
         return None
     return np.concatenate([np.arange(end - part["size"], end) for part, end in found if part])
+
+
+def goal_places(envs: VectorEnv) -> list[int]:
+    """Return which columns of an environment's vectors are the goal to reach; none where it has no goals."""
+    return part_places(getattr(envs, "observation_parts", None) or [], DESIRED)
+
+
+def _state_parts(parts: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return the parts of an observation that are no goals."""
+    return [part for part in parts if list(part["path"]) not in ([DESIRED], [ACHIEVED])]
+
+
+def state_parts_for(envs: VectorEnv, policy: DecisionMambaPolicy) -> list[Any] | None:
+    """Return what the states are made of that a policy reads in an environment; None where they are vectors."""
+    parts = getattr(envs, "observation_parts", None)
+    return _state_parts(parts) if parts and policy.condition_input == "goals" else parts
 
 
 def action_bounds(space: Space) -> tuple[list[float], list[float]] | None:

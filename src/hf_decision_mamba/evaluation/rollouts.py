@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..acting.checks import check_policy
 from ..acting.policy import DecisionMambaPolicy
 from ..data.recording import Episode, EpisodeBuilder
+from ..model.observations_decision_mamba import DESIRED
 from ..reporting.figures import number
 from ..reporting.versions import package_versions
 from .environments import (
@@ -25,6 +26,7 @@ from .environments import (
     env_kwargs_for,
     environment_kwargs,
     environment_name,
+    goal_places,
     make_environments,
     observation_order,
 )
@@ -229,6 +231,7 @@ class PolicyActor:
         self.policy, self._seed = policy, seed
         self._space: Any = envs.single_action_space
         self._order = observation_order(envs, policy)
+        self._goal_places = goal_places(envs) if policy.condition_input == "goals" else None
 
     def reset(self, jobs: Sequence[Job]) -> None:
         """Start new episodes in all rows."""
@@ -240,9 +243,10 @@ class PolicyActor:
 
     def act(self, observations: NDArray[Any], rewards: NDArray[np.float64] | None) -> NDArray[Any]:
         """Return the next actions (n, ...) of the environments' type and within their bounds; the policy sees these."""
-        chosen = np.reshape(
-            self.policy.act(observations[:, self._order], rewards), (len(observations), *self._space.shape)
-        )
+        seen: Any = observations[:, self._order]
+        if self._goal_places is not None:
+            seen = {"observation": seen, DESIRED: observations[:, self._goal_places]}
+        chosen = np.reshape(self.policy.act(seen, rewards), (len(observations), *self._space.shape))
         actions: NDArray[Any] = chosen.astype(self._space.dtype)
         if self.policy.action_type == "continuous":
             actions = np.clip(actions, self._space.low, self._space.high)
@@ -318,7 +322,7 @@ def evaluate_policy(
             SyncVectorEnv and AsyncVectorEnv can), they begin together, and each waits for the last one.
         episodes: per target return.
         target_returns: returns to ask for, in the environment's units; `policy.processor.target_return` when not given,
-            none of a model without a condition.
+            none of a model without a condition, nor of one of goals, which the environment says.
         seed: of the first episode, and of the draws of a policy that samples; 0 or greater.
         num_envs: environments that run at once; 20 when not given, never more than there are episodes.
         max_episode_steps: ends episodes earlier than the environment does; such a row has `terminated` False.
@@ -429,8 +433,13 @@ def _rows(env_id: str, jobs: Sequence[Job], played: Sequence[PlayedEpisode], epi
 
 def _checked_targets(policy: DecisionMambaPolicy, target_returns: float | Sequence[float] | None) -> list[Any]:
     targets = policy.processor.target_return if target_returns is None else target_returns
-    if targets is None and policy.condition_input is None:
-        return [None]  # it is asked for nothing
+    if policy.condition_input == "goals" and target_returns is not None:
+        raise ValueError(
+            f"target_returns={target_returns} cannot be asked for: this policy is asked for goals, which the "
+            "environment says; leave it out."
+        )
+    if policy.condition_input == "goals" or (targets is None and policy.condition_input is None):
+        return [None]  # it is asked for no return
     if targets is None:
         raise ValueError("No target return: this checkpoint stores none. Say which with target_returns=[...].")
     values = [float(target) for target in np.atleast_1d(np.asarray(targets, dtype=np.float64))]
