@@ -14,13 +14,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from factories import BREAKOUT, HOPPER, ROOT, SAMPLES, TINY_MODEL, TINY_RUN
+from factories import BREAKOUT, HOPPER, ROOT, SAMPLES, TINY_MODEL, TINY_RUN, Reach, reaching
 from hub_server import Blob, Fault, LoopbackHub, Repository
 from processes import run_file, run_python
 from safetensors.torch import load_file
@@ -1912,6 +1913,102 @@ def test_what_is_asked_for_a_return_is_not_tuned_without(run, bare, tmp_path):
     main(command_line(tmp_path / "first", dataset_name=bare, max_steps=1))
     main(command_line(tmp_path / "tuned", **tuned, model_name_or_path=tmp_path / "first"))
     assert "conditioning" not in (tmp_path / "tuned" / "train.yaml").read_text()
+
+
+@pytest.fixture
+def reach():
+    gymnasium.register("Reach-v0", Reach, max_episode_steps=12, disable_env_checker=True)
+    yield
+    del gymnasium.registry["Reach-v0"]
+
+
+BY_GOAL = {**TINY_RUN, "conditioning": "goal", "env_id": "Reach-v0", "eval_episodes": 0, "held_out_fraction": 0.1}
+
+
+def test_a_policy_learns_to_go_to_goals_and_is_scored_by_success(reach, tmp_path):
+    """The vertical slice: rollouts, hindsight, training, evaluation, card, a checkpoint that acts and is repeated."""
+    settings = {"hidden_size": 32, "embedding_size": 32, "max_steps": 300, "learning_rate": 3e-3, "eval_episodes": 30}
+    made = {"per_device_train_batch_size": 32, "rollout_episodes": 2, "eval_steps": 300, "warmup_steps": 20}
+    result = train(reaching(80), **{**BY_GOAL, **settings, **made}, output_dir=str(tmp_path / "run"))
+    (summary,) = result.evaluation.summary()
+    assert summary["success_rate"] > 0.8 and summary["target_return"] is None
+    assert result.metrics["eval_success_rate"] == summary["success_rate"]
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
+    assert processor.target_return is None and len(processor.goal_mean) == 2
+    assert processor.observation_parts == [{"path": ["observation"], "shape": [3], "size": 3}]
+    record = json.loads((tmp_path / "run" / "training.json").read_text())["arguments"]
+    assert (record["conditioning"], record["goals"]) == ("goal", "uniform")
+    assert "goals: uniform" in (tmp_path / "run" / "train.yaml").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "policy.reset(goal=[0.0] * 2)" in card and "Given a goal of 2 numbers to go to" in card
+    assert "target return" not in card.lower() and "drawn uniformly" in card and "success" in card
+    policy, env = DecisionMambaPolicy.from_pretrained(tmp_path / "run", "recurrent"), gymnasium.make("Reach-v0")
+    observation, _ = env.reset(seed=5)
+    policy.reset(goal=observation["desired_goal"])
+    assert policy.act(observation["observation"]).shape == (2,)
+    assert policy.act(observation).shape == (2,)
+
+
+@pytest.mark.parametrize("goals", ["uniform", "recorded"])
+def test_a_resumed_run_draws_the_goals_of_one_that_was_never_stopped(goals, tmp_path):
+    data, settings = reaching(20), {**BY_GOAL, "goals": goals, "save_steps": 2, "eval_steps": 2}
+    settings |= {"dataloader_num_workers": 0, "lr_scheduler_type": "constant", "env_id": None}
+    train(data, **{**settings, "output_dir": str(tmp_path / "whole")})
+    train(data, **{**settings, "output_dir": str(tmp_path / "parts"), "max_steps": 2})
+    resumed = {"output_dir": str(tmp_path / "parts"), "resume_from_checkpoint": "last"}
+    train(data, **{**settings, **resumed})
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(values, parts[name]) for name, values in whole.items())
+    with pytest.raises(ValueError, match=f"goals={goals}, and the settings say last"):
+        train(data, **{**settings, **resumed, "goals": "last"})
+
+
+def test_a_checkpoint_of_goals_is_tuned_on_data_with_goals(tmp_path):
+    settings = {**BY_GOAL, "env_id": None, "max_steps": 1}
+    train(reaching(10), **settings, output_dir=str(tmp_path / "first"))
+    tuning = {name: value for name, value in settings.items() if name not in (*TINY_MODEL, "conditioning")}
+    tuning |= {"model_name_or_path": str(tmp_path / "first")}
+    train(reaching(10, seed=100), **tuning, output_dir=str(tmp_path / "tuned"))
+    first, tuned = (DecisionMambaProcessor.from_pretrained(tmp_path / name) for name in ("first", "tuned"))
+    assert tuned.goal_mean == first.goal_mean
+    with pytest.raises(ValueError, match="has no goals, which goals='recorded' needs"):
+        train(HOPPER, **tuning, output_dir=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"goals": "last", "conditioning": None},
+            "goals=last is for models that are asked for goals: ",
+        ),
+        ({"train_mode": "sequences"}, r"take goals='last' or 'recorded' \(--goals last\)"),
+        ({"goals_from": [0, 9]}, r"goals_from=\[0, 9\] \(--goals_from\) must be different numbers .* 0 to 6"),
+        ({"architecture": "bc", "hidden_size": 8}, "--conditioning does not apply to --architecture bc"),
+    ],
+)
+def test_settings_of_goals_that_cannot_be_right(settings, message, tmp_path):
+    given = {**BY_GOAL, "env_id": None, **settings}
+    if "architecture" in settings:
+        given = {
+            name: value for name, value in given.items() if name not in ("embedding_size", "n_layer", "state_size")
+        }
+    with pytest.raises(ValueError, match=message):
+        train(reaching(5), **given, output_dir=str(tmp_path / "run"))
+
+
+def test_numbers_of_the_observation_are_goals_on_the_command_line(tmp_path):
+    of_goals = ["--goals_from", "9", "10", "--achieved_goals_from", "0", "1"]
+    main([*command_line(tmp_path / "run", conditioning="goal"), *of_goals])
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
+    assert len(processor.state_mean) == 9
+    np.testing.assert_allclose(processor.goal_mean, processor.state_mean[:2], rtol=1e-6)
+    assert "goals_from:\n- 9\n- 10" in (tmp_path / "run" / "train.yaml").read_text()
+    streamed = ["--streaming", "true", "--streaming_buffer", "500"]
+    for more in (["--train_mode", "sequences", "--goals", "last"], streamed):
+        output = tmp_path / more[1]
+        main([*command_line(output, conditioning="goal"), *of_goals, *more])
+        assert DecisionMambaConfig.from_pretrained(output).goal_dim == 2
 
 
 if __name__ == "__main__":

@@ -55,12 +55,12 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune, a folder or a Hub repository, instead of a preset."}
     )
-    conditioning: Literal["return", "none"] | None = field(
+    conditioning: Literal["return", "goal", "none"] | None = field(
         default=None,
         metadata={
-            "help": "What the policy is asked for: a return (if unset, where the data have rewards), or none: it "
-            "imitates what the data do. (Of the baselines a GRU has the choice; rvs is asked for a return, bc for "
-            "nothing.)"
+            "help": "What the policy is asked for: a return (if unset, where the data have rewards); a goal, where the "
+            "data have goals; or none: it imitates what the data do. (Of the baselines a GRU has the choice; rvs is "
+            "asked for a return, bc for nothing.)"
         },
     )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})
@@ -160,6 +160,28 @@ class DataArguments:
         metadata={
             "help": "Column whose values are the rewards, one number or true or false a step, such as next.success; if "
             "unset the one that is called so."
+        },
+    )
+    goals: Literal["recorded", "last", "uniform", "geometric"] | None = field(
+        default=None,
+        metadata={
+            "help": "With --conditioning goal, the goal of a window: what its steps were recorded with, or what its "
+            "episode achieved later: the last, or drawn uniformly or geometrically. If unset uniform, where the data "
+            "have achieved goals."
+        },
+    )
+    goals_from: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of the observation, from 0, that are the recorded goal, and then no part of it; if unset "
+            "the column or part desired_goal."
+        },
+    )
+    achieved_goals_from: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of the observation that are the achieved goal, such as the position; if unset the column "
+            "or part achieved_goal."
         },
     )
     positions_only: bool = field(

@@ -74,7 +74,7 @@ class RolloutCallback(TrainerCallback):
     Args:
         env_id: gymnasium environment.
         episodes: episodes per evaluation.
-        target_return: the return to ask for, in the environment's units.
+        target_return: the return to ask for, in the environment's units; None of a model of goals.
         seed: of the environments; the same episodes are played at every evaluation.
         mode: of the policy, `"window"` or `"recurrent"`.
         max_episode_steps: truncates longer episodes.
@@ -86,7 +86,7 @@ class RolloutCallback(TrainerCallback):
         env_id: str,
         *,
         episodes: int,
-        target_return: float,
+        target_return: float | None,
         seed: int = 0,
         mode: Literal["window", "recurrent"] = "window",
         max_episode_steps: int | None = None,
@@ -121,7 +121,7 @@ class RolloutCallback(TrainerCallback):
             policy,
             self.env_id,
             episodes=episodes,
-            target_returns=[self.target_return],
+            target_returns=None if self.target_return is None else [self.target_return],
             seed=self.seed,
             max_episode_steps=self.max_episode_steps,
             env_kwargs=self.env_kwargs,

@@ -67,6 +67,8 @@ def build(
         "action_start": trajectories.action_start,
         "observation_parts": trajectories.observation_parts,
     }
+    if asks_for_goals(model_args):
+        settings |= {"goal_mean": statistics.goal_mean, "goal_std": statistics.goal_std}
     source = model_args.model_name_or_path
     if source is not None:
         with suppress(OSError):  # of a model without a processor, of which more is said below
@@ -94,6 +96,15 @@ def build(
     return model, DecisionMambaProcessor(**settings), window_length
 
 
+def asks_for_goals(model_args: ModelArguments) -> bool:
+    """Return whether the model that the settings name is asked for goals: as they say, or as its checkpoint does."""
+    if model_args.model_name_or_path is None:
+        return model_args.conditioning == "goal"
+    with suppress(OSError):  # of a model without a processor, which is refused when it is loaded
+        return DecisionMambaProcessor.from_pretrained(model_args.model_name_or_path).goal_mean is not None
+    return False
+
+
 def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.float64]]:
     """Scale actions that reach beyond [-1, 1], where tanh ends, to what is within; leave others as they are."""
     low, high = statistics.action_low, statistics.action_high
@@ -109,7 +120,9 @@ def _new_config(
     """Make the config of a new model: the task's fields from the data, sizes from the preset or the paper."""
     task = _task(trajectories, settings["frame_stack"])
     overrides = checked_overrides(model_args)
-    if not trajectories.has_rewards:
+    if model_args.conditioning == "goal":
+        overrides["goal_dim"] = trajectories.goal_dim
+    elif not trajectories.has_rewards:
         overrides |= _imitating(model_args, trajectories.name)
     if model_args.builds_a_preset:
         _check_preset(model_args.preset, trajectories)
@@ -225,7 +238,13 @@ def _load(
                 f"Data set {trajectories.name!r} has {name}={value}, but {source} was trained with {read}."
                 + (" --action_type reads whole numbers and one-hot rows either way." if name == "action_type" else "")
             )
-    if not trajectories.has_rewards and condition_of(config)[0] == "returns_to_go":
+    condition_input, condition_dim = condition_of(config)
+    if condition_input == "goals" and trajectories.goal_dim != condition_dim:
+        raise ValueError(
+            f"Data set {trajectories.name!r} has goals of {trajectories.goal_dim} numbers, but {source} is asked for "
+            f"{condition_dim}."
+        )
+    if not trajectories.has_rewards and condition_input == "returns_to_go":
         raise ValueError(
             f"Data set {trajectories.name!r} has no rewards, but {source} is asked for a return: give --rewards_from "
             "COLUMN, or leave --model_name_or_path out, for a new model that imitates."

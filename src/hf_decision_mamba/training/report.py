@@ -121,6 +121,7 @@ class Run:
         given["dataset_revision"] = self.data.revision
         given["frame_stack"] = self.frame_stack
         given["conditioning"] = self.conditioning
+        given["goals"] = self.data.goals
         given["model_name_or_path"] = portable(self.model_args.model_name_or_path or "") or None
         return {
             "settings": {
@@ -140,7 +141,7 @@ class Run:
     @property
     def conditioning(self) -> str | None:
         """What the model is asked for, where it was said or followed from data without rewards."""
-        follows = self.preset is not None and not self.data.train.has_rewards
+        follows = self.preset is not None and not self.data.train.has_rewards and self.data.goals is None
         return "none" if follows else self.model_args.conditioning
 
     @property
@@ -168,6 +169,8 @@ def run_summary(run: Run) -> str:
             f"return {number(statistics.return_mean, 0)} ± {spread}, at best {number(statistics.return_max, 0)}, "
             f"divided by {number(run.processor.return_scale)}"
         )
+    if data.goals is not None:
+        returns = f"{data.goals} goals of {data.train.goal_dim} numbers"
     config: Any = run.model.config
     of = "" if data.best_of is None else f", the best by return of {data.best_of:,}"
     held_out = f" ({data.held_out.num_episodes:,} held out)" if data.held_out is not None else ""
@@ -262,6 +265,7 @@ def resolved_settings(run: Run) -> dict[str, Any]:
         "preset": run.preset,
         "dataset_revision": run.data.revision,
         "conditioning": run.conditioning,
+        "goals": run.data.goals,
         "context_length": run.window_length,
         "return_scale": run.return_scale,
         "frame_stack": run.frame_stack,

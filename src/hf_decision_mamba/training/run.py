@@ -53,7 +53,7 @@ from .arguments import (
 )
 from .callbacks import SCORES, RolloutCallback, as_saved, score_metrics
 from .checkpoints import last_complete_checkpoint, processes_of
-from .factory import build
+from .factory import asks_for_goals, build
 from .record import draw_learning_curve, settings_to_repeat, write_settings
 from .report import (
     Run,
@@ -201,7 +201,7 @@ def _prepare(arguments: Arguments, command: str | None, in_memory: Any) -> Run:
         f"data         reading {'a sample of ' if data_args.streaming else ''}{' '.join(data_args.dataset_name or [])}"
     )
     with args.main_process_first(desc="loading the data set"), waiting(reading):
-        data = load_data(data_args, eval_args, args, in_memory)
+        data = load_data(data_args, eval_args, args, in_memory, asks_for_goals(model_args))
     set_seed(args.seed)
     model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
     processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
@@ -382,7 +382,7 @@ def _build_trainer(
     eval_args: EvaluationArguments | None,
     args: DecisionMambaTrainingArguments,
 ) -> DecisionMambaTrainer:
-    windows = {"context_length": window_length, **window_settings(processor)}
+    windows = {"context_length": window_length, **window_settings(processor), "goals": data.goals}
     in_order, architecture = data_args.train_mode == "sequences", architecture_of(model.config)
     for setting, given, needed, able in (
         ("train_mode=sequences", in_order, "state to carry", WITH_PRESETS),
@@ -416,7 +416,7 @@ def _build_trainer(
         rollouts = RolloutCallback(
             str(data.env_id),
             episodes=eval_args.rollout_episodes,
-            target_return=float(processor.target_return or 0.0),
+            target_return=None if data.goals is not None else float(processor.target_return or 0.0),
             seed=_ROLLOUT_SEED,
             mode=eval_args.eval_mode,
             max_episode_steps=eval_args.eval_max_episode_steps,
@@ -467,7 +467,7 @@ def _goes_to_the_device(data: RunData, args: DecisionMambaTrainingArguments) -> 
     """
     obstacle = {"streaming": data.stream is not None, "dataloader_num_workers": args.dataloader_num_workers > 0}
     if args.data_on_device is None:
-        return args.device.type == "cuda" and not any(obstacle.values()) and fits(data.train, args.device)
+        return args.device.type == "cuda" and not any(obstacle.values()) and fits(data.train, args.device, data.goals)
     for name, given in obstacle.items():
         if args.data_on_device and given:
             raise ValueError(f"data_on_device and {name} exclude each other: leave out one of them.")

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import embeds_time
 from ..data import EpisodeStream, Trajectories, TrajectoryStatistics, load_trajectories, open_stream
+from ..data.goals import Goals, GoalsFrom, checked_goals
 from ..data.request import PARQUET_REVISION, is_repository_id, resolved_commit
 from ..data.statistics import QUANTILES, spread
 from ..data.views import DataViews, views_to_add
-from ..evaluation.environments import action_bounds, check_spaces, make_environments
+from ..evaluation.environments import action_bounds, check_spaces, make_environments, state_parts_for
 from ..model import DecisionMambaProcessor
 from ..reporting.console import say
 from ..reporting.env_ids import is_env_id
@@ -39,6 +40,7 @@ class RunData:
     revision: str | None = None
     in_memory: bool = False
     best_of: int | None = None  # episodes that were there, where the best of them were chosen
+    goals: Goals | None = None  # towards which the model is trained, where it is asked for goals
 
     @property
     def name(self) -> str:
@@ -70,9 +72,22 @@ class RunData:
 
 
 def load_data(
-    data_args: DataArguments, eval_args: EvaluationArguments, args: TrainingArguments, in_memory: Any = None
+    data_args: DataArguments,
+    eval_args: EvaluationArguments,
+    args: TrainingArguments,
+    in_memory: Any = None,
+    with_goals: bool = False,
 ) -> RunData:
-    """Read the data set that the settings name, or the data `in_memory` that they only give a name."""
+    """Read the data set that the settings name, or the data `in_memory` that they only give a name.
+
+    Args:
+        with_goals: whether the model is asked for goals, so that those in observations become columns.
+    """
+    goals_from: GoalsFrom | None = GoalsFrom(data_args.goals_from, data_args.achieved_goals_from)
+    if not with_goals and data_args.goals is not None:
+        raise ValueError(f"goals={data_args.goals} is for models that are asked for goals: --conditioning goal.")
+    if not with_goals and goals_from == GoalsFrom():
+        goals_from = None
     source: dict[str, Any] = {
         "config": data_args.dataset_config,
         "revision": data_args.dataset_revision,
@@ -89,15 +104,17 @@ def load_data(
             steps, stream = data_args.streaming_buffer, open_stream(data_args.dataset_name or [], **source)
             said = stream.metadata
             views = _views(data_args, eval_args, stream.name, said.env_id, said.environment_kwargs())
-            stream = replace(stream, views=views)
+            stream = replace(stream, views=views, goals=goals_from)
             stream, train, held_out = stream.sample(steps, data_args.held_out_fraction)
             _check_returns(data_args, eval_args, train)
+            goals = checked_goals(train, data_args.goals) if with_goals else None
             environment = _environment(eval_args, train)
-            return RunData(train.statistics(), train, held_out, *environment, stream, steps, revision)
+            return RunData(train.statistics(), train, held_out, *environment, stream, steps, revision, goals=goals)
         trajectories = load_trajectories(data_args.dataset_name or [], **source)
     _check_returns(data_args, eval_args, trajectories)
     known = trajectories.env_id, trajectories.env_kwargs
     trajectories = _views(data_args, eval_args, trajectories.name, *known).of(trajectories)
+    trajectories = trajectories if goals_from is None else goals_from.of(trajectories)
     best_of = trajectories.num_episodes if data_args.top_fraction < 1 else None
     if best_of is not None:
         trajectories = trajectories.best(data_args.top_fraction)
@@ -118,6 +135,7 @@ def load_data(
         revision=revision,
         in_memory=in_memory is not None,
         best_of=best_of,
+        goals=checked_goals(trajectories, data_args.goals) if with_goals else None,
     )
 
 
@@ -265,7 +283,7 @@ def prepare_environment(
             if bounds is not None and np.abs(bounds).min() < np.finfo(np.float32).max:
                 processor.action_low, processor.action_high = bounds
             if processor.observation_parts is None:  # the data say nothing, and evaluation flattens like this
-                processor.observation_parts = getattr(envs, "observation_parts", None)
+                processor.observation_parts = state_parts_for(envs, policy)
         finally:
             envs.close()
     except ImportError as error:
@@ -277,6 +295,11 @@ def prepare_environment(
 
 
 def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[float] | None:
-    """Return what to ask for: the returns that were given, else the best of the data set; None where it has none."""
+    """Return what to ask for: the returns that were given, else the best of the data set; None where it has none.
+
+    A model of goals is asked for none.
+    """
+    if data.goals is not None:
+        return None
     best = data.statistics.return_max
     return eval_args.target_return or (None if best is None else [best])
