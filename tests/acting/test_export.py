@@ -34,6 +34,9 @@ ACTIONS = {
 }
 
 
+GOALS = np.float32([[0, 1], [3, -2], [-1, 0.5]])  # of each row
+
+
 def make_policy(preset: str = "dema-b3ld", **overrides) -> DecisionMambaPolicy:
     """A tiny policy whose actions depend on what came before far more than those of freshly drawn weights."""
     torch.manual_seed(0)
@@ -49,6 +52,8 @@ def make_policy(preset: str = "dema-b3ld", **overrides) -> DecisionMambaPolicy:
                 parameter *= 3
     settings = {"frame_stack": FRAMES} if image else STATES
     bounds = ACTIONS if model.config.action_type == "continuous" else {}
+    if model.config.conditioning == "goal":
+        bounds = {**bounds, "goal_mean": [1.0, -1.0], "goal_std": [2.0, 0.5]}
     processor = DecisionMambaProcessor(**settings, **bounds, target_return=TARGET, return_scale=10.0, env_id="Some-v0")
     return DecisionMambaPolicy(model, processor, "recurrent")
 
@@ -74,7 +79,9 @@ def play(step: DecisionStep, run, observations, rewards, begins: int) -> np.ndar
                 inputs[name] = inputs[name].copy()
                 inputs[name][0] = 0
         inputs |= {"observation": observation}
-        if step.condition_input is not None:
+        if step.condition_input == "goals":
+            inputs |= {"goal": GOALS[: observations.shape[1]]}
+        elif step.condition_input is not None:
             inputs |= {"return_to_go": to_go[:, None].astype(np.float32)}
         outputs = dict(zip(step.outputs, run(inputs), strict=True))
         inputs |= {"previous_action": outputs["action"]}
@@ -86,7 +93,8 @@ def play(step: DecisionStep, run, observations, rewards, begins: int) -> np.ndar
 
 def play_policy(policy: DecisionMambaPolicy, observations, rewards, begins: int) -> np.ndarray:
     """The actions that a policy takes in the same episodes."""
-    policy.reset(TARGET, observations.shape[1])
+    goals = GOALS[: observations.shape[1]] if policy.condition_input == "goals" else None
+    policy.reset(TARGET, observations.shape[1], goal=goals)
     actions = [policy.act(observations[0])]
     for t in range(1, STEPS):
         if t == begins:
@@ -103,6 +111,7 @@ def play_policy(policy: DecisionMambaPolicy, observations, rewards, begins: int)
         ("dema-b3ld", {"action_type": "discrete"}),
         ("dmm", {"local_mixer_inside": True}),
         ("dema-b3ld", {"conditioning": "none"}),
+        ("dema-b3ld", {"conditioning": "goal", "goal_dim": 2}),
     ],
 )
 def test_a_step_decides_as_the_recurrent_policy(preset, overrides):
@@ -180,13 +189,16 @@ def test_the_deploy_section_of_the_readme_runs_as_printed(tmp_path, monkeypatch,
     assert 3600 - found["return_to_go"] == pytest.approx(earned, rel=1e-3)
 
 
-@pytest.mark.parametrize(("preset", "conditioning"), [("gru", "return"), ("dema-bl3d", "none")])
+@pytest.mark.parametrize(("preset", "conditioning"), [("gru", "return"), ("dema-bl3d", "none"), ("dema-b3ld", "goal")])
 def test_an_onnx_file_of_another_model_decides_as_the_policy(tmp_path, preset, conditioning):
     onnxruntime = pytest.importorskip("onnxruntime")
-    policy, path = make_policy(preset, n_layer=1, conditioning=conditioning), tmp_path / "step.onnx"
+    goal = {"goal_dim": 2} if conditioning == "goal" else {}
+    policy, path = make_policy(preset, n_layer=1, conditioning=conditioning, **goal), tmp_path / "step.onnx"
     assert export_policy(policy, path) < 1e-5
     inputs = [tensor.name for tensor in onnxruntime.InferenceSession(path).get_inputs()]
-    assert ("return_to_go" in inputs) == (conditioning == "return")
+    assert ("return_to_go" in inputs, "goal" in inputs) == (conditioning == "return", conditioning == "goal")
+    facts = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert ("target_return" in facts) == (conditioning == "return")
 
 
 @pytest.mark.filterwarnings("ignore:read_binary is deprecated:DeprecationWarning")  # executorch reads its schema so

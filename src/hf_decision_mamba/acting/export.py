@@ -59,6 +59,8 @@ class DecisionStep(nn.Module):
 
     state_mean: Tensor
     state_std: Tensor
+    goal_mean: Tensor
+    goal_std: Tensor
     action_mid: Tensor | None
     action_scale: Tensor | None
     action_low: Tensor | None
@@ -72,7 +74,8 @@ class DecisionStep(nn.Module):
         self.config.scan_backend = "reference"  # plain torch, which exporters can read
         self.discrete = self.config.action_type == "discrete"
         self.return_scale, self.action_start = processor.return_scale, processor.action_start
-        for name in ("state_mean", "state_std", "action_mid", "action_scale", "action_low", "action_high"):
+        states, goals = ("state_mean", "state_std"), ("goal_mean", "goal_std")
+        for name in (*states, *goals, "action_mid", "action_scale", "action_low", "action_high"):
             values = getattr(processor, name)
             self.register_buffer(name, None if values is None else torch.tensor(values, dtype=torch.float32))
         self.states = [State("timestep", (), torch.int64), *self._cached()]
@@ -95,11 +98,15 @@ class DecisionStep(nn.Module):
         action = (torch.int64, ()) if self.discrete else (torch.float32, (self.config.act_dim,))
         named = {
             "observation": (torch.uint8 if image else torch.float32, observation_shape(self.config)),
-            **({} if self.condition_input is None else {"return_to_go": (torch.float32, (1,))}),
+            **self._asked_for(),
             "previous_action": action,
             **{state.name: (state.dtype, state.shape) for state in self.states},
         }
         return {name: torch.zeros(batch_size, *shape, dtype=dtype) for name, (dtype, shape) in named.items()}
+
+    def _asked_for(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return the input that says what is asked for, with its type and the shape of one row."""
+        return {"return_to_go": (torch.float32, (1,))}
 
     @property
     def outputs(self) -> list[str]:
@@ -181,10 +188,28 @@ class ImitationStep(DecisionStep):
         """Decide as `DecisionStep` does, without a return."""
         return self._decide(observation, {}, previous_action, states)
 
+    def _asked_for(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        return {}
+
+
+class GoalStep(DecisionStep):
+    """One decision of a model that is asked for goals."""
+
+    def forward(
+        self, observation: Tensor, goal: Tensor, previous_action: Tensor, *states: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Decide as `DecisionStep` does, for a goal (b, goal_dim) float32 in the environment's units."""
+        condition = {"goals": ((goal - self.goal_mean) / self.goal_std)[:, None]}
+        return self._decide(observation, condition, previous_action, states)
+
+    def _asked_for(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        return {"goal": (torch.float32, (self.config.condition_dim,))}
+
 
 def decision_step(model: DecisionMambaModel, processor: DecisionMambaProcessor) -> DecisionStep:
     """Make the decision of a model, which takes what that model is asked for."""
-    return (ImitationStep if condition_of(model.config)[0] is None else DecisionStep)(model, processor)
+    steps = {"returns_to_go": DecisionStep, "goals": GoalStep, None: ImitationStep}
+    return steps[condition_of(model.config)[0]](model, processor)
 
 
 def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> float | None:
@@ -240,8 +265,8 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
         "env_kwargs": processor.env_kwargs and json.dumps(processor.env_kwargs),
         "observation_parts": processor.observation_parts and json.dumps(processor.observation_parts),
         "action_start": processor.action_start or None,
-        "target_return": None if step.condition_input is None else processor.target_return,
-        "return_scale": None if step.condition_input is None else processor.return_scale,
+        "target_return": processor.target_return if step.condition_input == "returns_to_go" else None,
+        "return_scale": processor.return_scale if step.condition_input == "returns_to_go" else None,
         "context_length": processor.context_length,
         "max_ep_len": step.config.max_ep_len if step.config.use_timestep_embedding else None,
         "states": json.dumps(states),

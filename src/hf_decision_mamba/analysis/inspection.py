@@ -153,6 +153,10 @@ def inspect_checkpoint(
         raise ValueError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0.")
     if timesteps is not None and not 0 <= timesteps[0] < timesteps[1]:
         raise ValueError(f"timesteps={timesteps} must be two time steps, the first 0 or later and before the last.")
+    if policy.condition_input == "goals":
+        raise ValueError(
+            "This policy is asked for goals, and an inspection reads its decisions without: it cannot be inspected yet."
+        )
     if memory:
         check_carries_state(policy)
     elif steps is not None:
