@@ -207,7 +207,7 @@ class TestIds:
     @pytest.mark.parametrize("env_id", ["PointMaze_UMaze-v3", "AdroitHandDoor-v1", "gymnasium_robotics:FetchReach-v4"])
     def test_robotics_are_named_where_they_are_missing(self, env_id, monkeypatch):
         monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
-        with pytest.raises(ImportError, match=rf"{env_id} .*pip install gymnasium-robotics"):
+        with pytest.raises(ImportError, match=rf"{env_id} .*pip install .hf_decision_mamba\[robotics\]"):
             make_environments(env_id, 1)
 
     @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ _EXTRAS = {
     "gymnasium.envs.box2d": 'pip install "gymnasium[box2d]"',
     "gymnasium.envs.toy_text": 'pip install "gymnasium[toy-text]"',
     "gymnasium.envs.classic_control": 'pip install "gymnasium[classic-control]"',
-    "gymnasium_robotics": "pip install gymnasium-robotics",
+    "gymnasium_robotics": 'pip install "hf_decision_mamba[robotics]"',
     "popgym": 'pip install "hf_decision_mamba[popgym]"',
 }
 
