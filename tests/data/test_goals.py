@@ -1,8 +1,11 @@
 """Goals are achieved later in the episode of a window, drawn the same everywhere, and taken out of observations."""
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import skip_first_batches
@@ -269,3 +272,48 @@ def test_dicts_that_do_not_fit_each_other_are_refused():
         ValueError, match=r"the number of steps differs, 3 in column 'desired_goal' and 13 in the others"
     ):
         load_trajectories([{**episodes[0], "observations": short}])
+
+
+def columns_of_tables(episodes, final: bool) -> dict[str, list]:
+    """Columns with a row an episode, of a rollout with or without its last observation."""
+    seen = [{name: values[: None if final else -1] for name, values in e["observations"].items()} for e in episodes]
+    renamed = {"observations": "observation", "desired_goal": "desired_goal", "achieved_goal": "achieved_goal"}
+    return {
+        **{column: [episode[name].tolist() for episode in seen] for column, name in renamed.items()},
+        **{name: [episode[name].tolist() for episode in episodes] for name in ("actions", "truncations")},
+    }
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_tables_have_goals_as_columns(final, tmp_path):
+    episodes = reaching(3)
+    expected = GoalsFrom().of(load_trajectories(episodes))
+    columns = columns_of_tables(episodes, final)
+    pq.write_table(pa.table(columns), tmp_path / "episodes.parquet")
+    steps = {name: [*chain(*values)] for name, values in columns_of_tables(episodes, False).items()}
+    steps |= {"episode_index": np.repeat(np.arange(3), 12), "observation.state": steps.pop("observations")}
+    pq.write_table(pa.table(steps), tmp_path / "steps.parquet")
+    renamed = {"goals" if name == "desired_goal" else name: values for name, values in columns.items()}
+    arrays = [{name: values[number] for name, values in renamed.items()} for number in range(3)]
+    for source in (tmp_path / "episodes.parquet", tmp_path / "episodes.parquet", tmp_path / "steps.parquet", arrays):
+        found = load_trajectories(source)  # from the cache the second time
+        assert found.lengths.tolist() == [12] * 3 and found.state_dim == 3
+        for column in ("observations", "goals", "achieved_goals"):
+            np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
+    mapped = load_trajectories(tmp_path / "episodes.parquet", columns={"goals": "achieved_goal"})
+    np.testing.assert_array_equal(mapped.goals, expected.achieved_goals)
+
+
+@pytest.mark.parametrize(
+    ("goals", "message"),
+    [
+        ([[0.5] * 12] * 3, "'desired_goal': expected one row per episode with a list of numbers for each step"),
+        ([[[0.5, 1.0]] * 5] * 3, "the number of steps differs, 5 in column 'desired_goal' and 12 in the others"),
+        ([[[0.5, np.nan]] * 12] * 3, "episode 0, step 0, column 'goals', dimension 1: the value is nan"),
+    ],
+)
+def test_columns_that_are_no_goals_are_refused(goals, message, tmp_path):
+    columns = {**columns_of_tables(reaching(3), False), "desired_goal": goals}
+    pq.write_table(pa.table(columns), tmp_path / "episodes.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_trajectories(tmp_path / "episodes.parquet")

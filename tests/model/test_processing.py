@@ -120,3 +120,47 @@ def test_unknown_settings_in_a_file_are_refused():
 def test_states_of_another_environment_are_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\); the last dimension must be 2"):
         DecisionMambaProcessor(**SETTINGS).normalize_states(np.zeros(3))
+
+
+GOALS = {"goal_mean": [1.0, -1.0, 0.0], "goal_std": [2.0, 0.5, 1.0]}
+
+
+def test_goals_are_normalised_and_travel(tmp_path):
+    DecisionMambaProcessor(**SETTINGS, **GOALS).save_pretrained(tmp_path)
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path)
+    assert (processor.goal_mean, processor.goal_std) == (GOALS["goal_mean"], GOALS["goal_std"])
+    np.testing.assert_array_equal(processor.normalize_goals([[3.0, 0.0, 7.0]]), [[1.0, 2.0, 7.0]])
+    assert set(processor(states=[[3.0, 2.0]], goals=[[3.0, 0.0, 7.0]])) == {"states", "goals"}
+    with pytest.raises(ValueError, match=r"goals have shape \(2,\); the last dimension must be 3, the goal dimension"):
+        processor.normalize_goals([1.0, 2.0])
+    with pytest.raises(ValueError, match="this processor knows no goals"):
+        DecisionMambaProcessor(**SETTINGS).normalize_goals([1.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"goal_std": None}, "goal_mean and goal_std must be given together"),
+        ({"goal_std": [1.0, 0.0, 1.0]}, "goal_std must be positive everywhere"),
+        ({"goal_std": [1.0]}, "goal_std has 1 entries; expected 3"),
+        ({"goal_mean": [1.0, np.inf, 0.0]}, "goal_mean is not finite at index 1"),
+    ],
+)
+def test_impossible_goals_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        DecisionMambaProcessor(**SETTINGS, **{**GOALS, **change})
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_the_state_of_an_environment_of_goals_is_what_is_no_goal(shape):
+    seen = np.arange(2.0).reshape(shape)
+    given = {"achieved_goal": np.ones(3), "desired_goal": np.zeros(3), "observation": seen}
+    parts = [{"path": ["observation"], "shape": list(shape), "size": 2}]
+    processor = DecisionMambaProcessor(**SETTINGS, **GOALS, observation_parts=parts)
+    np.testing.assert_array_equal(processor.flatten_observations(given), [0, 1])
+    with pytest.raises(ValueError, match="an additional 'wind'"):
+        processor.flatten_observations({**given, "wind": np.zeros(1)})
+    bare = DecisionMambaProcessor(**SETTINGS, **GOALS)
+    np.testing.assert_array_equal(bare.flatten_observations({**given, "observation": np.arange(2.0)}), [0, 1])
+    with pytest.raises(ValueError, match="an additional 'achieved_goal'"):
+        DecisionMambaProcessor(**SETTINGS, observation_parts=parts).flatten_observations(given)

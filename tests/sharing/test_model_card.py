@@ -670,3 +670,23 @@ def test_data_set_of_the_hub_is_one_name_away(hub: LoopbackHub, run: Run) -> Non
     )
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stdout.strip() == "alice/steps 3 9 [2, 3, 4] [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]"
+
+
+def test_a_card_of_goals_says_how_to_name_one(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "conditioning": "goal", "goal_dim": 2}))
+    processor = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    goals = {"goal_mean": [0.0, 1.0], "goal_std": [1.0, 2.0], "target_return": None}
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({**processor, **goals}))
+    evaluation = json.loads((checkpoint / "evaluation.json").read_text())
+    evaluation["results"] = [{**evaluation["results"][0], "target_return": None, "success_rate": 0.9}]
+    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation))
+    training = json.loads((checkpoint / "training.json").read_text())
+    training["arguments"] |= {"conditioning": "goal", "goals": "uniform"}
+    (checkpoint / "training.json").write_text(json.dumps(training))
+    card = render_model_card(checkpoint)
+    assert_well_formed(card)
+    assert "Given a goal of 2 numbers to go to and" in card.text and "policy.reset(goal=[0.0] * 2)" in card.text
+    assert "| goal (in) | (2,) |" in card.text and "achieved later in the episode, drawn uniformly" in card.text
+    assert '"goals": [goal] * k,' in card.text and "returns_to_go" not in card.text
+    assert "target return" not in card.text.lower() and "n/a" not in card.text

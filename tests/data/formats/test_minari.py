@@ -16,6 +16,7 @@ from gymnasium import spaces
 from minari.serialization import serialize_space
 
 from hf_decision_mamba.data import load_trajectories
+from hf_decision_mamba.data.goals import GoalsFrom
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 ACTIONS = spaces.Box(-1, 1, (1,), np.float32)
@@ -366,3 +367,14 @@ def test_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ImportError, match=r'Minari data sets need minari .*pip install "hf_decision_mamba\[minari\]"'):
         load_trajectories("minari:a-v0")
+
+
+def test_goals_are_parts_of_the_observations_until_they_are_asked_for(tmp_path: Path) -> None:
+    names = ("observation", "achieved_goal", "desired_goal")
+    second = make(tmp_path, "maze-v0", spaces.Dict({name: BOX for name in names}))["observations"]
+    whole = load_trajectories("minari:maze-v0")
+    assert (whole.state_dim, whole.goals, whole.achieved_goals) == (6, None, None)
+    found = GoalsFrom().of(whole)
+    for column, name in (("observations", names[0]), ("achieved_goals", names[1]), ("goals", names[2])):
+        np.testing.assert_array_equal(getattr(found, column)[2:], second[name][:-1].astype(np.float32))
+    assert [part["path"] for part in found.observation_parts] == [["observation"]]
