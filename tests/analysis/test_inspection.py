@@ -276,3 +276,10 @@ def test_what_imitates_is_looked_into_without_returns(tmp_path):
         inspect_checkpoint(pendulum_policy(), "here", data=source, progress=False)
     with pytest.raises(ValueError, match=r"target_returns=\[1.0\] cannot be asked for: this checkpoint imitates its"):
         inspect_checkpoint(imitating(), "here", target_returns=[1.0], progress=False)
+
+
+def test_what_is_asked_for_goals_is_refused():
+    model = make_model(state_dim=3, act_dim=1, conditioning="goal", goal_dim=2)
+    policy = pendulum_policy(model, goal_mean=[0.0, 0.0], goal_std=[1.0, 1.0])
+    with pytest.raises(ValueError, match="asked for goals, and an inspection reads its decisions without"):
+        inspect_checkpoint(policy, "here", progress=False)

@@ -794,7 +794,7 @@ def test_data_on_the_device_trains_the_same_weights(finished_run, tmp_path, caps
     ],
 )
 def test_data_goes_to_a_gpu_that_has_room(tmp_path, trajectories, monkeypatch, settings, device, room, expected):
-    monkeypatch.setattr(hf_decision_mamba.training.run, "fits", lambda data, place: room)
+    monkeypatch.setattr(hf_decision_mamba.training.run, "fits", lambda data, place, goals: room)
     args = tiny_arguments(tmp_path, **settings)
     monkeypatch.setattr(type(args), "device", torch.device(device))
     data = RunData(trajectories.statistics(), trajectories, None, None)
@@ -1997,9 +1997,10 @@ def test_settings_of_goals_that_cannot_be_right(settings, message, tmp_path):
         train(reaching(5), **given, output_dir=str(tmp_path / "run"))
 
 
-def test_numbers_of_the_observation_are_goals_on_the_command_line(tmp_path):
+def test_numbers_of_the_observation_are_goals_on_the_command_line(tmp_path, capsys):
     of_goals = ["--goals_from", "9", "10", "--achieved_goals_from", "0", "1"]
-    main([*command_line(tmp_path / "run", conditioning="goal"), *of_goals])
+    main([*command_line(tmp_path / "run", conditioning="goal", target_return=5), *of_goals])
+    assert "target_return=[5.0] is not used: the policy is asked for goals" in capsys.readouterr().out
     processor = DecisionMambaProcessor.from_pretrained(tmp_path / "run")
     assert len(processor.state_mean) == 9
     np.testing.assert_allclose(processor.goal_mean, processor.state_mean[:2], rtol=1e-6)

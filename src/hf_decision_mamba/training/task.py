@@ -300,6 +300,8 @@ def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[flo
     A model of goals is asked for none.
     """
     if data.goals is not None:
+        if eval_args.target_return:
+            say(f"target_return={eval_args.target_return} is not used: the policy is asked for goals.")
         return None
     best = data.statistics.return_max
     return eval_args.target_return or (None if best is None else [best])
