@@ -115,6 +115,19 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
     assert sum(found in README for found in throughputs) >= 3
 
 
+def test_the_readme_says_of_memory_what_was_measured():
+    runs = json.loads((ROOT / "benchmarks/results/memory/results.json").read_text())["runs"]
+    reached = {}
+    for run in runs:
+        reached.setdefault((run["variant"], run["swept_value"]), []).append(run["score"])
+    dilated = [reached[model, "100000"] for model in ("DeMa, B3LD, dilated", "DeMa, BL3D, dilated", "DMM, dilated")]
+    assert dilated == [[1.0] * 5] * 3
+    assert "know a clue of\nthe first step 100,000 steps later, in every one of five seeds" in README
+    for model in ("DeMa, B3LD", "DeMa, BL3D", "DMM", "GRU"):
+        assert set(reached[model, "20"]) == {1.0} and set(reached[model, "100000"]) == {None}
+    assert reached["DT, windows", "20"] == [1.0] and reached["DT, windows", "100"][0] < 0.7
+
+
 def test_every_file_that_the_readme_names_exists():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links and [link for link in links if not (ROOT / link).exists()] == []

@@ -1,6 +1,7 @@
 """Training with carried states: chunks are one sequence, whoever computes them, and resuming goes on to the bit."""
 
 import os
+import re
 import sys
 from functools import wraps
 from pathlib import Path
@@ -178,9 +179,11 @@ def test_the_command_line_trains_on_sequences(tmp_path, monkeypatch):
     sizes = [f"--{name}={value}" for name, value in SIZES.items()]
     run = [f"--dataset_name={HOPPER}", *sizes, "--context_length=16", "--warmup_steps=1", "--eval_episodes=0"]
     run += ["--train_mode=sequences", "--per_device_train_batch_size=4", "--use_cpu=true", "--eval_mode=recurrent"]
-    metrics = main([*run, "--max_steps=3", "--logging_steps=1", "--output_dir=run"])
+    metrics = main([*run, "--time_dilation=0.1", "--max_steps=3", "--logging_steps=1", "--output_dir=run"])
     assert np.isfinite([metrics["loss"], metrics["eval_loss"]]).all()
     assert "train_mode: sequences" in Path("run/train.yaml").read_text()
+    card = Path("run/README.md").read_text()
+    assert "| `time_dilation` | 0.1 |" in card and re.search(r"\| `time_dilation_max` \| (1e\+06|1,?000,?000) \|", card)
     for more, message in ((["--streaming=true"], "train_mode=sequences and streaming exclude each other"),):
         with pytest.raises(ValueError, match=message):
             main([*run, *more, "--max_steps=1", "--output_dir=other"])

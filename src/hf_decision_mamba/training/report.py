@@ -322,6 +322,8 @@ def settings_of(args: TrainingArguments) -> dict[str, Any]:
         types = (bool, int, float, str, dict) if name in RECIPE else (bool, int, float, str)
         if isinstance(value, types) and (name in always or differs):
             settings[name] = value
+    if getattr(args, "time_dilation", 0):  # of DecisionMambaTrainingArguments
+        settings |= {name: getattr(args, name) for name in ("time_dilation", "time_dilation_max")}
     return settings
 
 
