@@ -333,7 +333,7 @@ def test_a_goal_is_normalised_and_read_at_every_step(preset):
             "states": (observations - MEAN) / STD,
             "previous_actions": np.concatenate([np.zeros((1, A)), actions])[:-1],
             "goals": np.tile((goal - GOAL_MEAN) / GOAL_STD, (3 * K, 1)),
-            "actions": np.concatenate([actions[:t], np.zeros((1, A))]),
+            "actions": np.concatenate([np.reshape(actions[:t], (t, A)), np.zeros((1, A))]),
         }
         window = {name: torch.tensor(values[start : t + 1])[None].double() for name, values in seen.items()}
         window["timesteps"] = torch.arange(start, t + 1)[None]
