@@ -521,22 +521,18 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
     """Return the episodes of one or more trajectories as trajectories of their own.
 
     Raises:
-        ValueError: their columns differ in type or dimensions, or only some have rewards.
+        ValueError: their columns differ in type or dimensions, or only some have rewards or goals.
     """
     parts = [part.compact() for part in parts]
     first = parts[0]
     for part in parts:
-        if part.has_rewards != first.has_rewards:
-            one, other = (part, first) if first.has_rewards else (first, part)
-            raise ValueError(
-                f"data set {one.name!r} has no rewards, and {other.name!r} has; leave out one of them, or name a "
-                "column that is in both with rewards_from='COLUMN' (--rewards_from)"
-            )
-        for column in _OPTIONAL[1:]:
+        for column in _OPTIONAL:
             if (getattr(part, column) is None) != (getattr(first, column) is None):
                 one, other = (part, first) if getattr(part, column) is None else (first, part)
+                way = ", or name a column that is in both with rewards_from='COLUMN' (--rewards_from)"
                 raise ValueError(
                     f"data set {one.name!r} has no {column}, and {other.name!r} has; leave out one of them"
+                    f"{way if column == 'rewards' else ''}"
                 )
         for column in (name for name in FORMS if name in first._store.columns):
             expected, found = getattr(first, column), getattr(part, column)

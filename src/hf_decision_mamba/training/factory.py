@@ -67,7 +67,7 @@ def build(
         "action_start": trajectories.action_start,
         "observation_parts": trajectories.observation_parts,
     }
-    if asks_for_goals(model_args):
+    if model_args.conditioning == "goal":
         settings |= {"goal_mean": statistics.goal_mean, "goal_std": statistics.goal_std}
     source = model_args.model_name_or_path
     if source is not None:
@@ -76,7 +76,8 @@ def build(
         model = _load(source, model_args, data_args, trajectories, longest)
         kept = DecisionMambaProcessor.from_pretrained(source)  # the weights know states as this normalises them
         _check_parts(source, kept, trajectories)
-        settings = {name: getattr(kept, name) for name in {**settings, "action_mid": None, "action_scale": None}}
+        names = {*settings, "action_mid", "action_scale", "goal_mean", "goal_std"}
+        settings = {name: getattr(kept, name) for name in names}
         settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
         if architecture_of(model.config) in OF_ONE_STEP:
             settings["context_length"] = context_length

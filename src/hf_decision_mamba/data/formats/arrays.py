@@ -6,6 +6,7 @@ What comes out of files as arrays (D4RL, the Decision Transformer's pickle, Mina
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...model.observations_decision_mamba import describe_parts
+from ...model.observations_decision_mamba import describe_parts, flatten_observations
 from ..columns import (
     ALIASES,
     FLAGS,
@@ -331,16 +332,17 @@ def _concatenated(where: str, source_column: str, values: Any) -> tuple[np.ndarr
     """Return observations that are a dict of arrays as vectors (T, S), and the parts that they are made of."""
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"{where}, column {source_column!r} is no dict of arrays, as that of others; convert it")
-    columns: list[np.ndarray] = []
-    parts: list[dict[str, Any]] = []
-    for name in sorted(map(str, values)):
-        column = _checked(where, "actions", f"{source_column}.{name}", values[name])  # vectors, or one number a step
-        parts.append({"path": [name], "shape": list(column.shape[1:]), "size": int(np.prod(column.shape[1:]))})
-        columns.append(np.asarray(column, np.float32).reshape(len(column), -1))
-    counts = {part["path"][0]: len(column) for part, column in zip(parts, columns, strict=True)}
+    columns = {  # of vectors, or one number a step, as actions are
+        name: _checked(where, "actions", f"{source_column}.{name}", values[name]) for name in sorted(map(str, values))
+    }
+    counts = {name: len(column) for name, column in columns.items()}
     if len({*counts.values()}) > 1:
         raise ValueError(f"{where}, column {source_column!r}: the number of steps differs, {uneven(counts)}")
-    return np.concatenate(columns, axis=1), parts
+    parts: list[dict[str, Any]] = [
+        {"path": [name], "shape": list(column.shape[1:]), "size": math.prod(column.shape[1:])}
+        for name, column in columns.items()
+    ]
+    return flatten_observations(columns, parts), parts
 
 
 def _check_everywhere(source_name: str, source_column: str, episodes: Sequence[Mapping[str, Any]], count: int) -> None:
