@@ -54,7 +54,7 @@ hf-decision-mamba evaluate runs/maze-dema --mode recurrent --env-kwargs '{{"leng
 [memory.yaml](../configs/studies/memory.yaml), one setting for all that are dilated, and the same without the dilation
 and with the usual initial step sizes; each run on one thread, the processor's minutes of its training are the mean over
 seeds. The share of right turns by the length of the corridor, one number a seed, of {episodes} episodes each, the same
-for all: who always turns the same way is right in 0.69 or 0.31 of them. A dash: not played, because the model is at
+for all: who always turns the same way is right in {guesses} of them. A dash: not played, because the model is at
 chance in a shorter one already.
 
 {table}{more}"""
@@ -81,7 +81,9 @@ def render() -> str:
     study = json.loads(RESULTS.read_text(encoding="utf-8"))
     unfinished = len(study["unfinished"])
     more = f"\n{unfinished} of the study's runs are not finished; what stands here is what is.\n" if unfinished else ""
+    guess = models["BC"][0]["score"]  # who cannot know the clue
     return PAGE.format(
+        guesses=f"{max(guess, 1 - guess):.2f} or {min(guess, 1 - guess):.2f}",
         episodes=study["study"]["evaluations"]["corridors"]["episodes"],
         table="".join(f"| {' | '.join(line)} |\n" for line in lines),
         more=more,

@@ -122,9 +122,12 @@ def test_the_readme_says_of_memory_what_was_measured():
         reached.setdefault((run["variant"], run["swept_value"]), []).append(run["score"])
     dilated = [reached[model, "100000"] for model in ("DeMa, B3LD, dilated", "DeMa, BL3D, dilated", "DMM, dilated")]
     assert dilated == [[1.0] * 5] * 3
+    minutes = [run["cpu_minutes"] for run in runs if run["variant"].endswith(", dilated")]
+    assert {round(time) for time in minutes} == {1, 2} and "Trained for one or two minutes on one thread" in README
     assert "know a clue of\nthe first step 100,000 steps later, in every one of five seeds" in README
     for model in ("DeMa, B3LD", "DeMa, BL3D", "DMM", "GRU"):
         assert set(reached[model, "20"]) == {1.0} and set(reached[model, "100000"]) == {None}
+    assert "one seed of each" in README and len(reached["GRU", "20"]) == len(reached["DMM", "20"]) == 1
     assert reached["DT, windows", "20"] == [1.0] and reached["DT, windows", "100"][0] < 0.7
 
 
