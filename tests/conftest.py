@@ -41,9 +41,20 @@ def pytest_unconfigure() -> None:
 LONG = ("model/test_threads_cpu.py", "training/test_run.py", "sharing/test_remote_code.py", "test_damaged_files.py")
 
 
+#: What uses none of the kernels that numba compiles.
+WITHOUT_KERNELS = "model/test_selective_scan_triton.py"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long; else the order stays."""
+    """Begin with what takes long, and the second of two workers with what needs no kernels; else the order stays.
+
+    So the first one has compiled and kept the kernels when the second one needs them, instead of both at the same time.
+    """
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+    moved = [item for item in items if item.path.as_posix().endswith(WITHOUT_KERNELS)]
+    others = [item for item in items if item not in moved]
+    half = min(len(items) // 2, len(others))  # xdist gives each worker as many, in their order
+    items[:] = others[:half] + moved + others[half:]
 
 
 def pytest_collection_finish() -> None:

@@ -128,6 +128,11 @@ def test_the_windows_of_a_run_are_those_of_a_run_without_goals():
     assert len(plain) == len(asked) == plain.num_items
 
 
+def test_goals_exclude_windows_drawn_by_return():
+    with pytest.raises(ValueError, match=r"of '.*' windows are trained towards last goals; leave it out"):
+        WindowDataset(make([9, 30, 4]), 3, goals="last", return_temperature=0.1)
+
+
 def test_held_out_goals_are_always_the_same_and_at_all_distances():
     trajectories = make([200] * 10)
     found = [WindowDataset.covering(trajectories, 5, goals="uniform") for _ in range(2)]

@@ -6,6 +6,7 @@ import tracemalloc
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -347,16 +348,73 @@ def test_episodes_are_drawn_in_proportion_to_their_length() -> None:
     assert abs(steps.mean() - 444) < 5 * 889 / np.sqrt(12 * len(steps))
 
 
+def test_good_episodes_are_drawn_more_often() -> None:
+    lengths = np.array([4, 1, 7, 3])
+    trajectories = make(lengths.tolist())
+    returns = trajectories.returns()
+    temperature = 0.5
+    windows = WindowDataset(trajectories, 3, return_temperature=temperature, placement="full")
+    weights = np.exp(returns / (temperature * np.ptp(returns)))
+    expected = np.repeat(weights / (weights * lengths).sum(), lengths)  # of each transition
+    sampler = windows.sampler(seed=5, num_samples=50_000)
+    assert len(sampler) == 50_000
+    counts = np.bincount(np.fromiter(sampler, np.int64), minlength=15)
+    assert ((counts - 50_000 * expected) ** 2 / (50_000 * expected)).sum() < 36.1  # chi-square, 14 degrees: 1 in 1000
+    # A function of seed, epoch and index, as without weights.
+    longer = windows.sampler(seed=5, num_samples=60_000)
+    assert list(longer)[:50_000] == list(sampler) != draws(windows.sampler(seed=5, num_samples=50_000), 1)
+
+
+def test_without_a_temperature_or_where_returns_are_alike_all_windows_are_drawn_as_often() -> None:
+    trajectories = make([4, 1, 7])
+    plain = WindowDataset(trajectories, 3)
+    assert plain.episode_weights() is None
+    assert list(plain.sampler(3)) == list(WindowSampler(12, seed=3))
+    same = replace(trajectories, rewards=np.zeros_like(trajectories.rewards))
+    weights = WindowDataset(same, 3, return_temperature=0.1).episode_weights()
+    assert weights is not None and weights.tolist() == [1, 1, 1]
+    tiny = WindowDataset(trajectories, 3, return_temperature=1e-9)  # whose other weights are 0: the best alone
+    best = int(trajectories.returns().argmax())
+    first = trajectories.step_offsets()[best]
+    assert set(tiny.sampler(num_samples=999)) == set(range(first, first + trajectories.lengths[best]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"return_temperature": 0.0}, "return_temperature=0.0 must be a positive number"),
+        ({"return_temperature": float("nan")}, "return_temperature=nan must be a positive number"),
+        ({"return_temperature": 0.1, "stride": 2}, "leave out starts and stride"),
+        ({"return_temperature": 0.1, "starts": np.array([0, 3])}, "leave out starts and stride"),
+    ],
+)
+def test_refuses_a_temperature_that_cannot_be_drawn_by(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WindowDataset(make([2, 3]), 4, **arguments)
+
+
+def test_refuses_a_temperature_where_there_are_no_returns() -> None:
+    without = replace(make([2, 3]), rewards=None)
+    with pytest.raises(
+        ValueError, match=r"return_temperature draws by return, and of .* it has no rewards; leave it out"
+    ):
+        WindowDataset(without, 4, return_temperature=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"counts": np.array([4, 5]), "weights": np.ones(2)}, "10 in all, and weights one number for each; got 9"),
+        ({"counts": np.array([4, 6]), "weights": np.ones(3)}, r"got 10 in \(2,\) and \(3,\)"),
+        ({"counts": np.array([4, 6]), "weights": np.array([1, -1])}, "weights must be finite and not negative"),
+        ({"counts": np.array([4, 6]), "weights": np.zeros(2)}, "one of them positive"),
         ({"num_windows": 0}, "num_windows must be 1 or more, got 0"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"epoch": -1}, "epoch must be 0 or more"),
         ({"num_samples": 0}, "num_samples must be 1 or more"),
     ],
 )
-def test_sampler_refuses_arguments_out_of_range(arguments: dict[str, int], message: str) -> None:
+def test_sampler_refuses_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WindowSampler(**{"num_windows": 10, **arguments})
 

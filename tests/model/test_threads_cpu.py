@@ -118,6 +118,8 @@ def test_kernels_stay_inside_their_arrays():
     """
     root = Path(__file__).parents[2]
     done = run_python(
-        textwrap.dedent(code), environment={**os.environ, "DECISION_MAMBA_CHECK_BOUNDS": "1"}, folder=root
+        textwrap.dedent(code),
+        environment={**os.environ, "DECISION_MAMBA_CHECK_BOUNDS": "1", "NUMBA_OPT": "1"},
+        folder=root,
     )
     assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr

@@ -1460,6 +1460,21 @@ def test_a_gru_learns_and_acts_with_its_state_carried(tmp_path):
     assert (record["architecture"], record["preset"]) == ("gru", None)
 
 
+def test_good_episodes_are_learned_from_more_often(tmp_path, capsys):
+    learned = {}
+    for temperature in (None, 1e-6):
+        folder = tmp_path / str(temperature)
+        main(command_line(folder, return_temperature=temperature, held_out_fraction=0, max_steps=2))
+        learned[temperature] = weights(folder)
+        said = "half of them from 1 of 20 episodes (return_temperature 1e-06)"
+        assert (said in capsys.readouterr().out) == (temperature is not None)
+        card = (folder / "README.md").read_text()
+        assert ("drawn in proportion to exp(return / (1e-06 × range of returns))" in card) == (temperature is not None)
+    assert any(not torch.equal(learned[None][name], learned[1e-6][name]) for name in learned[None])
+    record = json.loads((folder / "training.json").read_text())
+    assert record["arguments"]["return_temperature"] == 1e-6
+
+
 def test_the_best_episodes_alone_are_learned_from_and_held_out(tmp_path, trajectories, capsys):
     folder = tmp_path / "run"
     main(command_line(folder, top_fraction=0.4, held_out_fraction=0.5, max_steps=1))
@@ -1673,6 +1688,12 @@ def test_the_target_return_is_the_best_of_the_data(tmp_path):
         ({"top_fraction": 1.5}, "top_fraction=1.5 must be above 0 and at most 1"),
         ({"top_fraction": "nan"}, "top_fraction=nan must be above 0 and at most 1"),
         ({"top_fraction": 0.5, "streaming": True}, "top_fraction=0.5 and streaming exclude each other"),
+        ({"return_temperature": 0}, "return_temperature=0.0 must be a positive number"),
+        ({"return_temperature": 0.1, "streaming": True}, "return_temperature=0.1 and streaming exclude each other"),
+        (
+            {"return_temperature": 0.1, "train_mode": "sequences"},
+            "return_temperature=0.1 draws windows, and train_mode",
+        ),
         (
             {"top_fraction": 0.01},
             "top_fraction=0.01 leaves one of the 20 episodes of data set 'hopper-tiny-v5', of which none can be held",
@@ -1890,6 +1911,7 @@ WITHOUT = "data set 'hopper-tiny-v5' has no rewards: leave it out, or give --rew
         ({"return_scale": 10}, f"return_scale=10.0 is about returns, and {WITHOUT}"),
         ({"target_return": 10}, rf"target_return=\[10.0\] is about returns, and {WITHOUT}"),
         ({"top_fraction": 0.5}, f"top_fraction=0.5 is about returns, and {WITHOUT}"),
+        ({"return_temperature": 0.5}, f"return_temperature=0.5 is about returns, and {WITHOUT}"),
         ({"delayed_reward": "true"}, f"delayed_reward=True is about returns, and {WITHOUT}"),
         (
             {"rewards_from": "score"},

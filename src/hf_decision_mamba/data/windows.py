@@ -77,6 +77,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         frame_stack: F, frames in the state of an image; a vector is one observation. Source: Mnih et al. 2015.
         starts: (n,) the transition at which each window begins, counted over the episodes; default every transition.
         stride: steps from one window to the next in an episode, where `starts` are not given.
+        return_temperature: where it is given, the windows of good episodes are drawn more often (`episode_weights`).
+            For data with rewards, without goals; with neither `starts` nor a stride.
         placement: where a window may begin. `"anywhere"`: at every step, as Decision Transformer does. `"full"`:
             between an episode's first step and the last one that leaves K steps, so that only episodes shorter than K
             are padded; with a stride, the last window begins earlier, and what the one before has is no label in it.
@@ -105,6 +107,7 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         starts: NDArray[np.int64] | None = None,
         stride: int = 1,
         placement: Placement = "anywhere",
+        return_temperature: float | None = None,
         goals: Goals | None = None,
         goal_mean: ArrayLike | None = None,
         goal_std: ArrayLike | None = None,
@@ -121,8 +124,15 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(f"stride must be 1 or more steps, got {stride}")
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
+        if return_temperature is not None:
+            _check_temperature(return_temperature)
+            if starts is not None or stride != 1:
+                raise ValueError(
+                    "return_temperature draws among all windows of an episode; leave out starts and stride"
+                )
         self.trajectories = trajectories
         self.context_length = int(context_length)
+        self.return_temperature = return_temperature
         state_dim = trajectories.state_dim if trajectories.state_type == "vector" else None
         self.state_mean = _vector("state_mean", state_mean, 0.0, state_dim, trajectories.name)
         self.state_std = _vector("state_std", state_std, 1.0, state_dim, trajectories.name)
@@ -133,6 +143,9 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
             _vector("action_scale", action_scale, 1.0, act_dim, trajectories.name) if scales_actions else None
         )
         self.goals = None if goals is None and goal_mean is None else checked_goals(trajectories, goals)
+        if return_temperature is not None and (self.goals is not None or not trajectories.has_rewards):
+            why = "it has no rewards" if self.goals is None else f"windows are trained towards {self.goals} goals"
+            raise ValueError(f"return_temperature draws by return, and of {trajectories.name!r} {why}; leave it out")
         goal_dim = None if self.goals is None else trajectories.goal_dim
         self.goal_mean = _vector("goal_mean", goal_mean, 0.0, goal_dim, trajectories.name)
         self.goal_std = _vector("goal_std", goal_std, 1.0, goal_dim, trajectories.name)
@@ -174,6 +187,26 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
     def num_items(self) -> int:
         """Items to draw from: each window, where its goal is drawn with every draw of it."""
         return len(self) * (DRAWS if self.goals in ("uniform", "geometric") else 1)
+
+    def episode_weights(self) -> NDArray[np.float64] | None:
+        """Return how likely the windows of each episode are to be drawn, (E,), up to a factor; None for all alike.
+
+        exp(R / (temperature (max R - min R))) of the returns R. Source: Hong et al. 2023, return weighting.
+        """
+        if self.return_temperature is None:
+            return None
+        returns = self.trajectories.returns()
+        span = np.ptp(returns)
+        return np.exp((returns - returns.max()) / (self.return_temperature * (span if span > 0 else 1.0)))
+
+    def sampler(self, seed: int = 0, num_samples: int | None = None) -> WindowSampler:
+        """Return what draws these windows, as often as they are to be drawn."""
+        weights = self.episode_weights()
+        if weights is None:
+            return WindowSampler(self.num_items, seed=seed, num_samples=num_samples)
+        return WindowSampler(
+            len(self), seed=seed, num_samples=num_samples, counts=self.trajectories.lengths, weights=weights
+        )
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one window: the tensors of a batch without their first dimension."""
@@ -301,7 +334,9 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
 
 class WindowSampler(Sampler[int]):
-    """Draws windows uniformly, with replacement: draw i of epoch e is a pure function of (seed, e, i).
+    """Draws windows, with replacement: draw i of epoch e is a pure function of (seed, e, i).
+
+    All are as likely, unless there are weights.
 
     It has no state but the epoch, which `set_epoch` (called by accelerate and the Trainer) changes, and needs no random
     generator of torch: a run that skips the draws it has already seen goes on exactly as if it had never stopped.
@@ -311,12 +346,22 @@ class WindowSampler(Sampler[int]):
         seed: not negative.
         epoch: not negative.
         num_samples: draws in an epoch; default `num_windows`.
+        counts: (E,) windows of each episode, in their order, `num_windows` in all.
+        weights: (E,) how likely each window of an episode is, up to a factor; not negative, and not all 0.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, num_windows: int, seed: int = 0, epoch: int = 0, num_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        num_windows: int,
+        seed: int = 0,
+        epoch: int = 0,
+        num_samples: int | None = None,
+        counts: NDArray[np.int64] | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
         num_samples = num_windows if num_samples is None else num_samples
         for name, value, least in (
             ("num_windows", num_windows, 1),
@@ -330,6 +375,9 @@ class WindowSampler(Sampler[int]):
         self.seed = seed
         self.epoch = epoch
         self.num_samples = num_samples
+        self._episodes = (
+            None if counts is None or weights is None else _episodes_by_weight(num_windows, counts, weights)
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the windows of this epoch from the next iteration on."""
@@ -348,7 +396,40 @@ class WindowSampler(Sampler[int]):
             # One number a draw keeps draw i at number i; the bias of the remainder is below num_windows / 2^64.
             stream = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).advance(first // 4)
             numbers = stream.random_raw(min(_DRAWS_AT_ONCE, self.num_samples - first))
-            yield from (numbers % np.uint64(self.num_windows)).tolist()
+            if self._episodes is None:
+                yield from (numbers % np.uint64(self.num_windows)).tolist()
+                continue
+            # The unit interval is cut into a piece for each episode, and that evenly into its windows.
+            counts, firsts, ends = self._episodes
+            places = (numbers >> np.uint64(11)) * 2.0**-53
+            episode = np.searchsorted(ends[1:], places, side="right")
+            within = (places - ends[episode]) / (ends[episode + 1] - ends[episode])
+            yield from (
+                firsts[episode] + np.minimum(within * counts[episode], counts[episode] - 1).astype(int)
+            ).tolist()
+
+
+def _episodes_by_weight(
+    num_windows: int, counts: NDArray[np.int64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return windows (E,) and first window (E + 1,) of each episode, and where its piece of [0, 1] ends, (E + 1,)."""
+    counts, weights = np.asarray(counts, np.int64), np.asarray(weights, np.float64)
+    if counts.shape != weights.shape or counts.ndim != 1 or counts.sum() != num_windows or (counts < 0).any():
+        raise ValueError(
+            f"counts must be windows of each episode, {num_windows} in all, and weights one number for each; got "
+            f"{counts.sum()} in {counts.shape} and {weights.shape}"
+        )
+    shares = counts * weights
+    if not (np.isfinite(shares).all() and (weights >= 0).all() and shares.sum() > 0):
+        raise ValueError("weights must be finite and not negative, and one of them positive")
+    ends = offsets_of(counts).astype(np.float64)
+    np.cumsum(shares, out=ends[1:])
+    return counts, offsets_of(counts), ends / ends[-1]
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"return_temperature={temperature} must be a positive number")
 
 
 def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -220,6 +220,13 @@ class DataArguments:
             "Transformer), or only where they are full."
         },
     )
+    return_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Draw windows of good episodes more often, in proportion to exp(return / (temperature * range of "
+            "returns)) (return weighting, Hong et al. 2023); 0.1 leaves little but the best. If unset, all alike."
+        },
+    )
     return_scale: float | None = field(
         default=None,
         metadata={

@@ -14,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from ..baselines.architectures import WITH_SCANS, architecture_of, paper_parameter_count
-from ..data import DeviceWindowDataset
+from ..data import DeviceWindowDataset, WindowDataset
 from ..model import DecisionMambaProcessor
 from ..model.selective_scan import choose_backend
 from ..reporting.figures import number
@@ -184,16 +185,27 @@ def run_summary(run: Run) -> str:
     steps = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     name = data.name if data.stream is None else f"{data.name} is streamed; a sample"
+    drawn = drawn_by_return(trainer.train_dataset)
     return (
         f"data         {name}: {statistics.episodes:,} episodes{of}{held_out}, {statistics.transitions:,} transitions, "
         f"{returns}\n"
         f"model        {run.model_args.model_name_or_path or run.preset or run.model_args.architecture}: {count:,} "
         f"parameters{published}, {config.n_layer} layers of width {config.hidden_size}{backend}\n"
         f"training     {steps} of {trainer.windows_per_step} windows of {run.window_length} time "
-        f"steps, learning rate {args.learning_rate:g}, seed {args.seed}\n"
+        f"steps{drawn and ', '}{drawn}, learning rate {args.learning_rate:g}, seed {args.seed}\n"
         f"device       {device}{holds_data}{threads}{processes}\n"
         f"output       {args.output_dir}"
     )
+
+
+def drawn_by_return(dataset: Any) -> str:
+    """Say from how few episodes half of the windows are drawn, where good ones are drawn more often; else nothing."""
+    weights = dataset.episode_weights() if isinstance(dataset, WindowDataset) else None
+    if weights is None:
+        return ""
+    shares = np.sort(weights * dataset.trajectories.lengths)[::-1]
+    half = int(np.searchsorted(np.cumsum(shares), shares.sum() / 2)) + 1
+    return f"half of them from {half:,} of {len(shares):,} episodes (return_temperature {dataset.return_temperature:g})"
 
 
 def remarks_on_schedule(run: Run) -> list[str]:

@@ -306,11 +306,21 @@ def check_arguments(
         raise ValueError(f"held_out_fraction={data_args.held_out_fraction} must be 0 or more and below 1.")
     if not 0 < data_args.top_fraction <= 1:
         raise ValueError(f"top_fraction={data_args.top_fraction} must be above 0 and at most 1.")
-    if data_args.streaming and data_args.top_fraction < 1:
+    temperature = data_args.return_temperature
+    if temperature is not None and not (np.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"return_temperature={temperature} must be a positive number.")
+    if temperature is not None and data_args.train_mode == "sequences":
         raise ValueError(
-            f"top_fraction={data_args.top_fraction} and streaming exclude each other, as nobody knows the returns of a "
-            "stream before it is read; leave out one of them."
+            f"return_temperature={temperature} draws windows, and train_mode=sequences learns from every step of every "
+            "episode as often; leave out one of them."
         )
+    by_return = {"top_fraction": data_args.top_fraction if data_args.top_fraction < 1 else None}
+    for name, value in {**by_return, "return_temperature": temperature}.items():
+        if data_args.streaming and value is not None:
+            raise ValueError(
+                f"{name}={value} and streaming exclude each other, as nobody knows the returns of a stream before it "
+                "is read; leave out one of them."
+            )
     for name in ("eval_episodes", "rollout_episodes"):
         if getattr(eval_args, name) < 0:
             raise ValueError(f"{name}={getattr(eval_args, name)} must be 0 or more.")
@@ -392,14 +402,15 @@ def _build_trainer(
             raise ValueError(f"{setting}: --architecture {architecture} has no {needed}.")
     if not in_order:
         windows["placement"] = data_args.window_placement
+    drawing: dict[str, Any] = {"return_temperature": data_args.return_temperature}
     train_dataset: WindowDataset | WindowStream
     if in_order:
         train_dataset = SequenceDataset(data.train, **windows)
     elif _goes_to_the_device(data, args):
-        train_dataset = DeviceWindowDataset(data.train, device=args.device, **windows)
+        train_dataset = DeviceWindowDataset(data.train, device=args.device, **windows, **drawing)
         args.dataloader_pin_memory = False  # for copies that are not made any more
     elif data.stream is None:
-        train_dataset = WindowDataset(data.train, **windows)
+        train_dataset = WindowDataset(data.train, **windows, **drawing)
     else:
         train_dataset = WindowStream(
             data.stream,

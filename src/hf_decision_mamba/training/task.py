@@ -147,6 +147,7 @@ def _check_returns(data_args: DataArguments, eval_args: EvaluationArguments, tra
         "return_scale": data_args.return_scale,
         "target_return": eval_args.target_return,
         "top_fraction": None if data_args.top_fraction == 1 else data_args.top_fraction,
+        "return_temperature": data_args.return_temperature,
         "delayed_reward": data_args.delayed_reward or None,
     }
     for name, value in given.items():

@@ -181,7 +181,7 @@ class DecisionMambaTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         # Whole batches only: no step is smaller, whichever way its batch is split over passes and processes.
         count = self.steps_per_epoch * self.windows_per_step
-        sampler = WindowSampler(dataset.num_items, seed=data_seed_of(self.args), num_samples=count)
+        sampler = dataset.sampler(data_seed_of(self.args), count)
         self._tell_epochs(sampler)
         return sampler
 
