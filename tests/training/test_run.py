@@ -1881,6 +1881,17 @@ def test_what_imitates_is_scored_and_repeated(bare, tmp_path):
     assert resumed["global_step"] == 3
 
 
+@pytest.mark.parametrize("imitates", [{"conditioning": "none"}, {"architecture": "bc", **dict.fromkeys(TINY_MODEL)}])
+def test_what_imitates_data_with_rewards_is_asked_for_no_return(imitates, tmp_path, capsys):
+    scored = {"env_id": "Hopper-v5", "eval_episodes": 1, "eval_max_episode_steps": 3, "max_steps": 1}
+    main(command_line(tmp_path / "run", target_return=5, **scored, **imitates))
+    assert "target_return=[5.0] is not used: the policy imitates, and is asked for no return" in capsys.readouterr().out
+    assert DecisionMambaProcessor.from_pretrained(tmp_path / "run").target_return is None
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
+    assert [row["target_return"] for row in results] == [None]
+    assert "asked for a return" not in (tmp_path / "run" / "README.md").read_text().lower()
+
+
 def test_rewards_may_be_another_column(bare, tmp_path):
     main(command_line(tmp_path / "run", dataset_name=bare, rewards_from="won"))
     record = json.loads((tmp_path / "run" / "training.json").read_text())

@@ -206,7 +206,7 @@ def _prepare(arguments: Arguments, command: str | None, in_memory: Any) -> Run:
     model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
     processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
     evaluates = prepare_environment(eval_args, model, processor, data)
-    targets = target_returns_of(eval_args, data)
+    targets = target_returns_of(eval_args, data, getattr(model.config, "conditioning", "return"))
     processor.target_return = None if targets is None else targets[0]
     trainer = _build_trainer(model, processor, window_length, data, data_args, eval_args if evaluates else None, args)
     return Run(arguments, command, data, trainer, targets, evaluates)
@@ -427,7 +427,7 @@ def _build_trainer(
         rollouts = RolloutCallback(
             str(data.env_id),
             episodes=eval_args.rollout_episodes,
-            target_return=None if data.goals is not None else float(processor.target_return or 0.0),
+            target_return=processor.target_return,
             seed=_ROLLOUT_SEED,
             mode=eval_args.eval_mode,
             max_episode_steps=eval_args.eval_max_episode_steps,

@@ -295,14 +295,15 @@ def prepare_environment(
     return True
 
 
-def target_returns_of(eval_args: EvaluationArguments, data: RunData) -> list[float] | None:
+def target_returns_of(eval_args: EvaluationArguments, data: RunData, conditioning: str) -> list[float] | None:
     """Return what to ask for: the returns that were given, else the best of the data set; None where it has none.
 
-    A model of goals is asked for none.
+    A model of goals is asked for none, and neither is one that imitates.
     """
-    if data.goals is not None:
+    if conditioning != "return":
         if eval_args.target_return:
-            say(f"target_return={eval_args.target_return} is not used: the policy is asked for goals.")
+            why = "is asked for goals" if conditioning == "goal" else "imitates, and is asked for no return"
+            say(f"target_return={eval_args.target_return} is not used: the policy {why}.")
         return None
     best = data.statistics.return_max
     return eval_args.target_return or (None if best is None else [best])
