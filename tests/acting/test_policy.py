@@ -962,6 +962,26 @@ class TestWarmUp:
                 policy.warm_up()
         assert torch.equal(torch.get_rng_state(), state)
 
+    @pytest.mark.parametrize("rows", [1, 3])
+    def test_a_whole_decision_is_made_and_thrown_away(self, rows, monkeypatch):
+        policy = make_policy("recurrent")
+        policy.reset(target_return=5.0, num_envs=rows)
+        made = []
+        act = policy._act
+        monkeypatch.setattr(policy, "_act", lambda *given: made.append(act(*given)) or made[-1])
+        policy.warm_up()
+        assert made[0].shape == (rows, policy.act_dim)
+        np.testing.assert_array_equal(policy.returns_to_go, [5.0] * rows)
+        with pytest.raises(ValueError, match="no action has been chosen since the reset"):
+            policy.override_actions(made[0])
+
+    def test_a_model_that_cannot_act_is_said_before_anything_waits_for_it(self):
+        policy = make_policy("window")
+        policy.reset(num_envs=2)
+        torch.nn.init.constant_(next(policy.model.parameters()), float("nan"))
+        with pytest.raises(ValueError, match=r"its weights .* are not finite"):
+            policy.warm_up()
+
     def test_a_short_time_embedding_is_enough(self):
         make_policy("window", make_model(max_ep_len=3, use_timestep_embedding=True)).warm_up()
         make_policy("window", make_transformer(max_ep_len=3)).warm_up()

@@ -226,23 +226,33 @@ class DecisionMambaPolicy:
             self._begin(target_return, num_envs, seed, goal)
 
     def warm_up(self) -> None:
-        """Do now what the first decision would wait for: compiling the kernels, or loading them from numba's cache.
+        """Do now what the first decision would wait for, so that it takes no longer than the others.
 
-        After it the first decision only makes room for its rows. Running episodes and the draws stay as they are; the
+        The kernels are compiled, or loaded from numba's cache, and one whole decision is made for as many rows as the
+        policy was reset for (one, before that) and thrown away. Running episodes and the draws stay as they are; the
         model is put in evaluation mode. If it is changed afterwards, it needs a `reset`.
+
+        Raises:
+            ValueError: the model cannot act: its weights, or its answer, are not finite.
         """
-        with self._lock, self._all_or_nothing():
+        with self._lock, self._all_or_nothing(), np.errstate(over="ignore", invalid="ignore"):  # refused by `_act`
             running = self._history is not None
             rows = self._steps.size if running else 1
             self._prepare()
+            before = vars(self).copy()
             history: Any = self._new_history(rows)
-            states = np.zeros((rows, *self.observation_shape), np.uint8 if self.state_type == "image" else np.float32)
+            image = self.state_type == "image"
+            observations = np.zeros((rows, *self.observation_shape), np.uint8 if image else np.float32)
             condition, steps = np.zeros((rows, self._condition_dim), np.float32), np.zeros(rows, np.int64)
-            history.predict(states, condition, steps)
             if self.mode == "window":  # as wide as it gets
                 history.end = history.states.shape[1] - 1
                 longest = self.model.config.max_ep_len if self._needs_timesteps else LONGEST_CONTEXT
-                history.predict(states, condition, steps + min(self.context_length, longest) - 1)
+                history.predict(observations, condition, steps + min(self.context_length, longest) - 1)
+            self._begin(0.0, rows, goal=self.processor.goal_mean)
+            if not image:
+                observations[:] = self.processor.state_mean  # zero for the model
+            self._act(observations, 0.0)
+            vars(self).update(before)
             if running:
                 self._fused, self._prepared = None, False
 
