@@ -279,6 +279,41 @@ def test_a_constant_dimension_is_not_divided_by_nothing() -> None:
     assert statistics.state_mean[1] == np.float32(0.1)
 
 
+NORMALIZATIONS = {
+    "mean_std": lambda values: (values.mean(axis=0), values.std(axis=0)),
+    "min_max": lambda values: ((values.max(axis=0) + values.min(axis=0)) / 2, np.ptp(values, axis=0) / 2),
+    "quantile": lambda values: (
+        np.percentile(values, [1, 99], axis=0).mean(axis=0),
+        np.diff(np.percentile(values, [1, 99], axis=0), axis=0)[0] / 2,
+    ),
+    "none": lambda values: (np.zeros(values.shape[1]), np.ones(values.shape[1])),
+}
+
+
+@pytest.mark.parametrize("method", NORMALIZATIONS)
+@pytest.mark.parametrize("column", ["observations", "actions"])
+def test_normalisation_of_the_episodes_in_blocks(method: str, column: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trajectories = make([50, 57, 20]).select(np.array([True, False, True]))
+    values = np.concatenate([getattr(trajectories, column)[:50], getattr(trajectories, column)[107:]]).astype(float)
+    values[:, 1] = getattr(trajectories, column)[:, 1] = 0.5  # constant
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", 10)
+    found = trajectories.normalization(column, method)
+    mid, scale = NORMALIZATIONS[method](values)
+    scale[1] = 1.0
+    np.testing.assert_allclose(found, (mid, scale), atol=1e-12)
+    seen = (values - found[0]) / found[1]
+    assert method != "min_max" or (np.abs(seen).max(axis=0)[0], seen[0, 1]) == (pytest.approx(1), 0)
+
+
+def test_percentiles_of_very_much_are_those_of_evenly_spaced_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    trajectories = make([50, 57])
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", 10)
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories._MOST_SORTED", 3 * 36)
+    mid, scale = trajectories.normalization("observations", "quantile")
+    taken = trajectories.observations[::3].astype(np.float64)
+    np.testing.assert_allclose((mid, scale), NORMALIZATIONS["quantile"](taken), atol=1e-12)
+
+
 def test_statistics_are_ready_for_json() -> None:
     facts = json.loads(json.dumps(make([2, 3]).statistics().to_dict()))
     assert len(facts["state_mean"]) == 3

@@ -536,6 +536,29 @@ def test_only_data_sets_of_the_hub_are_linked(checkpoint: Path, name: str, expec
     assert "`abc123`" in card.text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {},
+            "States are normalised by their mean and deviation (`mean_std`). Actions are not normalised (`none`).",
+        ),
+        (
+            {"state_normalization": "min_max", "action_normalization": "quantile"},
+            "States are normalised by their smallest and largest value, which become -1 and 1 (`min_max`). Actions are "
+            "normalised by their 1st and 99th percentile, which become -1 and 1 (`quantile`). The normalisation",
+        ),
+        ({"model_name_or_path": "runs/another"}, "environments at once. The normalisation"),  # which is that one's
+        ({"state_normalization": "<b>"}, "States are . Actions"),
+    ],
+)
+def test_card_says_how_states_and_actions_are_normalised(checkpoint: Path, arguments: dict, said: str) -> None:
+    training = json.loads((checkpoint / "training.json").read_text())
+    training["arguments"] = {**training["arguments"], **arguments}
+    (checkpoint / "training.json").write_text(json.dumps(training))
+    assert said in str(render_model_card(checkpoint))
+
+
 def test_card_is_rendered_again_unless_it_was_edited(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     readme = write_model_card(checkpoint)
     (checkpoint / "evaluation.json").unlink()

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -34,7 +35,7 @@ import hf_decision_mamba.training.run
 import hf_decision_mamba.training.task
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.baselines.architectures import paper_parameter_count
-from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories
+from hf_decision_mamba.data import Trajectories, WindowDataset, load_trajectories, open_stream
 from hf_decision_mamba.evaluation.result import EvaluationResult
 from hf_decision_mamba.evaluation.rollouts import evaluate_policy
 from hf_decision_mamba.model import PRESETS
@@ -1611,6 +1612,97 @@ def test_fine_tuning_keeps_the_normalisation_of_the_checkpoint(run, tmp_path):
     assert new.return_scale == old.return_scale == 960.0
     assert json.loads((tmp_path / "tuned" / "training.json").read_text())["preset"] is None
     assert not torch.equal(weights(run)["embed_state.weight"], weights(tmp_path / "tuned")["embed_state.weight"])
+
+
+@pytest.fixture(scope="module")
+def quantiles(tmp_path_factory, trajectories) -> Path:
+    """A run whose states and actions are normalised by quantiles."""
+    folder = tmp_path_factory.mktemp("quantiles") / "run"
+    main(command_line(folder, max_steps=2, state_normalization="quantile", action_normalization="quantile"))
+    return folder
+
+
+def test_normalisation_by_quantiles_is_learned_from_and_undone(quantiles, trajectories):
+    train, _ = trajectories.split(0.1, 42)
+    processor = DecisionMambaProcessor.from_pretrained(quantiles)
+    for values, mid, scale in (
+        (train.compact().observations, processor.state_mean, processor.state_std),
+        (train.compact().actions, processor.action_mid, processor.action_scale),
+    ):
+        low, high = np.percentile(values.astype(float), [1, 99], axis=0)
+        np.testing.assert_allclose([mid, scale], [(low + high) / 2, (high - low) / 2])
+    policy = DecisionMambaPolicy.from_pretrained(quantiles)
+    policy.reset(target_return=1000)
+    low, high = (np.array(processor.action_mid) + end * np.array(processor.action_scale) for end in (-1, 1))
+    actions = policy.act(10 * train.observations[:64])
+    assert ((low <= actions + 1e-6) & (actions <= high + 1e-6)).all()
+    assert policy.model.config.action_tanh
+    settings = (quantiles / "train.yaml").read_text()
+    assert "state_normalization: quantile" in settings and "action_normalization: quantile" in settings
+    assert "Actions are normalised by their 1st and 99th percentile" in (quantiles / "README.md").read_text()
+
+
+def test_a_stream_is_normalised_by_its_sample(tmp_path):
+    stream = {"streaming": True, "streaming_buffer": 500, "held_out_fraction": 0}
+    main(command_line(tmp_path, **stream, max_steps=1, state_normalization="min_max"))
+    sample = open_stream(HOPPER).sample(500, 0)[1]
+    assert sample.num_steps < 2874
+    low, high = (end.astype(float) for end in (sample.observations.min(axis=0), sample.observations.max(axis=0)))
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path)
+    np.testing.assert_array_equal((processor.state_mean, processor.state_std), ((low + high) / 2, (high - low) / 2))
+
+
+def test_fine_tuning_keeps_quantiles(quantiles, tmp_path, capsys):
+    tuned = [f"--model_name_or_path={quantiles}", f"--output_dir={tmp_path / 'tuned'}", "--max_steps=1", "--seed=1"]
+    tuned.append(f"--dataset_name={HOPPER}")
+    main([str(quantiles / "train.yaml"), *tuned])  # a file of settings, which were of another model
+    remark = "state_normalization and action_normalization left out (the checkpoint has its own)"
+    assert remark in capsys.readouterr().out
+    old, new = (DecisionMambaProcessor.from_pretrained(folder) for folder in (quantiles, tmp_path / "tuned"))
+    assert all(getattr(old, name) == getattr(new, name) for name in ("state_mean", "action_mid", "action_scale"))
+    with pytest.raises(ValueError, match=r"state_normalization=none cannot be chosen when fine-tuning .* is kept"):
+        main([str(quantiles / "train.yaml"), *tuned, "--state_normalization=none", "--overwrite_output_dir=true"])
+
+
+@pytest.mark.parametrize("architecture", ["decision_mamba", "decision_transformer", "bc"])
+def test_actions_that_are_normalised_to_no_range_need_no_tanh(trajectories, architecture):
+    model_args = ModelArguments(architecture=architecture, hidden_size=8)
+    far = replace(trajectories, actions=10 * trajectories.actions)
+    for data, method, tanh in (
+        (trajectories, None, True),
+        (trajectories, "none", True),
+        (trajectories, "mean_std", False),
+        (far, None, True),
+        (far, "none", False),
+        (far, "min_max", True),
+    ):
+        model, processor, _ = build(model_args, DataArguments(action_normalization=method), data)
+        assert model.config.action_tanh == tanh
+        assert (processor.action_mid is None) == (method == "none" or (data is trajectories and method is None))
+
+
+def test_states_as_they_are_and_goals_as_states(trajectories):
+    goals = replace(trajectories, achieved_goals=trajectories.observations[:, :2].copy())
+    model_args = ModelArguments(conditioning="goal", hidden_size=8, embedding_size=8)
+    _, processor, _ = build(model_args, DataArguments(state_normalization="min_max"), goals)
+    assert processor.goal_std == processor.state_std[:2] and processor.goal_mean == processor.state_mean[:2]
+    _, processor, _ = build(ModelArguments(hidden_size=8), DataArguments(state_normalization="none"), trajectories)
+    assert (processor.state_mean, processor.state_std) == ([0.0] * 11, [1.0] * 11)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "state_normalization",
+            "observations are images, which are not normalised; leave state_normalization=min_max",
+        ),
+        ("action_normalization", "actions are discrete, which are not normalised; leave action_normalization=min_max"),
+    ],
+)
+def test_images_and_discrete_actions_are_not_normalised(frames, setting, message):
+    with pytest.raises(ValueError, match=message):
+        build(ModelArguments(preset="dema-atari"), DataArguments(**{setting: "min_max"}), frames)
 
 
 def test_imitation_is_asked_for_nothing(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 _INVISIBLE, _HUGE = 0.01, 100.0
 #: A state dimension that varies less than this is constant: it is centred, never divided by its tiny deviation.
 CONSTANT_STD = 1e-6
+#: What values are normalised by: mean and deviation; smallest and largest, or 1st and 99th percentile, which become -1
+#: and 1; or nothing. Each subtracts a number from a dimension, and divides it by another one.
+Normalization: TypeAlias = Literal["mean_std", "min_max", "quantile", "none"]
+#: The percentiles of `quantile`.
+QUANTILE_ENDS = (1, 99)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,12 @@ class TrajectoryStatistics:
         found: dict[str, Any] = {entry.name: values[entry.name] for entry in fields(cls)}
         found |= {name: np.array(value) for name, value in found.items() if isinstance(value, list)}
         return cls(**found)
+
+
+def scaling_to_range(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return (mid, scale), with which `low` (D,) becomes -1 and `high` (D,) 1; the scale of constant ones is 1."""
+    half = (high - low) / 2
+    return (low + high) / 2, np.where(half < CONSTANT_STD, 1.0, half)
 
 
 @dataclass

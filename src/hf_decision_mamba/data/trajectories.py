@@ -17,12 +17,20 @@ from numpy.typing import NDArray
 
 from . import storage
 from .histograms import plot_histograms
-from .statistics import CONSTANT_STD, RunningMoments, TrajectoryStatistics
+from .statistics import (
+    CONSTANT_STD,
+    QUANTILE_ENDS,
+    Normalization,
+    RunningMoments,
+    TrajectoryStatistics,
+    scaling_to_range,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
+_MOST_SORTED = 1 << 26  # numbers that percentiles are taken of at once; of more, those of evenly spaced rows
 _LARGEST = float(np.finfo(np.float32).max)
 #: What is kept beside the columns.
 _KEPT = ("name", "env_id", "num_actions", "action_start", "observation_parts", "env_kwargs")
@@ -311,6 +319,43 @@ class Trajectories:
             goal_mean=goal_mean,
             goal_std=goal_std,
         )
+
+    def normalization(self, column: str, method: Normalization) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what normalises the values of a column (N, D): (value - mid) / scale, both (D,) float64.
+
+        The scale of a dimension that is constant (between the percentiles of `quantile`) is 1. Percentiles of more than
+        67 million numbers are those of evenly spaced steps.
+
+        Args:
+            column: `"observations"`, `"actions"`, `"goals"` or `"achieved_goals"`.
+            method: `"mean_std"`; `"min_max"`, which makes the smallest value -1 and the largest 1; `"quantile"`, which
+                does so with the 1st and the 99th percentile; or `"none"`.
+
+        Raises:
+            ValueError: observations are images, or actions discrete, which are not normalised.
+        """
+        values = self._store.columns[column]
+        if values.dtype != np.float32:
+            kind, setting = ("discrete", "action") if column == "actions" else ("images", "state")
+            raise ValueError(
+                f"data set {self.name!r}: its {column} are {kind}, which are not normalised; leave "
+                f"{setting}_normalization={method} out"
+            )
+        if method == "none":
+            return np.zeros(values.shape[1]), np.ones(values.shape[1])
+        scaling = self._moments(column) if method == "mean_std" else scaling_to_range(*self._ends(column, method))
+        storage.release(values)
+        return scaling
+
+    def _ends(self, column: str, method: Normalization) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the values of a column that `method` makes -1 and 1, each (D,)."""
+        if method == "min_max":
+            ends = np.array([(rows.min(axis=0), rows.max(axis=0)) for _, rows in self._blocks(column)], np.float64)
+            return ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
+        every = -(-self.num_steps * self._store.columns[column].shape[1] // _MOST_SORTED)
+        taken = np.concatenate([rows[-first % every :: every] for first, rows in self._blocks(column)])
+        low, high = np.array([np.percentile(numbers.astype(np.float64), QUANTILE_ENDS) for numbers in taken.T]).T
+        return low, high
 
     def _moments(self, column: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and deviation of each dimension of a column; 1 for the deviation of constant ones."""

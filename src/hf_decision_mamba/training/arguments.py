@@ -24,6 +24,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from ..baselines.architectures import WITH_PRESETS, fields_of
+from ..data.statistics import Normalization
 from ..evaluation.environments import parse_env_kwargs
 from ..model.checkpoint_decision_mamba import check_sizes
 from ..reporting.checks import wrong_type
@@ -119,6 +120,9 @@ class ModelArguments:
 
 #: Data sets that the name of a run's folder names.
 _SOURCES_NAMED = 2
+
+#: How data are normalised, which a checkpoint that is fine-tuned keeps as it was.
+_NORMALIZATIONS = ("state_normalization", "action_normalization")
 
 #: What says which model to build; all other settings of a model are changes to that one.
 _MODEL_CHOICE = ("architecture", "preset", "model_name_or_path")
@@ -232,6 +236,21 @@ class DataArguments:
         metadata={
             "help": "Divides returns-to-go; if unset the largest of the training episodes, to two digits (1 where all "
             "returns are 0), or that of the fine-tuned checkpoint."
+        },
+    )
+    state_normalization: Normalization | None = field(
+        default=None,
+        metadata={
+            "help": "How states, and goals, are normalised: by mean and deviation, if unset; or so that smallest and "
+            "largest (min_max), or 1st and 99th percentile (quantile), become -1 and 1; or not. A fine-tuned "
+            "checkpoint keeps its own."
+        },
+    )
+    action_normalization: Normalization | None = field(
+        default=None,
+        metadata={
+            "help": "The same for continuous actions; if unset min_max where they reach beyond [-1, 1], else none. "
+            "docs/data.md says what becomes of the tanh."
         },
     )
     frame_stack: int | None = field(
@@ -538,6 +557,10 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     if of_others := _of_other_returns(from_file, from_argv, named):
         left_out = [*left_out, *of_others]
         remarks = [*remarks, f"{' and '.join(of_others)} left out (of other returns)"]
+    normalizations = [name for name in _NORMALIZATIONS if name in from_file and name not in from_argv]
+    if normalizations and _fine_tunes_another(from_file, from_argv):
+        left_out = [*left_out, *normalizations]
+        remarks = [*remarks, f"{' and '.join(normalizations)} left out (the checkpoint has its own)"]
     kept = {name: value for name, value in from_file.items() if name not in left_out}
     return _arguments(parser, {**kept, **from_argv}, [f"settings     {config}: {remark}" for remark in remarks])
 
@@ -631,9 +654,16 @@ def _of_other_returns(from_file: Mapping[str, Any], from_argv: Mapping[str, Any]
         for settings in (from_file, {**from_file, **from_argv})
     )
     other_data = not named and of_file != chosen
-    other_model = from_argv.get("model_name_or_path") not in (None, from_file.get("model_name_or_path"))
-    of_others = {"return_scale": other_data or other_model, "target_return": other_data}
+    of_others = {
+        "return_scale": other_data or _fine_tunes_another(from_file, from_argv),
+        "target_return": other_data,
+    }
     return [name for name, is_so in of_others.items() if is_so and name in from_file and name not in from_argv]
+
+
+def _fine_tunes_another(from_file: Mapping[str, Any], from_argv: Mapping[str, Any]) -> bool:
+    """Tell whether the command line names a checkpoint to fine-tune that the file does not."""
+    return from_argv.get("model_name_or_path") not in (None, from_file.get("model_name_or_path"))
 
 
 def _run_folder(settings: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from ..baselines.architectures import (
     model_of,
 )
 from ..data import Trajectories
-from ..data.statistics import CONSTANT_STD, TrajectoryStatistics
+from ..data.statistics import TrajectoryStatistics, scaling_to_range
 from ..model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
 from ..model.observations_decision_mamba import describe_parts
 from ..views import described_views, split_views
@@ -61,6 +61,7 @@ def build(
         "state_mean": statistics.state_mean,
         "state_std": statistics.state_std,
         **_action_scaling(statistics),
+        **_normalization(model_args, data_args, trajectories),
         "frame_stack": data_args.frame_stack or DEFAULT_FRAME_STACK,
         "return_scale": statistics.return_scale,
         "context_length": context_length,
@@ -68,7 +69,7 @@ def build(
         "observation_parts": trajectories.observation_parts,
     }
     if model_args.conditioning == "goal":
-        settings |= {"goal_mean": statistics.goal_mean, "goal_std": statistics.goal_std}
+        settings = {"goal_mean": statistics.goal_mean, "goal_std": statistics.goal_std, **settings}
     source = model_args.model_name_or_path
     if source is not None:
         with suppress(OSError):  # of a model without a processor, of which more is said below
@@ -86,7 +87,7 @@ def build(
         settings[name] = settings[name] if given is None else given
     if source is None:
         try:
-            config = _new_config(model_args, trajectories, longest, settings)
+            config = _new_config(model_args, data_args, trajectories, longest, settings)
         except StrictDataclassClassValidationError as error:  # wraps what the config's own checks say
             raise ValueError(str(error.__cause__ or error)) from error
         model = model_of(config)
@@ -109,18 +110,65 @@ def asks_for_goals(model_args: ModelArguments) -> bool:
 def _action_scaling(statistics: TrajectoryStatistics) -> dict[str, NDArray[np.float64]]:
     """Scale actions that reach beyond [-1, 1], where tanh ends, to what is within; leave others as they are."""
     low, high = statistics.action_low, statistics.action_high
-    if low is None or high is None or max(-low.min(), high.max()) <= _WITHIN:
+    if low is None or high is None or not _reach_beyond(low, high):
         return {}
-    half = (high - low) / 2
-    return {"action_mid": (low + high) / 2, "action_scale": np.where(half < CONSTANT_STD, 1.0, half)}
+    mid, scale = scaling_to_range(low, high)
+    return {"action_mid": mid, "action_scale": scale}
+
+
+def _reach_beyond(low: NDArray[np.float64], high: NDArray[np.float64]) -> bool:
+    """Tell whether actions reach beyond [-1, 1]."""
+    return bool(max(-low.min(), high.max()) > _WITHIN)
+
+
+def _normalization(
+    model_args: ModelArguments, data_args: DataArguments, trajectories: Trajectories
+) -> dict[str, NDArray[np.float64] | None]:
+    """Return the normalisation that the settings ask for, as the processor has it; empty where they ask for none.
+
+    Raises:
+        ValueError: states are images, or actions discrete; or a checkpoint is fine-tuned, which keeps its own.
+    """
+    for name in ("state_normalization", "action_normalization"):
+        method = getattr(data_args, name)
+        if method is not None and model_args.model_name_or_path is not None:
+            raise ValueError(
+                f"{name}={method} cannot be chosen when fine-tuning {model_args.model_name_or_path}: its weights know "
+                "states and actions as it was trained on them, so its normalisation is kept; leave it out."
+            )
+    settings: dict[str, NDArray[np.float64] | None] = {}
+    if (of_states := data_args.state_normalization) is not None:
+        settings["state_mean"], settings["state_std"] = trajectories.normalization("observations", of_states)
+        if model_args.conditioning == "goal":
+            column = "goals" if trajectories.achieved_goals is None else "achieved_goals"
+            settings["goal_mean"], settings["goal_std"] = trajectories.normalization(column, of_states)
+    if (of_actions := data_args.action_normalization) is not None:
+        mid, scale = trajectories.normalization("actions", of_actions)
+        none = of_actions == "none"
+        settings |= {"action_mid": None if none else mid, "action_scale": None if none else scale}
+    return settings
+
+
+def _needs_no_tanh(data_args: DataArguments, statistics: TrajectoryStatistics) -> bool:
+    """Tell whether the model's actions reach beyond [-1, 1], where tanh ends, however they are learned."""
+    low, high, method = statistics.action_low, statistics.action_high, data_args.action_normalization
+    if low is None or high is None:
+        return False
+    return method == "mean_std" or (method == "none" and _reach_beyond(low, high))
 
 
 def _new_config(
-    model_args: ModelArguments, trajectories: Trajectories, longest: int, settings: dict[str, Any]
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    trajectories: Trajectories,
+    longest: int,
+    settings: dict[str, Any],
 ) -> PreTrainedConfig:
     """Make the config of a new model: the task's fields from the data, sizes from the preset or the paper."""
     task = _task(trajectories, settings["frame_stack"])
     overrides = checked_overrides(model_args)
+    if _needs_no_tanh(data_args, trajectories.statistics()):
+        overrides["action_tanh"] = False
     if model_args.conditioning == "goal":
         overrides["goal_dim"] = trajectories.goal_dim
     elif not trajectories.has_rewards:
