@@ -925,6 +925,23 @@ def test_threads_that_share_a_policy_take_turns(mode):
     np.testing.assert_array_equal(policy.returns_to_go, 30.0 - 59)
 
 
+def test_numbers_of_an_observation_are_found_by_their_names():
+    """As LeRobot's robots give them: `{"shoulder.pos": 0.1, ...}`, in any order."""
+    names = ["shoulder.pos", "elbow.pos", "wrist.pos", "gripper.pos"]
+    policy = make_policy("window", observation_parts=[{"path": [name], "shape": [], "size": 1} for name in names])
+    observation = {name: float(place) for place, name in enumerate(names)}
+    expected = policy.act(np.arange(4.0))
+    policy.reset()
+    np.testing.assert_array_equal(policy.act(dict(reversed(observation.items()))), expected)
+    policy.reset(num_envs=2)
+    rows = policy.act({name: np.array([value, 0.0]) for name, value in observation.items()})
+    np.testing.assert_allclose(rows[0], expected, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"observation has no 'wrist\.pos' and an additional 'wrist'; it must be a dict"
+    ):
+        policy.act({name.replace("wrist.pos", "wrist"): value for name, value in observation.items()})
+
+
 class TestWarmUp:
     @pytest.mark.parametrize("mode", ["window", "recurrent"])
     def test_the_first_decision_prepares_nothing(self, mode, monkeypatch, acting):

@@ -53,6 +53,12 @@ def test_the_numbers_are_those_that_training_uses():
     assert (summary["terminated"], summary["truncated"]) == (statistics.terminated, statistics.truncated)
     text = found.text()
     assert f"{statistics.transitions:,}" in text and "observation 10" in text and "action 2" in text
+    assert "fps" not in summary and "steps a second" not in text
+
+
+def test_the_rate_is_said_where_it_is_known():
+    found = overview_of(DATA / "samples" / "lerobot")
+    assert found.to_dict()["fps"] == 125 and "rate          125 steps a second\n" in found.text()
 
 
 def test_frames_and_discrete_actions_are_counted():

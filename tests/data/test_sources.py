@@ -264,6 +264,13 @@ def test_each_of_several_sources_keeps_its_own_rules(tmp_path: Path) -> None:
     assert (both.num_episodes, both.name) == (6 + load_trajectories(flat).num_episodes, "lerobot + d4rl")
 
 
+def test_sources_of_other_rates_are_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, two, three = files(tmp_path, slow='{"fps": 10}', fast='{"fps": 50}', alike='{"fps": 10.0}')
+    assert load_trajectories([one, three]).fps == 10 and not caplog.records
+    assert load_trajectories([one, two]).fps is None
+    assert "recorded at different rates, 'slow' at 10 and 'fast' at 50 steps a second" in caplog.text
+
+
 def test_names_of_many_sources_are_counted(tmp_path: Path) -> None:
     paths = files(tmp_path, **dict.fromkeys("abcdef"))
     assert load_trajectories(paths).name == "a + b + c + d + 2 more"

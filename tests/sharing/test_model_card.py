@@ -559,6 +559,14 @@ def test_card_says_how_states_and_actions_are_normalised(checkpoint: Path, argum
     assert said in str(render_model_card(checkpoint))
 
 
+def test_card_says_how_fast_the_steps_were(checkpoint: Path) -> None:
+    assert "Control rate" not in str(render_model_card(checkpoint))
+    training = json.loads((checkpoint / "training.json").read_text())
+    training["dataset"]["fps"] = 29.97
+    (checkpoint / "training.json").write_text(json.dumps(training))
+    assert "| Control rate | 29.97 steps a second |\n" in str(render_model_card(checkpoint))
+
+
 def test_card_is_rendered_again_unless_it_was_edited(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     readme = write_model_card(checkpoint)
     (checkpoint / "evaluation.json").unlink()

@@ -1642,6 +1642,20 @@ def test_normalisation_by_quantiles_is_learned_from_and_undone(quantiles, trajec
     assert "Actions are normalised by their 1st and 99th percentile" in (quantiles / "README.md").read_text()
 
 
+def test_the_rate_and_the_names_of_the_data_go_with_the_model(tmp_path):
+    shutil.copytree(SAMPLES / "lerobot", tmp_path / "robot")
+    path = tmp_path / "robot" / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    info["features"]["observation.state"]["names"] = {"motors": [f"motor_{number}" for number in range(11)]}
+    path.write_text(json.dumps(info))
+    main(command_line(tmp_path / "run", dataset_name=tmp_path / "robot", max_steps=1))
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["dataset"]["fps"] == 125
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| Control rate | 125 steps a second |" in card and "a dictionary of motor_0 (), motor_1 ()" in card
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path / "run")
+    assert policy.act({f"motor_{number}": 0.1 for number in range(11)}).shape == (3,)
+
+
 def test_a_stream_is_normalised_by_its_sample(tmp_path):
     stream = {"streaming": True, "streaming_buffer": 500, "held_out_fraction": 0}
     main(command_line(tmp_path, **stream, max_steps=1, state_normalization="min_max"))

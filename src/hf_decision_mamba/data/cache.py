@@ -25,7 +25,7 @@ from .trajectories import Trajectories
 logger = logging.getLogger(__name__)
 
 #: Raise it when the files of an entry change, or the rules by which a source is read.
-_FORMAT = 4
+_FORMAT = 5
 _ABANDONED_SECONDS = 24 * 60 * 60.0
 _UNFINISHED = "unfinished-"
 

@@ -272,6 +272,7 @@ def assemble(name: str, columns: Mapping[str, Column], metadata: SourceMetadata)
         action_start=start,
         observation_parts=None if images else metadata.parts(columns["observations"].values.shape[1]),
         env_kwargs=metadata.environment_kwargs(),
+        fps=metadata.control_rate(),
         **goals,
     )
 

@@ -36,7 +36,7 @@ _LARGEST_JSON = 1 << 20
 #: The names of what is said beside the environment's id.
 FIELDS = (
     *("obs_shape", "observation_parts", "action_type", "num_actions", "action_start", "action_low", "action_high"),
-    *("max_episode_steps", "env_kwargs"),
+    *("max_episode_steps", "env_kwargs", "fps"),
 )
 #: Keyword arguments of gymnasium's `make` and `make_vec` that do not change what an environment does.
 _OF_THE_MAKER = ("render_mode", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
@@ -48,6 +48,7 @@ _LONGEST_NUMBER = 1 << 10
 _DEEPEST = 100
 _MOST_VALUES = 10**6
 _LARGEST_COUNT = 2**63 - 1
+_HIGHEST_RATE = 1e9
 _YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is not everywhere
 
 
@@ -66,6 +67,7 @@ class SourceMetadata:
     observation_parts: Any = None
     action_start: Any = None
     env_kwargs: Any = None
+    fps: Any = None
 
     def over(self, others: SourceMetadata) -> SourceMetadata:
         """Return this metadata, and the other where this says nothing."""
@@ -151,6 +153,19 @@ class SourceMetadata:
         if self.env_kwargs is None or isinstance(self.env_kwargs, dict):
             return self.env_kwargs or None
         raise ValueError(f"{self.where}: env_kwargs must be names with values, found {self.env_kwargs!r}; correct it")
+
+    def control_rate(self) -> float | None:
+        """Return the steps a second that the data were recorded at, when they are said.
+
+        Raises:
+            ValueError: `fps` is no positive number.
+        """
+        is_number = isinstance(self.fps, (int, float)) and not isinstance(self.fps, bool)
+        if self.fps is None or (is_number and 0 < self.fps <= _HIGHEST_RATE):
+            return None if self.fps is None else float(self.fps)
+        raise ValueError(
+            f"{self.where}: fps must be the steps a second, a positive number, found {_shown(self.fps)}; correct it"
+        )
 
     def step_limit(self) -> int | None:
         """Return the number of steps after which the environment cuts an episode off, when it is said.

@@ -182,6 +182,7 @@ def _summary(trajectories: Trajectories, statistics: TrajectoryStatistics) -> di
     return {
         "name": trajectories.name,
         "env_id": trajectories.env_id,
+        **({} if trajectories.fps is None else {"fps": trajectories.fps}),
         "episodes": statistics.episodes,
         "transitions": statistics.transitions,
         "terminated": statistics.terminated,
@@ -281,6 +282,7 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
         }
     rows = {
         "environment": summary["env_id"] or "unknown",
+        **({"rate": f"{summary['fps']:g} steps a second"} if "fps" in summary else {}),
         "episodes": f"{summary['episodes']:,}: {summary['terminated']:,} terminated, {summary['truncated']:,} "
         "truncated",
         "transitions": f"{summary['transitions']:,}",

@@ -5,6 +5,7 @@ The formats themselves are in `formats`, a file for each.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,8 @@ from .request import PARQUET_REVISION, Request, is_repository_id, resolved_commi
 from .splits import choose_episodes, only_train
 from .trajectories import Trajectories, concatenate
 from .views import views_to_add
+
+logger = logging.getLogger(__name__)
 
 #: What has a name: a path, a repository of the Hub, a Minari id; or several of them, or a pattern such as `runs/*.pkl`.
 Named: TypeAlias = str | Path | Sequence[str | Path]
@@ -223,7 +226,14 @@ def _together(parts: list[Trajectories]) -> Trajectories:
                 f"{described_views(views)}; only data that show the same are read together"
             )
     env_id = known[0].env_id if known else None
-    return replace(concatenate(parts), name=joined_names([part.name for part in parts]), env_id=env_id)
+    rates = {part.fps: part.name for part in parts}
+    if len(rates.keys() - {None}) > 1:
+        at = " and ".join(f"{name!r} at {rate:g}" for rate, name in rates.items() if rate is not None)
+        logger.warning(
+            "the data sets were recorded at different rates, %s steps a second: to a model, a step is a step", at
+        )
+    fps = parts[0].fps if len(rates) == 1 else None
+    return replace(concatenate(parts), name=joined_names([part.name for part in parts]), env_id=env_id, fps=fps)
 
 
 def _is_of_the_machine(error: Exception) -> bool:

@@ -33,7 +33,7 @@ _ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics 
 _MOST_SORTED = 1 << 26  # numbers that percentiles are taken of at once; of more, those of evenly spaced rows
 _LARGEST = float(np.finfo(np.float32).max)
 #: What is kept beside the columns.
-_KEPT = ("name", "env_id", "num_actions", "action_start", "observation_parts", "env_kwargs")
+_KEPT = ("name", "env_id", "num_actions", "action_start", "observation_parts", "env_kwargs", "fps")
 #: Discrete actions that there can be: a model has a row of weights for each, and none has more (`SIZE_LIMITS`).
 MOST_ACTIONS = 1 << 20
 #: The types that a column may have, and the axes that it has then.
@@ -105,6 +105,7 @@ class Trajectories:
         env_kwargs: keyword arguments that the environment was made with, when the source says so.
         goals: (R, G) float32, the goal that each step was recorded with; None for data that have none.
         achieved_goals: (R, G) float32, the goal that was achieved at each step, before its action; likewise.
+        fps: steps a second that it was recorded at, when the source says so.
 
     Raises:
         ValueError: a column has the wrong type or shape, episodes are not within the rows or not apart from each
@@ -126,6 +127,7 @@ class Trajectories:
     env_kwargs: dict[str, Any] | None = None
     goals: NDArray[np.float32] | None = None
     achieved_goals: NDArray[np.float32] | None = None
+    fps: float | None = None
     #: What belongs to the columns; it goes along when a `replace` leaves them as they are.
     _store: _Store = field(default=_Store())
 

@@ -39,6 +39,7 @@ class DataViews:
         if self.columns is not None:
             self._check_observations(trajectories)
             changed["observations"] = np.ascontiguousarray(trajectories.observations[:, self.columns])
+            changed["observation_parts"] = None  # which describe more
         for name in self.names:
             shown = VIEWS[name].rewards
             if shown is not None:

@@ -65,6 +65,7 @@ class RunData:
             "revision": self.revision,
             "env_id": self.env_id,
             **({"env_kwargs": self.env_kwargs} if self.env_kwargs else {}),
+            **({} if self.train.fps is None else {"fps": self.train.fps}),
             **(statistics if self.stream is None else {"streaming_sample": statistics}),
             **({} if self.best_of is None else {"best_of_episodes": self.best_of}),
             "held_out_episodes": self.held_out.num_episodes if self.held_out is not None else 0,

@@ -15,7 +15,8 @@ from factories import SAMPLES
 from hub_server import Blob, LoopbackHub, Repository
 from processes import run_python
 
-from hf_decision_mamba.data import Trajectories, load_trajectories
+from hf_decision_mamba.data import Trajectories, load_trajectories, open_stream
+from hf_decision_mamba.model.observations_decision_mamba import describe_parts, flatten_observations
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,89 @@ def test_every_layout_gives_the_same_episodes(kind: str, tmp_path: Path) -> None
     else:
         source = save(tmp_path, table.take([4, 1, 3, 0, 2]) if kind == "out of order" else table)
     made(load_trajectories(source, columns=columns))
+
+
+def robot(folder: Path, table: pa.Table, **info: Any) -> Path:
+    """A folder of LeRobot's."""
+    (folder / "data" / "chunk-000").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    pq.write_table(table, folder / "data" / "chunk-000" / "file-000.parquet")
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_the_rate_is_what_the_description_says(tmp_path: Path) -> None:
+    assert load_trajectories(SAMPLES / "lerobot").fps == 125
+    folder = robot(tmp_path, steps(), fps=30)
+    assert load_trajectories(folder).fps == 30
+    assert load_trajectories(folder).fps == 30  # from the cache
+    assert open_stream(folder).sample(5, 0)[1].fps == 30
+    (folder / "README.md").write_text("---\nenvironment: {fps: 29.97}\n---\n")
+    assert load_trajectories(folder).fps == 29.97
+    (folder / "README.md").write_text("---\nenvironment: {fps: fast}\n---\n")
+    with pytest.raises(ValueError, match="fps must be the steps a second, a positive number, found 'fast'"):
+        load_trajectories(folder)
+
+
+@pytest.mark.parametrize(
+    ("times", "fps"),
+    [
+        ([0.0, 0.1, 0.2, 0.0, 0.1], 10.0),
+        (pa.array([0.0, 1 / 30, 2 / 30, 7.0, 7.0 + 1 / 30], pa.float32()), 30.0),
+        ([0.0, 0.1, 0.2005, 0.0, 0.1], 10.0),
+        ([0.0, 0.1, 0.2015, 0.0, 0.1], None),  # not within 1%
+        ([0.0, 0.1, 0.3, 0.0, 0.1], None),  # a step was lost
+        ([0.0, 100.0, 200.0, 0.0, 100.0], None),  # milliseconds, perhaps
+        ([0, 1, 2, 0, 1], None),
+        ([0.0] * 5, None),
+        (None, None),
+    ],
+)
+def test_the_rate_of_steady_times(times: Any, fps: float | None, tmp_path: Path) -> None:
+    trajectories = load_trajectories(save(tmp_path, steps(timestamp=times).take([4, 1, 3, 0, 2])))
+    assert trajectories.fps == fps
+    if fps is None:
+        assert load_trajectories(save(tmp_path, steps(timestamp=times).slice(4))).fps is None  # one step
+
+
+@pytest.mark.parametrize("names", [["arm.pos", "grip"], {"motors": ["arm.pos", "grip"]}])
+def test_numbers_of_an_observation_may_have_names(names: Any, tmp_path: Path) -> None:
+    features = {"observation.state": {"dtype": "float32", "shape": [2], "names": names}}
+    folder = robot(tmp_path, steps(), features=features)
+    trajectories = load_trajectories(folder)
+    assert describe_parts(trajectories.observation_parts) == "a dictionary of arm.pos (), grip ()"
+    assert open_stream(folder).sample(5, 0)[1].observation_parts == trajectories.observation_parts
+    made(trajectories)
+    seen = flatten_observations({"grip": 0.5, "arm.pos": 3.0}, trajectories.observation_parts)
+    assert seen.tolist() == trajectories.observations[3].tolist()
+    by_goal = load_trajectories(folder, goals_from=[1])
+    assert describe_parts(by_goal.observation_parts) == "a dictionary of arm.pos ()" and by_goal.goal_dim == 1
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"shape": [2], "names": None},
+        {"shape": [2], "names": ["state"]},
+        {"shape": [2], "names": ["same", "same"]},
+        {"shape": [2], "names": [1, 2]},
+        {"shape": [2], "names": {"motors": ["a"], "axes": ["b"]}},
+        {"shape": [1, 2], "names": ["a", "b"]},
+    ],
+)
+def test_names_that_name_no_numbers_are_left_alone(feature: dict[str, Any], tmp_path: Path) -> None:
+    trajectories = load_trajectories(robot(tmp_path, steps(), features={"observation.state": feature}))
+    made(trajectories)
+    assert trajectories.observation_parts is None
+
+
+def test_names_are_those_of_the_column_that_is_read(tmp_path: Path) -> None:
+    table = steps().append_column("observation.environment_state", steps().column("observation.state"))
+    features = {"observation.environment_state": {"shape": [2], "names": ["x", "y"]}}
+    folder = robot(tmp_path, table, features=features)
+    assert load_trajectories(folder).observation_parts is None
+    columns = {"observations": "observation.environment_state"}
+    assert [part["path"] for part in load_trajectories(folder, columns=columns).observation_parts] == [["x"], ["y"]]
 
 
 def test_a_robot_of_the_hub_is_read_without_the_tables_about_it(tmp_path: Path) -> None:

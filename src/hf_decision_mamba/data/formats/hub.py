@@ -107,7 +107,7 @@ def read_folder(source_name: str, path: Path, request: Request) -> Trajectories:
             "formats are named one by one"
         ) from error
     info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else None
-    return _read(table, source_name, path.resolve().name, request, _metadata_of_folder(path), info)
+    return _read(table, source_name, path.resolve().name, request, _metadata_of_folder(path, info, request), info)
 
 
 def read_file(source_name: str, path: Path, request: Request) -> Trajectories:
@@ -121,9 +121,9 @@ def read_repository(repo_id: str, request: Request) -> Trajectories:
     """Read a data set of the Hub."""
     with _found_on_the_hub(repo_id):
         table = _load_repository(repo_id, request, **_chosen(repo_id, request))
-    info = _file_of_repository(repo_id, INFO, request) if table.one_row_per_step else None
-    metadata = _metadata_of_repository(repo_id, request)
-    return _read(table, repo_id, repo_id, request, metadata, None if info is None else RobotInfo.read(info))
+    file = _file_of_repository(repo_id, INFO, request) if table.one_row_per_step else None
+    info = None if file is None else RobotInfo.read(file)
+    return _read(table, repo_id, repo_id, request, _metadata_of_repository(repo_id, info, request), info)
 
 
 def find_parquet(source_name: str, path: Path, request: Request) -> tuple[list[str], str, SourceMetadata]:
@@ -143,11 +143,15 @@ def find_parquet(source_name: str, path: Path, request: Request) -> tuple[list[s
         request.refuse(f"the local folder {source_name}", "revision")
         place, options = _place(path)
         files = _files(source_name, place, name=request.config, **options)
-        name, metadata = path.resolve().name, _metadata_of_folder(path)
+        info = RobotInfo.read(path / INFO) if (path / INFO).is_file() else None
+        name, metadata = path.resolve().name, _metadata_of_folder(path, info, request)
     else:
         with _found_on_the_hub(source_name):
             files = _files(source_name, source_name, revision=request.revision, **_chosen(source_name, request))
-        name, metadata = source_name, _metadata_of_repository(source_name, request)
+        of_robot = any("/data/chunk-" in file for found in files.values() for file in found)
+        described = _file_of_repository(source_name, INFO, request) if of_robot else None
+        info = None if described is None else RobotInfo.read(described)
+        name, metadata = source_name, _metadata_of_repository(source_name, info, request)
     found = files.get(request.split)
     if found is None:
         raise ValueError(
@@ -196,15 +200,16 @@ def _data_files(folder: Path) -> dict[str, Any]:
     return {"data_files": DataFilesDict.from_patterns(patterns, str(folder), allowed_extensions=[".parquet"])}
 
 
-def _metadata_of_folder(folder: Path) -> SourceMetadata:
-    """Return what a folder's card, and the JSON files beside its data, say together.
+def _metadata_of_folder(folder: Path, info: RobotInfo | None, request: Request) -> SourceMetadata:
+    """Return what a folder's card, and the JSON files beside its data, say together; else what LeRobot does.
 
     Raises:
         ValueError: two of them say different things, or one is not JSON.
     """
     files = [] if (folder / INFO).is_file() else filter(builder_of, sorted(folder.rglob("*")))
     one_by_one = ", or name the files that belong together as a list, of which each keeps what is said of it"
-    return agreed([metadata_of_card(folder / "README.md"), *map(metadata_beside, files)], one_by_one)
+    said = agreed([metadata_of_card(folder / "README.md"), *map(metadata_beside, files)], one_by_one)
+    return said if info is None else said.over(info.metadata(request.columns))
 
 
 def _chosen(repo_id: str, request: Request) -> dict[str, str | None]:
@@ -233,9 +238,11 @@ def _found_on_the_hub(repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def _metadata_of_repository(repo_id: str, request: Request) -> SourceMetadata:
+def _metadata_of_repository(repo_id: str, info: RobotInfo | None, request: Request) -> SourceMetadata:
+    """Return what a repository's card says; else what LeRobot does."""
     card = _file_of_repository(repo_id, "README.md", request)
-    return SourceMetadata() if card is None else metadata_of_card(card)
+    said = SourceMetadata() if card is None else metadata_of_card(card)
+    return said if info is None else said.over(info.metadata(request.columns))
 
 
 def _read(

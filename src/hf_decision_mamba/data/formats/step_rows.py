@@ -11,9 +11,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,17 +63,24 @@ _ALIASES = {
     "steps": ("steps", "frame_index", "timestep", "timesteps"),
     "times": ("timestamp",),
 }
+#: Share by which the time between two steps may be another where a rate is told by it, and the highest one.
+_STEADY, _HIGHEST_DERIVED = 0.01, 10_000
 #: What says where a row belongs, and is no column of trajectories.
 _PLACES = ("episodes", "steps", "times")
 
 
 @dataclass(frozen=True)
 class RobotInfo:
-    """What LeRobot's `meta/info.json` says: the names of pictures and videos, how many steps and episodes there are."""
+    """What LeRobot's `meta/info.json` says: the names of pictures and videos, how many steps and episodes there are.
+
+    And how many steps a second (`fps`), and by column what its numbers are called (`names`).
+    """
 
     pictures: tuple[str, ...] = ()
     steps: int | None = None
     episodes: int | None = None
+    fps: Any = None
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RobotInfo:
@@ -84,11 +92,51 @@ class RobotInfo:
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
             features = {name: feature.get("dtype") for name, feature in info.get("features", {}).items()}
+            names = {name: _names_of(feature) for name, feature in info.get("features", {}).items()}
         except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not the description of a LeRobot data set ({error}); get it again") from error
         pictures = tuple(name for name, kind in features.items() if kind in ("video", "image"))
         counts = (info.get(name) for name in ("total_frames", "total_episodes"))
-        return cls(pictures, *(count if isinstance(count, int) else None for count in counts))
+        steps, episodes = (count if isinstance(count, int) else None for count in counts)
+        return cls(pictures, steps, episodes, info.get("fps"), {name: known for name, known in names.items() if known})
+
+    def metadata(self, columns: Mapping[str, str]) -> SourceMetadata:
+        """Return what it says of the data: their rate, and what the numbers of the observations are called.
+
+        Args:
+            columns: the user's names for some columns, by our names.
+        """
+        asked = columns.get("observations")
+        column = next((name for name in _ALIASES["observations"] if asked is None and name in self.names), asked)
+        parts = [{"path": [name], "shape": [], "size": 1} for name in self.names.get(column or "", ())]
+        return SourceMetadata(where=INFO, fps=self.fps, observation_parts=parts or None)
+
+
+def _names_of(feature: Mapping[str, Any]) -> list[str]:
+    """Return what the numbers of a LeRobot vector are called, as a list or in one of some kind; empty for no names."""
+    names, shape = feature.get("names"), feature.get("shape")
+    if isinstance(names, Mapping) and len(names) == 1:
+        names = next(iter(names.values()))
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        return []
+    return names if shape == [len(names)] and len({*names}) == len(names) else []
+
+
+def _steady_rate(times: NDArray[Any], offsets: NDArray[np.int64]) -> float | None:
+    """Return the steps a second of times (N,) in seconds, to four digits; None where they are not all within 1%.
+
+    Times of other units, in which there is less than one step, or more than 10,000, have none.
+    """
+    if times.dtype.kind != "f":
+        return None
+    within = np.ones(max(len(times) - 1, 0), np.bool_)
+    within[offsets[1:-1] - 1] = False
+    gaps = np.diff(times.astype(np.float64))[within]
+    usual = float(np.median(gaps)) if len(gaps) else 0.0
+    if not usual > 0 or not (np.abs(gaps - usual) <= _STEADY * usual).all():
+        return None
+    rate = float(f"{1 / usual:.4g}")
+    return rate if 1 <= rate <= _HIGHEST_DERIVED else None
 
 
 def has_one_row_per_step(schema: pa.Schema, columns: Mapping[str, str]) -> bool:
@@ -157,6 +205,8 @@ def read_step_rows(
         return None
     table = _with_single_values(source_name, names, table)
     order, offsets = _order(source_name, names, table, warn)
+    if metadata.fps is None and "times" in names:
+        metadata = replace(metadata, fps=_steady_rate(table.column(names["times"]).to_numpy()[order], offsets))
     if warn:
         _warn_of_unread(source_name, rows.schema, names, info, table.num_rows, len(offsets) - 1)
     read = {
