@@ -225,8 +225,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(what: str, notes: Mapping[str, str] | None = None, **report: Any) -> Path:
-    """Print the targets, and write results/<program>.json with the command, the machine and the versions."""
+def save(what: str, notes: Mapping[str, str] | None = None, path: Path | None = None, **report: Any) -> Path:
+    """Print the targets, and write results/<program>.json with the command, the machine and the versions.
+
+    Args:
+        path: what is written instead.
+    """
     program = Path(sys.argv[0])
     for line in report.get("targets", []):
         met = "met" if line["met"] else "not met"
@@ -241,8 +245,8 @@ def save(what: str, notes: Mapping[str, str] | None = None, **report: Any) -> Pa
             **{name: version(name) for name in ("torch", "transformers", "numba", "numpy")},
         },
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{program.stem}.json"
+    path = path or RESULTS / f"{program.stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**head, **report}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 

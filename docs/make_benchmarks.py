@@ -15,6 +15,7 @@ SECTIONS = {
     "training_step": "One training step",
     "training_loop": "The loop around it",
     "decision": "One decision",
+    "control_loop": "A control loop",
     "scaling": "Cost against the context length",
     "batched_evaluation": "Scoring many episodes",
     "cpu_kernels": "Why the kernels are not simpler",
@@ -108,6 +109,26 @@ def decision(report: dict[str, Any]) -> str:
     return text + table([*head, "decisions/s"], [line(name, many) for name in names])
 
 
+def control_loop(report: dict[str, Any]) -> str:
+    """Of each checkpoint and mode the time of a decision, how much of it is computing, and how late it began."""
+    size, rows = report["size"], []
+    names = {"decision_ms": "a decision", "processor_ms": "of this computing", "jitter_ms": "begins after its tick by"}
+    for row in report["results"]:
+        for name, words in names.items():
+            if name in row:
+                of = f"{row['name']}, {row['mode']}: " if name == "decision_ms" else ""
+                rows.append([of + words, *(number(value) for value in row[name].values())])
+    missed = [f"{row['missed']} ({row['name']}, {row['mode']})" for row in report["results"] if "missed" in row]
+    pace = f"{size['rate_hz']:g} times a second" if missed else "one after the other"
+    text = f"Milliseconds of `policy.act`, {size['decisions']:,} times, {pace}, after `policy.warm_up()`, one thread.\n"
+    cores = "One core (`taskset -c 0`)" if size["cores"] == 1 else f"{size['cores']} cores"
+    text += f"{cores} of a machine that did other things too (load {report['machine']['load_average_before']:.1f} "
+    text += "before): what a decision takes\nbeyond its computing is the time of other processes, and they may keep it "
+    text += "from beginning, too.\n\n"
+    text += table(["", *report["results"][0]["decision_ms"]], rows)
+    return text + (f"\nNot made when the next tick came: {', '.join(missed)}.\n" if missed else "")
+
+
 def scaling(report: dict[str, Any]) -> str:
     """One table per quantity, contexts down, models across."""
     size, rows = report["size"], report["results"]
@@ -175,7 +196,8 @@ def target(line: dict[str, Any]) -> list[str]:
 def footer(report: dict[str, Any], stem: str) -> str:
     """Targets, what is on the other side of each ratio, command and machine."""
     head = ["what is aimed at", "reached", "target", ""]
-    text = "\n" + table(head, [target(line) for line in report["targets"]]) + "\n"
+    aims = [target(line) for line in report["targets"]]
+    text = "\n" + (table(head, aims) + "\n" if aims else "")
     text += "".join(f"* {name}: {note}.\n" for name, note in report["notes"].items())
     machine, versions = report["machine"], ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     text += f"\n`{report['command']}`, [results](../benchmarks/results/{stem}.json): {machine['cores']} cores of "
