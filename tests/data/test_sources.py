@@ -271,6 +271,18 @@ def test_sources_of_other_rates_are_read_with_a_warning(tmp_path: Path, caplog: 
     assert "recorded at different rates, 'slow' at 10 and 'fast' at 50 steps a second" in caplog.text
 
 
+def test_sources_of_other_names_are_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    size = load_trajectories(files(tmp_path / "any", one=None)[0]).state_dim
+    left, right = (
+        json.dumps({"observation_parts": [{"path": [f"{name}{i}"], "shape": [], "size": 1} for i in range(size)]})
+        for name in ("x", "y")
+    )
+    one, two, three = files(tmp_path, one=left, two=right, three=left)
+    assert load_trajectories([one, three]).observation_parts[0]["path"] == ["x0"] and not caplog.records
+    assert load_trajectories([one, two]).observation_parts[0]["path"] == ["x0"]
+    assert "data set 'one' observes a dictionary of x0 ()" in caplog.text and "and 'two' a dictionary" in caplog.text
+
+
 def test_names_of_many_sources_are_counted(tmp_path: Path) -> None:
     paths = files(tmp_path, **dict.fromkeys("abcdef"))
     assert load_trajectories(paths).name == "a + b + c + d + 2 more"

@@ -60,6 +60,13 @@ def test_a_selection_is_seen_without_its_neighbours(hopper):
     assert np.count_nonzero(seen.rewards[seen.starts + seen.lengths - 1]) == seen.num_episodes
 
 
+def test_names_of_all_numbers_do_not_describe_some(hopper):
+    names = [{"path": [f"number {number}"], "shape": [], "size": 1} for number in range(11)]
+    assert load_trajectories(hopper(observation_parts=names)).observation_parts == names
+    assert load_trajectories(hopper(observation_parts=names), delayed_reward=True).observation_parts == names
+    assert load_trajectories(hopper(observation_parts=names), positions_only=True).observation_parts is None
+
+
 def test_data_that_are_seen_so_already_stay(hopper):
     once = load_trajectories(hopper(), positions_only=True)
     again = views_to_add("they", ["positions_only"], once.env_kwargs, once.env_id).of(once)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from ..model.observations_decision_mamba import describe_parts
 from ..views import described_views, split_views
 from .cache import cached, files_of
 from .formats import arrays, d4rl, dqn_replay, dt_pickle, hub, minari
@@ -233,6 +234,14 @@ def _together(parts: list[Trajectories]) -> Trajectories:
             "the data sets were recorded at different rates, %s steps a second: to a model, a step is a step", at
         )
     fps = parts[0].fps if len(rates) == 1 else None
+    described = [part for part in parts if part.observation_parts]
+    for part in described:
+        if part.observation_parts != described[0].observation_parts:
+            logger.warning(
+                "data set %r observes %s, and %r %s: they are taken for the same numbers in the same order",
+                *(described[0].name, describe_parts(described[0].observation_parts or [])),
+                *(part.name, describe_parts(part.observation_parts or [])),
+            )
     return replace(concatenate(parts), name=joined_names([part.name for part in parts]), env_id=env_id, fps=fps)
 
 
