@@ -34,13 +34,13 @@ class ExpertPolicy:
     """
 
     def __init__(self, envs: Any, env_id: str):
-        from ..tasks.experts import EXPERTS, expert_of
+        from ..tasks.experts import HAVE_EXPERTS, expert_of
 
         made: list[Any] = [expert_of(env) for env in envs.envs]
         if None in made:
             raise ValueError(
-                f"{env_id} has no expert: its class has no method `expert_action()`, and it is none of popgym's "
-                f"{', '.join(EXPERTS)}."
+                f"{env_id} has no expert: its class has no method `expert_action()`, and experts of other packages are "
+                f"known for {HAVE_EXPERTS}."
             )
         self._made = made
         self._experts: list[Expert] = [make() for make in self._made]

@@ -24,10 +24,10 @@ class CollectSettings:
 
     Args:
         env_id: gymnasium id.
-        policy: `"random"`; `"expert"`, what is right (an environment's own `expert_action()`, or for popgym's
-            RepeatPrevious, RepeatFirst, Autoencode and CountRecall one that remembers); one of our
-            checkpoints, a folder or a Hub repository; or a stable-baselines3 file, `"sb3:sac:file.zip"` or
-            `"sb3:sac:owner/name"`.
+        policy: `"random"`; `"expert"`, what is right (an environment's own `expert_action()`, for popgym's
+            RepeatPrevious, RepeatFirst, Autoencode and CountRecall one that remembers, for PointMaze the shortest way
+            to the goal); one of our checkpoints, a folder or a Hub repository; or a stable-baselines3 file,
+            `"sb3:sac:file.zip"` or `"sb3:sac:owner/name"`.
         episodes: how many whole episodes; 100 when neither this nor `steps` is given.
         steps: whole episodes, in the order of their seeds, until there are at least so many steps; with `train`,
             exactly so many.

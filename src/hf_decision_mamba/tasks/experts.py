@@ -1,7 +1,8 @@
-"""Experts for environments of other packages: small policies that remember what they have seen, and are always right.
+"""Experts for environments of other packages: what is right there, for data to learn from.
 
-POPGym's memory games (Morad et al. 2023, arXiv 2303.01859): each answers what is asked of the past, by the rules that
-popgym 1.0.7 plays by. Nothing but an environment's rules and what it shows is looked at, so that it can be learned.
+POPGym's memory games (Morad et al. 2023, arXiv 2303.01859): small policies that remember what they have seen, and are
+always right. Each answers what is asked of the past, by the rules that popgym 1.0.7 plays by. Nothing but an
+environment's rules and what it shows is looked at, so that it can be learned. Those of mazes stand in mazes.py.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from .mazes import point_maze
+
 #: Returns the right action for what is seen now, its whole numbers in their order; made anew for each episode.
-Expert: TypeAlias = Callable[[Sequence[int]], int]
+Expert: TypeAlias = Callable[[Sequence[int]], Any]
 
 NOTHING_ASKED = 0  # what is answered then
 
@@ -67,13 +70,18 @@ def _count_recall(env: Any) -> Expert:
     return act
 
 
-#: Experts by the names of the classes of popgym that they are for.
-EXPERTS: dict[str, Callable[[Any], Expert]] = {
-    "RepeatPrevious": _repeat_previous,
-    "RepeatFirst": _repeat_first,
-    "Autoencode": _autoencode,
-    "CountRecall": _count_recall,
+#: Experts by package and class of the environments that they are for.
+EXPERTS: dict[str, dict[str, Callable[[Any], Expert]]] = {
+    "popgym": {
+        "RepeatPrevious": _repeat_previous,
+        "RepeatFirst": _repeat_first,
+        "Autoencode": _autoencode,
+        "CountRecall": _count_recall,
+    },
+    "gymnasium_robotics": {"PointMazeEnv": point_maze},
 }
+#: For whom there are experts, for those who ask for another one.
+HAVE_EXPERTS = f"popgym's {', '.join(EXPERTS['popgym'])}, and the PointMaze of gymnasium-robotics"
 
 
 def expert_of(env: Any) -> Callable[[], Expert] | None:
@@ -85,6 +93,7 @@ def expert_of(env: Any) -> Callable[[], Expert] | None:
         knows = env.get_wrapper_attr("expert_action")
         return lambda: lambda observation: knows()
     for base in type(env.unwrapped).__mro__:
-        if base.__module__.split(".")[0] == "popgym" and base.__name__ in EXPERTS:
-            return lambda: EXPERTS[base.__name__](env.unwrapped)
+        make = EXPERTS.get(base.__module__.split(".")[0], {}).get(base.__name__)
+        if make is not None:
+            return lambda: make(env.unwrapped)
     return None
