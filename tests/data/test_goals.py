@@ -199,6 +199,18 @@ def test_parts_of_gymnasium_are_goals():
     assert GoalsFrom().of(untouched) is untouched
 
 
+def test_a_goal_may_be_a_whole_observation():
+    plain = observed()
+    found = GoalsFrom(None, "observations").of(plain)
+    assert found.achieved_goals is found.observations is plain.observations and found.goals is None
+    found = GoalsFrom([4, 5, 1], "observations").of(observed())
+    assert found.achieved_goals.tolist() == found.observations.tolist() == [[0, 2, 3], [6, 8, 9]]
+    found = GoalsFrom(None, "observations").of(observed([part("desired_goal", 3), part("observation", 3)]))
+    assert (found.goals.tolist(), found.achieved_goals.tolist()) == ([[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]])
+    with pytest.raises(ValueError, match=r"achieved_goals_from='position' .* 'observations' for all of them"):
+        GoalsFrom(None, "position")
+
+
 @pytest.mark.parametrize(
     ("goals_from", "trajectories", "message"),
     [
@@ -206,6 +218,7 @@ def test_parts_of_gymnasium_are_goals():
         (GoalsFrom([1, 1]), observed(), r"goals_from=\[1, 1\] .* must be different numbers"),
         (GoalsFrom(None, [-1]), observed(), r"achieved_goals_from=\[-1\] \(--achieved_goals_from\) must be"),
         (GoalsFrom([0]), observed(goals=np.zeros((2, 1), np.float32)), "it has a column of goals already"),
+        (GoalsFrom(None, "observations"), observed(achieved_goals=np.zeros((2, 1), np.float32)), "has a column of ach"),
         (GoalsFrom([0, 1, 2, 3, 4, 5]), observed(), "all 6 numbers of its observations would be goals"),
         (GoalsFrom([4], [0]), observed([part("a", 6)]), "takes some numbers of the part 'a' of its observations"),
         (GoalsFrom([4], [0, 1]), observed(), "goals of 1 numbers, and achieved goals of 2"),

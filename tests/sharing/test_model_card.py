@@ -721,3 +721,7 @@ def test_a_card_of_goals_says_how_to_name_one(checkpoint: Path) -> None:
     assert "| goal (in) | (2,) |" in card.text and "achieved later in the episode, drawn uniformly" in card.text
     assert '"goals": [goal] * k,' in card.text and "returns_to_go" not in card.text
     assert "target return" not in card.text.lower() and "n/a" not in card.text
+    assert "policy.reset()  # the goal is the observation's desired_goal" in card.text
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps({**processor, **goals, "env_id": "cube-single-v0"}))
+    told = 'observation, info = env.reset(seed=0)\npolicy.reset(goal=info["goal"])\n'  # OGBench shows it there alone
+    assert told in render_model_card(checkpoint).text

@@ -2123,6 +2123,7 @@ def test_a_checkpoint_of_goals_is_tuned_on_data_with_goals(tmp_path):
         ),
         ({"train_mode": "sequences"}, r"take goals='last' or 'recorded' \(--goals last\)"),
         ({"goals_from": [0, 9]}, r"goals_from=\[0, 9\] \(--goals_from\) must be different numbers .* 0 to 6"),
+        ({"achieved_goals_from": ["0", "x"]}, "achieved_goals_from='0 x' .* must be numbers of an observation, or"),
         ({"architecture": "bc", "hidden_size": 8}, "--conditioning does not apply to --architecture bc"),
     ],
 )

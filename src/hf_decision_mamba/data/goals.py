@@ -21,6 +21,8 @@ from .trajectories import Trajectories
 #: rest of the episode, from the window's last step on: its `last` one, or drawn.
 Goals: TypeAlias = Literal["recorded", "last", "uniform", "geometric"]
 
+#: For numbers of an observation: all of them. A goal is then a state like any other, as OGBench's are.
+OBSERVATIONS: Literal["observations"] = "observations"
 #: Draws of a goal that there are for each window: enough to tell apart all steps of the longest episodes.
 DRAWS = 1 << 20
 #: A step later in the future is drawn so much less often (`geometric`). Source: the discount of Andrychowicz et al.
@@ -34,12 +36,19 @@ class GoalsFrom:
 
     Args:
         goals: of the goal that a step was recorded with. It is taken out of the observations, because it is no state.
-        achieved: of the goal that was achieved. These numbers stay in the observations; a part of gymnasium's does not,
-            which is a copy of what is in `observation`.
+        achieved: of the goal that was achieved, or `"observations"` for all that is left of these. They stay in the
+            observations; a part of gymnasium's does not, which is a copy of what is in `observation`.
     """
 
     goals: Sequence[int] | None = None
-    achieved: Sequence[int] | None = None
+    achieved: Sequence[int] | Literal["observations"] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.achieved, str) and self.achieved != OBSERVATIONS:
+            raise ValueError(
+                f"achieved_goals_from={self.achieved!r} (--achieved_goals_from) must be numbers of an observation, or "
+                f"{OBSERVATIONS!r} for all of them"
+            )
 
     def of(self, trajectories: Trajectories) -> Trajectories:
         """Return trajectories with these goals as columns; observations that change are copies.
@@ -58,14 +67,17 @@ class GoalsFrom:
         columns, left_out = dict[str, Any](), list[int]()
         for column, given, name in (("goals", self.goals, DESIRED), ("achieved_goals", self.achieved, ACHIEVED)):
             places = part_places(parts, name)
-            if given:
+            if given == OBSERVATIONS:
+                self._check(trajectories, column, range(trajectories.state_dim))
+            elif given:
                 self._check(trajectories, column, given)
                 columns[column] = np.ascontiguousarray(trajectories.observations[:, list(given)])
                 left_out += [*given] if column == "goals" else []
             elif places and getattr(trajectories, column) is None:
                 columns[column] = np.ascontiguousarray(trajectories.observations[:, places])
             left_out += places
-        if not columns and not left_out:
+        everything = self.achieved == OBSERVATIONS
+        if not columns and not left_out and not everything:
             return trajectories
         kept = np.setdiff1d(np.arange(trajectories.state_dim), left_out)
         if not len(kept):
@@ -73,9 +85,14 @@ class GoalsFrom:
                 f"data set {trajectories.name!r}: all {trajectories.state_dim} numbers of its observations would be "
                 "goals, and none a state; correct goals_from (--goals_from)"
             )
+        observations = trajectories.observations
+        if left_out:
+            observations = np.ascontiguousarray(observations[:, kept], np.float32)
+        if everything:
+            columns["achieved_goals"] = observations
         return replace(
             trajectories,
-            observations=np.ascontiguousarray(trajectories.observations[:, kept], np.float32),
+            observations=observations,
             observation_parts=self._kept_parts(trajectories.name, parts, left_out) or None,
             **columns,
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import datasets
 
@@ -51,7 +51,7 @@ def load_trajectories(
     positions_only: bool = False,
     delayed_reward: bool = False,
     goals_from: Sequence[int] | None = None,
-    achieved_goals_from: Sequence[int] | None = None,
+    achieved_goals_from: Sequence[int] | Literal["observations"] | None = None,
 ) -> Trajectories:
     """Load and check trajectories from wherever people keep them; `docs/data.md` shows each format.
 
@@ -111,9 +111,10 @@ def load_trajectories(
         delayed_reward: put all reward of an episode at its last step.
         goals_from: which numbers of an observation, counted from 0, are the goal that it was recorded with; they become
             the column `goals`, and are no part of the observation any more.
-        achieved_goals_from: which are the goal that was achieved, such as a position; they become `achieved_goals`, and
-            stay in the observation. With one of the two, parts of dict observations that gymnasium calls `desired_goal`
-            and `achieved_goal` become these columns too, and are left out of the observation.
+        achieved_goals_from: which are the goal that was achieved, such as a position; "observations" for all of them,
+            where a goal is a whole observation. They become `achieved_goals`, and stay in the observation. With one of
+            the two, parts of dict observations that gymnasium calls `desired_goal` and `achieved_goal` become these
+            columns too, and are left out of the observation.
 
     Returns:
         Trajectories; where they are seen in one of these two views, their `env_kwargs` say so, so that policies that

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from ..acting.policy import DecisionMambaPolicy
 from ..data.metadata import describe_actions, describe_env_kwargs, is_frame
 from ..model.observations_decision_mamba import ACHIEVED, DESIRED, describe_parts, part_places
-from ..reporting.env_ids import POPGYM, ROBOTICS, is_atari, registering_module
+from ..reporting.env_ids import OGBENCH, POPGYM, ROBOTICS, is_atari, registering_module
 from ..views import described_views, split_views, views_around, with_agreed_views, with_views
 
 if TYPE_CHECKING:
@@ -41,7 +42,12 @@ _EXTRAS = {
     "gymnasium.envs.classic_control": 'pip install "gymnasium[classic-control]"',
     "gymnasium_robotics": 'pip install "hf_decision_mamba[robotics]"',
     "popgym": 'pip install "hf_decision_mamba[popgym]"',
+    "ogbench": 'pip install "hf_decision_mamba[ogbench]"',
 }
+
+#: Warnings of OGBench's robot arm that mean nothing: it makes its action space anew all the time, and says of no
+#: render mode that it has it; and what importing its simulator says where there is no display.
+_OF_OGBENCH = (".*precision lowered by casting", ".*initialised with render_mode", ".*DISPLAY environment variable")
 
 #: Half an hour of play, no-ops included: 27,000 decisions (Hessel et al. 2018, arXiv 1710.02298).
 ATARI_MAX_FRAMES = 108_000
@@ -103,8 +109,8 @@ def make_environments(
     policy: where a game waits for it (Breakout), one that never does plays until the limit, and scores what it did.
 
     Observations that are no vectors (dictionaries, tuples, matrices, whole numbers) are flattened as those of data are;
-    `observation_parts` of the result says how. What an environment raises or gives that is wrong is a ValueError that
-    names it, with the episode's seed and the step.
+    `observation_parts` of the result says how. Those of OGBench hold the goal (see `OGBenchEnv`). What an environment
+    raises or gives that is wrong is a ValueError that names it, with the episode's seed and the step.
 
     Args:
         env: gymnasium id, where `module:Name-v0` imports a module of the working folder first; an environment, which is
@@ -125,9 +131,10 @@ def make_environments(
     except ImportError as error:
         hint = install_hint(env if isinstance(env, str) else "")
         raise ImportError(f"Rollouts need gymnasium ({error}); install it with: {hint}") from error
+    from .ogbench_env import with_ogbench_goals
     from .playing import PlayedEnv
 
-    wrappers: list[Callable[..., Any]] = []
+    wrappers: list[Callable[..., Any]] = [with_ogbench_goals]
     if max_episode_steps is not None:
         wrappers.append(partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_episode_steps))
     views, env_kwargs = split_views(env_kwargs)
@@ -235,14 +242,17 @@ def _made(env_id: str, count: int, wrappers: list[Callable[..., Any]], options: 
     from gymnasium.vector import AutoresetMode
 
     try:
-        return gymnasium.make_vec(
-            env_id,
-            num_envs=count,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-            wrappers=wrappers,
-            **options,
-        )
+        with warnings.catch_warnings():
+            for told in _OF_OGBENCH if registering_module(env_id.rpartition(":")[2]) == "ogbench" else ():
+                warnings.filterwarnings("ignore", told)
+            return gymnasium.make_vec(
+                env_id,
+                num_envs=count,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+                wrappers=wrappers,
+                **options,
+            )
     except gymnasium.error.DependencyNotInstalled as error:
         raise ImportError(
             f"{env_id} needs a package that is missing ({_line(error)}); try: {_packages(env_id)}"
@@ -411,6 +421,8 @@ def _unknown(env_id: str, error: Exception) -> Exception:
         return ValueError(f"{env_id} cannot be made: {_line(error)}")
     elif re.fullmatch(POPGYM, bare) and importlib.util.find_spec("popgym") is None:
         return ImportError(f"{env_id} is an environment of popgym, which is missing; try: {_EXTRAS['popgym']}")
+    elif re.fullmatch(OGBENCH, bare) and importlib.util.find_spec("ogbench") is None:
+        return ImportError(f"{env_id} is an environment of OGBench, which is missing; try: {_EXTRAS['ogbench']}")
     elif re.fullmatch(ROBOTICS, bare):
         robotics = _EXTRAS["gymnasium_robotics"]
         return ImportError(f"{env_id} is an environment of gymnasium-robotics, which is missing; try: {robotics}")

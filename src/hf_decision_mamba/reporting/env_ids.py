@@ -10,8 +10,9 @@ _LONGEST_ENV_ID = 200
 
 ROBOTICS = r"(Fetch(Reach|Push|Slide|Pick)|Hand(Reach|Manipulate)|Adroit|FrankaKitchen|AntMaze|PointMaze)\w*-v\d+"
 
-
 POPGYM = r"popgym-\w+-v\d+"
+
+OGBENCH = r"(visual-)?(pointmaze|antmaze|humanoidmaze|antsoccer|cube|scene|puzzle|powderworld)(-\w+)*-v\d+"
 
 
 def is_env_id(name: object) -> bool:
@@ -27,6 +28,8 @@ def registering_module(env_id: str | None) -> str | None:
         return "hf_decision_mamba.tasks"
     if re.fullmatch(POPGYM, env_id or ""):
         return "popgym"
+    if re.fullmatch(OGBENCH, env_id or ""):
+        return "ogbench"
     return "gymnasium_robotics" if re.fullmatch(ROBOTICS, env_id or "") else None
 
 

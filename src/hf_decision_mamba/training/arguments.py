@@ -25,6 +25,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..baselines.architectures import WITH_PRESETS, fields_of
 from ..data.statistics import Normalization
+from ..data.goals import GoalsFrom
 from ..evaluation.environments import parse_env_kwargs
 from ..model.checkpoint_decision_mamba import check_sizes
 from ..reporting.checks import wrong_type
@@ -181,11 +182,11 @@ class DataArguments:
             "the column or part desired_goal."
         },
     )
-    achieved_goals_from: list[int] | None = field(
+    achieved_goals_from: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Numbers of the observation that are the achieved goal, such as the position; if unset the column "
-            "or part achieved_goal."
+            "help": "Numbers of the observation that are the achieved goal, such as the position, or observations for "
+            "all of them; if unset the column or part achieved_goal."
         },
     )
     positions_only: bool = field(
@@ -267,6 +268,20 @@ class DataArguments:
             "help": "Transitions that each process or worker draws from, and that normalisation is learned from."
         },
     )
+
+    def goal_numbers(self) -> GoalsFrom:
+        """Return which numbers of an observation are goals.
+
+        Raises:
+            ValueError: `achieved_goals_from` is neither whole numbers nor `observations`.
+        """
+        given: Any = self.achieved_goals_from or []
+        words = given if isinstance(given, list) else [given]
+        try:
+            achieved: Any = [int(word) for word in words] or None
+        except ValueError:  # one that stands for all of them, or a wrong one
+            achieved = " ".join(map(str, words))
+        return GoalsFrom(self.goals_from, achieved)
 
     def views(self) -> list[str]:
         """Name the views that are asked for."""

@@ -84,7 +84,7 @@ def load_data(
     Args:
         with_goals: whether the model is asked for goals, so that those in observations become columns.
     """
-    goals_from: GoalsFrom | None = GoalsFrom(data_args.goals_from, data_args.achieved_goals_from)
+    goals_from: GoalsFrom | None = data_args.goal_numbers()
     if not with_goals and data_args.goals is not None:
         raise ValueError(f"goals={data_args.goals} is for models that are asked for goals: --conditioning goal.")
     if not with_goals and goals_from == GoalsFrom():
