@@ -8,7 +8,8 @@ import pytest
 from factories import TINY_MODEL
 from gymnasium import spaces
 
-from hf_decision_mamba import DecisionMambaPolicy, evaluate_policy, train
+from hf_decision_mamba import DecisionMambaPolicy, evaluate_policy, load_trajectories, train
+from hf_decision_mamba.collecting import CollectSettings, collect
 from hf_decision_mamba.evaluation import environments
 from hf_decision_mamba.evaluation.environments import make_environments
 
@@ -45,14 +46,53 @@ class CubeEnv(gymnasium.Env):
         return np.array([self.place, 0.0, 0.5])
 
 
+class PointEnv(gymnasium.Env):
+    """A corridor of four cells, of which a step leads to the next."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+    maze_map = np.array([[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]])
+    task_infos = [{"init_ij": (1, 1), "goal_ij": (1, 4)}]
+    _reward_task_id, _goal_tol = None, 0.5
+
+    def __init__(self, terminate_at_goal=True):
+        self._terminate_at_goal = terminate_at_goal
+
+    def reset(self, options=None, *args, **kwargs):
+        super().reset(*args, **kwargs)
+        task = options.get("task_info") or self.task_infos[options["task_id"] - 1]
+        self.place = self.ij_to_xy(task["init_ij"])
+        self.set_goal(self.ij_to_xy(task["goal_ij"]))
+        return self.place, {"goal": self.cur_goal_xy}
+
+    def step(self, action):
+        self.place = self.place + action
+        there = bool(np.linalg.norm(self.place - self.cur_goal_xy) <= self._goal_tol)
+        return self.place, float(there), there and self._terminate_at_goal, False, {"success": there}
+
+    def ij_to_xy(self, cell):
+        return np.array([cell[1], cell[0]], np.float64)
+
+    def xy_to_ij(self, place):
+        return round(place[1]), round(place[0])
+
+    def get_xy(self):
+        return self.place
+
+    def set_goal(self, goal_xy):
+        self.cur_goal_xy = goal_xy if goal_xy[1] == 1 else np.array([goal_xy[0].round().clip(1, 4), 1])
+
+
 CubeEnv.__module__ = "ogbench.manipspace.envs.cube_env"
+PointEnv.__module__ = "ogbench.locomaze.point"
 
 
 @pytest.fixture(autouse=True)
 def cube():
     gymnasium.register("cube-ours-v0", CubeEnv, max_episode_steps=12)
+    gymnasium.register("pointmaze-ours-v0", PointEnv, max_episode_steps=6)
     yield
-    del gymnasium.registry["cube-ours-v0"]
+    del gymnasium.registry["cube-ours-v0"], gymnasium.registry["pointmaze-ours-v0"]
 
 
 def episode(seeds, rows=None, **env_kwargs):
@@ -92,6 +132,18 @@ def test_the_seed_decides_everything_and_others_keep_their_chance(mode):
 def test_single_tasks_and_collecting_show_what_they_always_do(env_kwargs):
     seen, envs = episode([1, 2], **env_kwargs)
     assert envs.observation_parts is None and seen.shape == (5, 2, 3)
+
+
+def test_mazes_for_collecting_begin_anywhere_and_lead_from_goal_to_goal(tmp_path):
+    settings = CollectSettings("pointmaze-ours-v0", policy="expert", episodes=12, num_envs=5, max_episode_steps=30)
+    folder, _ = collect(settings, tmp_path / "maze", progress=False)
+    data = load_trajectories(folder)
+    assert data.observation_parts is None and data.env_kwargs is None and (data.lengths == 30).all()
+    places = data.observations[:, 0].reshape(12, 30)
+    assert len(np.unique(places[:, 0])) == 4 and data.observations[:, 1].std() < 1e-5
+    assert ((places.round() == 1).any(1) & (places.round() == 4).any(1)).all()  # the turns of a corridor are its ends
+    envs = make_environments("pointmaze-ours-v0", 2)
+    assert envs.reset(seed=[3, 4])[0].tolist() == [[4, 1, 1, 1]] * 2  # the task of who is scored
 
 
 def test_a_goal_is_a_whole_observation_from_data_to_scores(tmp_path):

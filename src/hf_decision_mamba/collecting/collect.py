@@ -27,7 +27,7 @@ from ..reporting.figures import number
 from ..sharing.dataset_card import DATA_FILE
 from .describe import describe_collection, describe_environment
 from .policies import ExpertPolicy, Exploration, OverriddenActor, require_zero_start
-from .settings import EXPERT, RANDOM, CollectSettings
+from .settings import RANDOM, CollectSettings
 from .stable_baselines import ALGORITHMS, PREFIX, StableBaselinesPolicy, require_stable_baselines
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def collect(settings: CollectSettings, output: str | Path, *, progress: bool = T
 
 def _environments(settings: CollectSettings) -> VectorEnv:
     count = 1 if settings.train is not None else min(settings.num_envs, settings.wanted_episodes or settings.num_envs)
-    return make_environments(settings.env_id, count, settings.max_episode_steps, env_kwargs=settings.env_kwargs)
+    kwargs = {**settings.kwargs_of_expert(), **(settings.env_kwargs or {})}
+    return make_environments(settings.env_id, count, settings.max_episode_steps, env_kwargs=kwargs)
 
 
 def _check_noise(settings: CollectSettings, envs: VectorEnv) -> None:
@@ -169,7 +170,8 @@ def _rollout(settings: CollectSettings, envs: VectorEnv, checkpoint: DecisionMam
 
 def _checkpoint(settings: CollectSettings) -> DecisionMambaPolicy | None:
     """Load the checkpoint of ours that acts, if one does."""
-    if settings.train is not None or settings.policy in (RANDOM, EXPERT) or settings.policy.startswith(PREFIX):
+    others = settings.policy == RANDOM or settings.expert_kind is not None or settings.policy.startswith(PREFIX)
+    if settings.train is not None or others:
         return None
     return DecisionMambaPolicy.from_pretrained(settings.policy, settings.mode, settings.device, sample=settings.sample)
 
@@ -181,8 +183,8 @@ def _policy(
         return PolicyActor(checkpoint, envs, settings.env_id, settings.seed)
     if settings.policy == RANDOM:
         return None
-    if settings.policy == EXPERT:
-        return ExpertPolicy(envs, settings.env_id)
+    if settings.expert_kind is not None:
+        return ExpertPolicy(envs, settings.env_id, settings.expert_kind)
     return StableBaselinesPolicy(settings.policy, envs, settings.env_id, sample=settings.sample, seed=settings.seed)
 
 

@@ -42,14 +42,19 @@ def describe_environment(settings: CollectSettings, envs: VectorEnv) -> dict[str
     if bounds is not None:
         metadata["action_low"], metadata["action_high"] = bounds
     metadata = {name: value for name, value in metadata.items() if value is not None}
-    limit = settings.max_episode_steps or (envs.spec.max_episode_steps if envs.spec is not None else None)
+    collected_with = settings.kwargs_of_expert()
+    limit = settings.max_episode_steps or collected_with.get("max_episode_steps")
+    limit = limit or (envs.spec.max_episode_steps if envs.spec is not None else None)
     if limit is not None:
         metadata["max_episode_steps"] = int(limit)
-    versions = package_versions()
+    if collected_with:
+        metadata["collected_with"] = collected_with
+    versions = package_versions("ogbench")
     played: Any = envs
     modules = {base.__module__.split(".")[0] for base in type(played.envs[0].unwrapped).__mro__}
     modules |= {"mujoco"} if hasattr(played.envs[0].unwrapped, "mujoco_renderer") else set()
-    simulators = {"mujoco": "mujoco", "ale_py": "ale-py"}
+    modules |= {"mujoco"} if "ogbench" in modules else set()
+    simulators = {"mujoco": "mujoco", "ale_py": "ale-py", "ogbench": "ogbench"}
     return {
         **metadata,
         "gymnasium": versions["gymnasium"],

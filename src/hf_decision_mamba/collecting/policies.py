@@ -29,21 +29,29 @@ class OverriddenActor(Actor, Protocol):
 class ExpertPolicy:
     """What is right in an environment: its own method `expert_action()` says it, or an expert of `tasks`.
 
+    Args:
+        envs: made by `make_environments`.
+        env_id: what errors call them.
+        kind: of the expert, where there are several; empty for the first.
+
     Raises:
-        ValueError: the environment has neither.
+        ValueError: the environment has neither, or no expert of this kind.
     """
 
-    def __init__(self, envs: Any, env_id: str):
+    def __init__(self, envs: Any, env_id: str, kind: str = ""):
         from ..tasks.experts import HAVE_EXPERTS, expert_of
 
-        made: list[Any] = [expert_of(env) for env in envs.envs]
+        try:
+            made: list[Any] = [expert_of(env, kind) for env in envs.envs]
+        except ValueError as error:
+            raise ValueError(f"policy 'expert:{kind}' of {env_id}: {error}.") from error
         if None in made:
             raise ValueError(
                 f"{env_id} has no expert: its class has no method `expert_action()`, and experts of other packages are "
                 f"known for {HAVE_EXPERTS}."
             )
         self._made = made
-        self._experts: list[Expert] = [make() for make in self._made]
+        self._experts: list[Expert] = []
         self._parts = getattr(envs, "observation_parts", None) or []
 
     def reset(self, jobs: Sequence[Job]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..acting.policy import Mode
 from ..reporting.files import command_line, portable
+from ..tasks.oracles import collecting_kwargs
 from .stable_baselines import ALGORITHMS, PREFIX
 
 RANDOM, EXPERT = "random", "expert"
@@ -26,7 +27,8 @@ class CollectSettings:
         env_id: gymnasium id.
         policy: `"random"`; `"expert"`, what is right (an environment's own `expert_action()`, for popgym's
             RepeatPrevious, RepeatFirst, Autoencode and CountRecall one that remembers, for PointMaze the shortest way
-            to the goal); one of our checkpoints, a folder or a Hub repository; or a stable-baselines3 file,
+            to the goal, for OGBench what made its data), with `"expert:noisy"` that of several which is called so; one
+            of our checkpoints, a folder or a Hub repository; or a stable-baselines3 file,
             `"sb3:sac:file.zip"` or `"sb3:sac:owner/name"`.
         episodes: how many whole episodes; 100 when neither this nor `steps` is given.
         steps: whole episodes, in the order of their seeds, until there are at least so many steps; with `train`,
@@ -94,7 +96,7 @@ class CollectSettings:
                 "num_envs",
                 "device",
             )
-        elif self.policy == EXPERT:
+        elif self.expert_kind is not None:
             self._refuse("the environment's expert", "target_return", "mode", "sample", "device")
         elif self.policy == RANDOM:
             self._refuse("the random policy", "target_return", "mode", "sample", "noise", "epsilon", "device")
@@ -106,6 +108,16 @@ class CollectSettings:
         for name in names:
             if getattr(self, name) != _DEFAULTS[name]:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no meaning for {what}; leave it out.")
+
+    @property
+    def expert_kind(self) -> str | None:
+        """The kind of the expert that acts, empty for the first; None where none does."""
+        name, _, kind = self.policy.partition(":")
+        return kind if name == EXPERT else None
+
+    def kwargs_of_expert(self) -> dict[str, Any]:
+        """Return what the environment is made with for its expert; it is no part of what policies learn for."""
+        return {} if self.train is not None or self.expert_kind is None else collecting_kwargs(self.env_id)
 
     @property
     def wanted_episodes(self) -> int | None:

@@ -2,7 +2,8 @@
 
 POPGym's memory games (Morad et al. 2023, arXiv 2303.01859): small policies that remember what they have seen, and are
 always right. Each answers what is asked of the past, by the rules that popgym 1.0.7 plays by. Nothing but an
-environment's rules and what it shows is looked at, so that it can be learned. Those of mazes stand in mazes.py.
+environment's rules and what it shows is looked at, so that it can be learned. Those of mazes stand in mazes.py, and
+those of OGBench in oracles.py.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 from .mazes import point_maze
+from .oracles import Navigate, Noisy, Play
 
 #: Returns the right action for what is seen now, its whole numbers in their order; made anew for each episode.
 Expert: TypeAlias = Callable[[Sequence[int]], Any]
@@ -70,30 +73,52 @@ def _count_recall(env: Any) -> Expert:
     return act
 
 
-#: Experts by package and class of the environments that they are for.
-EXPERTS: dict[str, dict[str, Callable[[Any], Expert]]] = {
+_ARM: dict[str, Callable[[Any], Expert]] = {"play": Play, "noisy": Noisy}
+#: Experts by package and class of the environments that they are for, and by their kind, of which the first is taken
+#: where none is named.
+EXPERTS: dict[str, dict[str, dict[str, Callable[[Any], Expert]]]] = {
     "popgym": {
-        "RepeatPrevious": _repeat_previous,
-        "RepeatFirst": _repeat_first,
-        "Autoencode": _autoencode,
-        "CountRecall": _count_recall,
+        "RepeatPrevious": {"": _repeat_previous},
+        "RepeatFirst": {"": _repeat_first},
+        "Autoencode": {"": _autoencode},
+        "CountRecall": {"": _count_recall},
     },
-    "gymnasium_robotics": {"PointMazeEnv": point_maze},
+    "gymnasium_robotics": {"PointMazeEnv": {"": point_maze}},
+    "ogbench": {"CubeEnv": _ARM, "SceneEnv": _ARM, "PuzzleEnv": _ARM, "PointEnv": {"navigate": Navigate}},
 }
 #: For whom there are experts, for those who ask for another one.
-HAVE_EXPERTS = f"popgym's {', '.join(EXPERTS['popgym'])}, and the PointMaze of gymnasium-robotics"
+HAVE_EXPERTS = (
+    f"popgym's {', '.join(EXPERTS['popgym'])}, the PointMaze of gymnasium-robotics, and OGBench's cube, scene, puzzle "
+    "and pointmaze"
+)
 
 
-def expert_of(env: Any) -> Callable[[], Expert] | None:
+def expert_of(env: Any, kind: str = "") -> Callable[[], Expert] | None:
     """Return what makes an expert of an environment for each of its episodes; None where there is none.
 
     An environment of our own says what is right by itself, in its method `expert_action()`.
+
+    Args:
+        env: the environment, with whatever is around it.
+        kind: which of several; the first where it is empty.
+
+    Raises:
+        ValueError: there are experts, but none of this kind.
     """
+    kinds = _kinds(env)
+    if kind and kinds and kind not in kinds:
+        known = f"kinds {', '.join(kinds)}" if any(kinds) else "no kinds"
+        raise ValueError(f"there is no expert {kind!r} here, whose expert has {known}")
+    return kinds[kind or next(iter(kinds))] if kinds else None
+
+
+def _kinds(env: Any) -> dict[str, Callable[[], Expert]]:
+    """Return what makes the experts of an environment, by their kinds."""
     with suppress(AttributeError):
         knows = env.get_wrapper_attr("expert_action")
-        return lambda: lambda observation: knows()
+        return {"": lambda: lambda observation: knows()}
     for base in type(env.unwrapped).__mro__:
-        make = EXPERTS.get(base.__module__.split(".")[0], {}).get(base.__name__)
-        if make is not None:
-            return lambda: make(env.unwrapped)
-    return None
+        found = EXPERTS.get(base.__module__.split(".")[0], {}).get(base.__name__)
+        if found is not None:
+            return {kind: partial(make, env.unwrapped) for kind, make in found.items()}
+    return {}
