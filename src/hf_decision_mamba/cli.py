@@ -243,8 +243,8 @@ def _add_collect(verbs: Any) -> None:
     acting.add_argument(
         "--policy",
         type=expanduser,
-        help="random (default); expert, what is right in our T-Maze, popgym's memory games, PointMaze and OGBench (there "
-        "also expert:play, expert:noisy); a checkpoint of ours, folder or Hub repository; or a policy of "
+        help="random (default); expert, what is right in our T-Maze, popgym's memory games, PointMaze and OGBench "
+        "(expert:play, expert:noisy); a checkpoint of ours, folder or Hub repository; or a policy of "
         "stable-baselines3, sb3:sac:FILE.zip or sb3:sac:owner/name",
     )
     acting.add_argument("--train", choices=tuple(ALGORITHMS), help="record the training of a stable-baselines3 agent")
