@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from factories import BREAKOUT, make_model, pendulum_model, pendulum_policy, pendulum_transformer
+from factories import BREAKOUT, Reach, make_model, pendulum_model, pendulum_policy, pendulum_transformer
 
 from hf_decision_mamba import (
     DecisionMambaConfig,
@@ -278,8 +278,61 @@ def test_what_imitates_is_looked_into_without_returns(tmp_path):
         inspect_checkpoint(imitating(), "here", target_returns=[1.0], progress=False)
 
 
-def test_what_is_asked_for_goals_is_refused():
-    model = make_model(state_dim=3, act_dim=1, conditioning="goal", goal_dim=2)
-    policy = pendulum_policy(model, goal_mean=[0.0, 0.0], goal_std=[1.0, 1.0])
-    with pytest.raises(ValueError, match="asked for goals, and an inspection reads its decisions without"):
-        inspect_checkpoint(policy, "here", progress=False)
+@pytest.fixture
+def reach():
+    gymnasium.register("Reach-v0", Reach, max_episode_steps=9)
+    yield
+    del gymnasium.registry["Reach-v0"]
+
+
+def goal_policy(**overrides) -> DecisionMambaPolicy:
+    model = make_model(**{"state_dim": 3, "act_dim": 2, "conditioning": "goal", "goal_dim": 2, **overrides})
+    stored = {"goal_mean": [0.5, 0.0], "goal_std": [1.0, 2.0], "context_length": K, "env_id": "Reach-v0"}
+    return DecisionMambaPolicy(model, DecisionMambaProcessor([0.0] * 3, [1.0] * 3, **stored))
+
+
+@pytest.mark.usefixtures("reach")
+def test_what_is_asked_for_goals_is_looked_into_with_them(tmp_path):
+    policy = goal_policy()
+    played = play_episodes(policy, "Reach-v0", None, 2, seed=3, progress=False)
+    timesteps = np.array([0, 3, played.trajectories.lengths[1] - 1])
+    batch = DecisionWindows(policy, played).read(1, timesteps)
+    last = batch["attention_mask"].sum(1) - 1
+    with torch.no_grad():
+        predicted = policy.model(**batch).action_preds[range(3), last].numpy()
+    taken = played.trajectories.actions[played.trajectories.lengths[0] + timesteps]
+    np.testing.assert_allclose(predicted, taken, atol=1e-5)
+
+    found = inspect_checkpoint(policy, "here", episodes=1, timesteps=(0, 8), progress=False)
+    assert found.left_out == {"return_conditioning": "This policy is asked for goals, and for no return."}
+    assert "goal" in found.token_types and found.context is not None and found.time_constants is not None
+    write_inspection(found, tmp_path / "page")
+    page = (tmp_path / "page" / "inspection.html").read_text()
+    assert "to goals" in page and "target return" not in page
+
+
+def test_data_with_goals_are_looked_into(tmp_path):
+    random = np.random.default_rng(0)
+
+    def kept(**columns) -> str:
+        steps = {"observations": (9, 3), "actions": (9, 2), **columns}
+        rows = [{name: random.uniform(-1, 1, shape).tolist() for name, shape in steps.items()} for _ in range(3)]
+        path = tmp_path / f"{'-'.join(steps)}.parquet"
+        datasets.Dataset.from_list(rows).to_parquet(path)
+        return str(path)
+
+    policy = goal_policy()
+    recorded, achieved = kept(goals=(9, 2)), kept(achieved_goals=(9, 2))
+    for source, goals in ((recorded, "goals"), (achieved, "achieved_goals")):
+        played = chosen_episodes(policy, source, 2, seed=0)
+        batch = DecisionWindows(policy, played).read(1, np.array([8]))
+        expected = getattr(played.trajectories, goals)[9:18][-1]
+        np.testing.assert_allclose(batch["goals"][0, -1], (expected - [0.5, 0.0]) / [1.0, 2.0], rtol=1e-5)
+        assert inspect_checkpoint(policy, "here", data=source, episodes=2, progress=False).curves is not None
+    for source, held in ((kept(), "no goals"), (kept(goals=(9, 4)), "goals of 4 numbers")):
+        with pytest.raises(ValueError, match=f"has {held}, but the checkpoint is asked for goals of 2"):
+            inspect_checkpoint(policy, "here", data=source, progress=False)
+    with pytest.raises(ValueError, match="asked for goals, and its memory is not followed yet"):
+        inspect_checkpoint(policy, "here", memory=True, progress=False)
+    with pytest.raises(ValueError, match=r"target_returns=\[1.0\] cannot be asked for: this checkpoint is asked for g"):
+        inspect_checkpoint(policy, "here", target_returns=[1.0], progress=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from ..acting.policy import DecisionMambaPolicy
 from ..baselines.architectures import embeds_time
 from ..data import Trajectories, WindowDataset, load_trajectories
+from ..data.goals import Goals, GoalsFrom
 from ..data.views import views_to_add
 from ..data.windows import window_settings
-from ..evaluation.environments import make_environments, observation_order
+from ..evaluation.environments import goal_places, make_environments, observation_order
 from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
 from ..model.observations_decision_mamba import describe_parts
 from ..views import described_views, split_views
@@ -31,7 +32,7 @@ class PlayedEpisodes:
     """Episodes, and the returns-to-go with which the model reads them.
 
     Args:
-        trajectories: what happened.
+        trajectories: what happened; with the goals that a policy of goals was asked for.
         returns_to_go: (N,) a row of each step, in the environment's units: of a rollout what was left of the target
             return, of a data set what was still to come; 0 where a model that is asked for nothing looks at data
             without rewards.
@@ -58,12 +59,16 @@ def play_episodes(
         ImportError, ValueError: as `evaluate_policy`.
     """
     returns_to_go: list[float] = []
+    goals: list[NDArray[Any]] = []
     envs = make_environments(env_id, 1, env_kwargs=env_kwargs)
     try:
         actor, recorder = PolicyActor(policy, envs, env_id, seed), Recorder(observation_order(envs, policy))
 
+        places = goal_places(envs) if policy.condition_input == "goals" else []
+
         def observe(step: Step) -> None:
             recorder(step)
+            goals.append(step.observations[0][places])
             returns_to_go.append(policy.returns_to_go[0])
 
         played = play(envs, actor, [Job(seed + number, target_return) for number in range(count)], observe)
@@ -79,6 +84,8 @@ def play_episodes(
         env_id=env_id,
         num_actions=policy.act_dim if discrete else None,
     )
+    if places:
+        trajectories = replace(trajectories, goals=np.array(goals, np.float32))
     return PlayedEpisodes(trajectories, np.array(returns_to_go), [episode.seed for episode in episodes])
 
 
@@ -89,6 +96,15 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
         as `load_trajectories`, and ValueError: the data are of another kind than the model reads.
     """
     trajectories = _shown_alike(policy, load_trajectories(source))
+    if policy.condition_input == "goals":
+        trajectories = GoalsFrom().of(trajectories)
+        wanted, found_dim = policy.model.config.goal_dim, trajectories.goal_dim
+        if found_dim != wanted:
+            held = f"goals of {found_dim} numbers" if found_dim else "no goals"
+            raise ValueError(
+                f"Data set {trajectories.name!r} has {held}, but the checkpoint is asked for goals of {wanted}; give "
+                "data that have columns or parts of them, or leave --data out."
+            )
     reads = (policy.state_type, policy.observation_shape, policy.action_type, policy.act_dim)
     seen = (trajectories.state_type, trajectories.observations.shape[1:])
     if seen == reads[:2] and trajectories.action_type != policy.action_type:  # which may have been said in training
@@ -103,7 +119,7 @@ def chosen_episodes(policy: DecisionMambaPolicy, source: str, count: int, seed: 
             f"Data set {trajectories.name!r} holds {kind_of_policy(*holds)}, but the checkpoint reads "
             f"{kind_of_policy(*reads)}; give data of the environment that it was trained for."
         )
-    if not trajectories.has_rewards and policy.condition_input is not None:
+    if not trajectories.has_rewards and policy.condition_input == "returns_to_go":
         raise ValueError(
             f"Data set {trajectories.name!r} has no rewards, but the checkpoint is asked for a return; give data that "
             "have rewards."
@@ -154,9 +170,13 @@ class DecisionWindows:
         self.lengths = played.trajectories.lengths
         self._firsts = played.trajectories.step_offsets()[:-1]
         self._returns_to_go = torch.from_numpy(processor.scale_returns(played.returns_to_go))
-        self._windows = WindowDataset(played.trajectories, policy.context_length, **window_settings(processor))
+        goals: Goals | None = None
+        if policy.condition_input == "goals":
+            goals = "last" if played.trajectories.goals is None else "recorded"
+        settings = {**window_settings(processor), "goals": goals}
+        self._windows = WindowDataset(played.trajectories, policy.context_length, **settings)
         known = inspect.signature(policy.model.forward).parameters
-        self._inputs = [name for name in INPUTS if name in known]
+        self._inputs = [name for name in INPUTS if name in known and (name != "goals" or goals is not None)]
 
     def read(self, episode: int, timesteps: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the windows (b, k) that end with an episode's decisions at time steps (b,); absent steps last."""

@@ -153,10 +153,9 @@ def inspect_checkpoint(
         raise ValueError(f"episodes={episodes} must be at least 1, and seed={seed} at least 0.")
     if timesteps is not None and not 0 <= timesteps[0] < timesteps[1]:
         raise ValueError(f"timesteps={timesteps} must be two time steps, the first 0 or later and before the last.")
-    if policy.condition_input == "goals":
-        raise ValueError(
-            "This policy is asked for goals, and an inspection reads its decisions without: it cannot be inspected yet."
-        )
+    goals = policy.condition_input == "goals"
+    if memory and goals:
+        raise ValueError("This policy is asked for goals, and its memory is not followed yet; leave memory out.")
     if memory:
         check_carries_state(policy)
     elif steps is not None:
@@ -224,6 +223,8 @@ def inspect_checkpoint(
     _look_inside(found, policy, played, timesteps, progress)
     if data is not None:
         found.left_out["return_conditioning"] = "Nothing was played: the episodes are those of a data set."
+    elif goals:
+        found.left_out["return_conditioning"] = "This policy is asked for goals, and for no return."
     elif not targets:
         found.left_out["return_conditioning"] = "This policy is asked for nothing: it imitates its data."
     else:
@@ -318,11 +319,13 @@ def _decisions(timesteps: tuple[int, int] | None, length: int) -> NDArray[np.int
 def _targets(policy: DecisionMambaPolicy, given: Sequence[float] | None) -> list[float]:
     """Return the target returns to play: those given, or around the checkpoint's own; none where none is asked for."""
     own = policy.processor.target_return
-    if policy.condition_input is None:
+    if policy.condition_input != "returns_to_go":
         if given:
+            instead = (
+                "imitates its data (conditioning=none)" if policy.condition_input is None else "is asked for goals"
+            )
             raise ValueError(
-                f"target_returns={[*given]} cannot be asked for: this checkpoint imitates its data "
-                "(conditioning=none); leave them out."
+                f"target_returns={[*given]} cannot be asked for: this checkpoint {instead}; leave them out."
             )
         return []
     if given:

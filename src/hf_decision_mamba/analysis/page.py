@@ -34,6 +34,7 @@ _VERDICTS = ((0.95, "exponential"), (0.8, "not quite exponential"), (-math.inf, 
 
 _TOKEN_TYPES = {
     "return": "returns-to-go",
+    "goal": "goals",
     "state": "states",
     "action": "actions",
     "previous_action": "previous actions",

@@ -20,7 +20,7 @@ from ..reporting.checks import wrong_type
 Model = TypeVar("Model", bound=PreTrainedModel)
 Floats = NDArray[np.floating[Any]]
 
-INPUTS = ("states", "actions", "returns_to_go", "timesteps", "attention_mask", "previous_actions")
+INPUTS = ("states", "actions", "returns_to_go", "goals", "timesteps", "attention_mask", "previous_actions")
 IGNORED = ("labels", "rewards")
 
 
