@@ -24,8 +24,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from ..baselines.architectures import WITH_PRESETS, fields_of
-from ..data.statistics import Normalization
 from ..data.goals import GoalsFrom
+from ..data.statistics import Normalization
 from ..evaluation.environments import parse_env_kwargs
 from ..model.checkpoint_decision_mamba import check_sizes
 from ..reporting.checks import wrong_type
