@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import gymnasium
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from factories import HOPPER
+from factories import HOPPER, SAMPLES
 from hub_server import LoopbackHub
 from processes import run_commands, run_python
 
@@ -70,6 +73,30 @@ def test_the_share_section_of_the_readme_runs_as_printed(clone):
         assert repository.private and {"model.safetensors", "modeling_decision_mamba.py"} <= {*repository.files()}
 
 
+def test_from_a_robots_recording_to_a_file_as_printed(clone):
+    """LeRobot's layout without rewards, whose numbers have names."""
+    shutil.copytree(SAMPLES / "lerobot", clone / "demonstrations")
+    (table,) = (clone / "demonstrations").rglob("*.parquet")
+    pq.write_table(pq.read_table(table).drop_columns("next.reward"), table)
+    info = json.loads((clone / "demonstrations/meta/info.json").read_text())
+    del info["features"]["next.reward"]
+    info["features"]["observation.state"]["names"] = [f"joint_{number}.pos" for number in range(11)]
+    (clone / "demonstrations/meta/info.json").write_text(json.dumps(info))
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    section = text[text.index("**From a recording to a robot.**") : text.index("## Goals")]
+    (commands,), (acting, deployed) = snippets("bash", section), snippets("python", section)
+    done = run_commands(commands.replace("--max_steps 5000", "--max_steps 2"), environment={**os.environ}, folder=clone)
+    assert done.returncode == 0, done.stderr
+    assert "no rewards: conditioning=none" in done.stdout and "differs from torch by at most" in done.stdout
+    assert "| Control rate | 125 steps a second |" in (clone / "runs/robot/README.md").read_text()
+    names: dict = {}
+    exec(acting, names)
+    assert [*names["seen"]][0] == "joint_0.pos" and names["action"].shape == (3,)
+    first = names["action"]
+    exec(deployed.replace("range(3)", "range(1)"), names)
+    np.testing.assert_allclose(names["action"][0], first, atol=1e-5)
+
+
 def program(path: str):
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
@@ -78,7 +105,7 @@ def program(path: str):
 
 
 @pytest.mark.parametrize(
-    "path", [f"docs/make_{name}.py" for name in ("api", "presets", "benchmarks", "memory", "protocol")]
+    "path", [f"docs/make_{name}.py" for name in ("api", "presets", "benchmarks", "memory", "protocol", "results")]
 )
 def test_generated_pages_are_up_to_date(path):
     module = program(path)
@@ -96,10 +123,10 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
     folder = "benchmarks/results/default_run_context_20"
     other = json.loads((ROOT / folder / "evaluation.json").read_text())["results"][0]
     assert f"]({folder}/evaluation.json) had scored {other['normalized_score_mean']:.1f}" in README
-    study = json.loads((ROOT / "benchmarks/results/default_run/results.json").read_text())
+    study = json.loads((ROOT / "benchmarks/results/default_run_alike/results.json").read_text())
     (seeds,) = (entry for entry in study["summary"] if entry["evaluation"] == "last checkpoint")
     low, high = seeds["ci95"]
-    assert len(seeds["scores"]) == 10 and "[ten others](benchmarks/results/default_run/README.md)" in README
+    assert len(seeds["scores"]) == 10 and "[ten others](benchmarks/results/default_run_alike/README.md)" in README
     assert f"a mean of {seeds['mean']:.1f} (95% interval over seeds {low:.1f} to {high:.1f});" in README
     good = sum(score > 85 for score in seeds["scores"])
     assert f"{good} of them are above 85, the lowest is {min(seeds['scores']):.1f}" in README

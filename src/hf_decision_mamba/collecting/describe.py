@@ -58,7 +58,11 @@ def describe_environment(settings: CollectSettings, envs: VectorEnv) -> dict[str
     return {
         **metadata,
         "gymnasium": versions["gymnasium"],
-        **{package: versions[package] for module, package in simulators.items() if module in modules},
+        **{
+            package: versions[package]
+            for module, package in simulators.items()
+            if module in modules and package in versions
+        },
     }
 
 

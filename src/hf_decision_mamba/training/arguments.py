@@ -662,16 +662,23 @@ def _applies(name: str, value: Any, from_argv: Mapping[str, Any]) -> bool:
 def _of_other_returns(from_file: Mapping[str, Any], from_argv: Mapping[str, Any], named: bool) -> list[str]:
     """Name the file's settings that are of other returns than those of the run.
 
-    A checkpoint has a return scale of its own; data that a default file was not made for have a scale and a target.
+    A checkpoint has a return scale of its own; data that a default file was not made for have a scale and a target, and
+    are not weighted by them. Neither is what does not draw windows by return.
     """
     of_file, chosen = (
         [Path(name).resolve() for name in settings.get("dataset_name") or []]
         for settings in (from_file, {**from_file, **from_argv})
     )
     other_data = not named and of_file != chosen
+    draws_otherwise = (
+        from_argv.get("train_mode") == "sequences"
+        or bool(from_argv.get("streaming"))
+        or from_argv.get("conditioning") == "goal"
+    )
     of_others = {
         "return_scale": other_data or _fine_tunes_another(from_file, from_argv),
         "target_return": other_data,
+        "return_temperature": other_data or draws_otherwise,
     }
     return [name for name, is_so in of_others.items() if is_so and name in from_file and name not in from_argv]
 

@@ -1,0 +1,149 @@
+"""Write docs/results.md from the results of the studies: `python docs/make_results.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hf_decision_mamba as hdm
+from hf_decision_mamba.data import WindowDataset
+from hf_decision_mamba.training.report import drawn_by_return
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+GOOD = 2000  # a return of hopper-medium-replay that few episodes reach
+PATH = Path(__file__).with_name("results.md")
+
+PAGE = """# Results
+
+What has been measured, by the rules of [protocol.md](protocol.md): the unit is a trained model, intervals are 95%
+intervals over seeds by Student's t, nothing is chosen by its score. A number is the mean over the last checkpoints of
+each run. Studies go on; how many seeds stand behind a number is said beside it. Memory has
+[a page of its own](memory.md).
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PATH.write_text(render(), encoding="utf-8")
+    print(PATH)
+
+
+def render() -> str:
+    """Write the page as text: a section for each study that has results."""
+    return PAGE + "".join(section() for section in (_default_run, _recipe, _nine, _maze, _popgym))
+
+
+def _study(name: str) -> dict[str, Any] | None:
+    """Read the results of a study, or None where there are none."""
+    path = RESULTS / name / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _summaries(study: dict[str, Any], evaluation: str) -> list[dict[str, Any]]:
+    return [row for row in study["summary"] if row["evaluation"] == evaluation and row["scores"]]
+
+
+def _default_run() -> str:
+    now, before = _study("default_run"), _study("default_run_alike")
+    if now is None or before is None:
+        return ""
+    lines = []
+    for name, study in (("all windows as often", before), ("good episodes more often", now)):
+        base = study["study"]["base"]
+        for evaluation in ("window", "last checkpoint", "recurrent"):
+            (row,) = _summaries(study, evaluation)
+            lines.append([name, f"{base['max_steps']:,}", f"{row['cpu_minutes']:.1f}", evaluation, *_spread(row)])
+    head = ["windows drawn", "steps", "CPU minutes", "scored", "mean", "95% interval", "lowest", "each seed"]
+    base = now["study"]["base"]
+    data = hdm.load_trajectories(ROOT / "datasets" / "hopper-medium-replay")
+    good = int((data.returns() > GOOD).sum())
+    windows = WindowDataset(data, base["context_length"], return_temperature=base["return_temperature"])
+    return f"""
+## The default run, ten seeds
+
+`accelerate launch train.py` on hopper-medium-replay: {data.num_episodes:,} episodes, {good} of them with a return
+above {GOOD:,}. Drawn by their returns ([Hong et al. 2023](https://arxiv.org/abs/2306.13085)), windows come
+{drawn_by_return(windows)}. "Recurrent" is the same model, acting with
+a carried state for which it was not trained.
+
+{_table(head, lines)}
+[default_run](../benchmarks/results/default_run/README.md),
+[default_run_alike](../benchmarks/results/default_run_alike/README.md).
+"""
+
+
+def _recipe() -> str:
+    study = _study("recipe")
+    if study is None:
+        return ""
+    lines = [[row["variant"], str(len(row["seeds"])), *_spread(row)] for row in _summaries(study, "window")]
+    steps = study["study"]["base"]["max_steps"]
+    return f"""
+## What makes seeds agree
+
+The default run ended after {steps:,} steps, other seeds than above.
+
+{_table(["windows", "seeds", "mean", "95% interval", "lowest", "each seed"], lines)}
+[recipe](../benchmarks/results/recipe/README.md).
+"""
+
+
+def _nine() -> str:
+    return _across("nine", "Nine data sets", "window", "Normalised scores.")
+
+
+def _maze() -> str:
+    text = "Share of episodes that reach their goal, in %."
+    return _across("maze", "A maze, by goal and by return", "success", text, factor=100)
+
+
+def _popgym() -> str:
+    text = "Mean return of popgym's RepeatPrevious; the best is 1, whoever guesses gets -0.5."
+    return _across("popgym", "Remembering the k-th last card", "return", text, digits=2)
+
+
+def _across(name: str, title: str, evaluation: str, text: str, factor: float = 1, digits: int = 1) -> str:
+    """Write a table of data sets by models, with the interval and the seeds of each; nothing where there are none."""
+    study = _study(name)
+    if study is None:
+        return ""
+    rows = {(row["data"], row["variant"]): row for row in _summaries(study, evaluation)}
+    models = [model for model in study["study"]["models"] if any(model == known for _, known in rows)]
+    lines = [
+        [data, *(_cell(rows.get((data, model)), factor, digits) for model in models)]
+        for data in study["study"]["data"]
+        if any(data == known for known, _ in rows)
+    ]
+    unfinished = len(study["unfinished"])
+    more = f" {unfinished} of its runs are not finished." if unfinished else ""
+    return f"""
+## {title}
+
+{text} In brackets the interval over seeds, and how many there are.
+
+{_table(["", *models], lines)}
+[{name}](../benchmarks/results/{name}/README.md).{more}
+"""
+
+
+def _cell(row: dict[str, Any] | None, factor: float, digits: int) -> str:
+    if row is None:
+        return "-"
+    mean, interval, seeds = row["mean"], row["ci95"], len(row["seeds"])
+    ends = "" if interval is None else " to ".join(f"{factor * end:.{digits}f}" for end in interval) + "; "
+    return f"{factor * mean:.{digits}f} ({ends}{seeds})"
+
+
+def _spread(row: dict[str, Any]) -> list[str]:
+    low, high = row["ci95"]
+    each = ", ".join(f"{score:.0f}" for score in row["scores"])
+    return [f"{row['mean']:.1f}", f"{low:.1f} to {high:.1f}", f"{min(row['scores']):.1f}", each]
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
