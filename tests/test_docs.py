@@ -91,7 +91,7 @@ def test_from_a_robots_recording_to_a_file_as_printed(clone):
     assert "| Control rate | 125 steps a second |" in (clone / "runs/robot/README.md").read_text()
     names: dict = {}
     exec(acting, names)
-    assert [*names["seen"]][0] == "joint_0.pos" and names["action"].shape == (3,)
+    assert next(iter(names["seen"])) == "joint_0.pos" and names["action"].shape == (3,)
     first = names["action"]
     exec(deployed.replace("range(3)", "range(1)"), names)
     np.testing.assert_allclose(names["action"][0], first, atol=1e-5)
