@@ -120,16 +120,22 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
     assert f"score {results['normalized_score_mean']:.1f} (95% interval {low:.1f} to {high:.1f})" in README
     assert f"{training['num_parameters']:,} parameters, {training['global_step']:,} steps" in README
     assert f"return is {training['dataset']['return_mean']:.0f}" in README
-    folder = "benchmarks/results/default_run_context_20"
-    other = json.loads((ROOT / folder / "evaluation.json").read_text())["results"][0]
-    assert f"]({folder}/evaluation.json) had scored {other['normalized_score_mean']:.1f}" in README
-    study = json.loads((ROOT / "benchmarks/results/default_run_alike/results.json").read_text())
-    (seeds,) = (entry for entry in study["summary"] if entry["evaluation"] == "last checkpoint")
-    low, high = seeds["ci95"]
-    assert len(seeds["scores"]) == 10 and "[ten others](benchmarks/results/default_run_alike/README.md)" in README
-    assert f"a mean of {seeds['mean']:.1f} (95% interval over seeds {low:.1f} to {high:.1f});" in README
-    good = sum(score > 85 for score in seeds["scores"])
-    assert f"{good} of them are above 85, the lowest is {min(seeds['scores']):.1f}" in README
+    now, alike = (
+        next(
+            entry
+            for entry in json.loads((ROOT / f"benchmarks/results/{name}/results.json").read_text())["summary"]
+            if entry["evaluation"] == "last checkpoint"
+        )
+        for name in ("default_run", "default_run_alike")
+    )
+    low, high = now["ci95"]
+    linked = "other seeds](benchmarks/results/default_run/README.md)"
+    assert f"[{len(now['scores'])} {linked}" in README and now["seeds"] == [
+        *range(len(now["seeds"]))
+    ]  # 42 is not among
+    assert f"a mean of {now['mean']:.1f} (95% interval over seeds\n{low:.1f} to {high:.1f})" in README
+    assert f"the lowest has {min(now['scores']):.1f}." in README
+    assert f"had a mean of {alike['mean']:.1f}, the lowest {min(alike['scores']):.1f}" in README
     training, acting = (
         json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("training_step", "decision")
     )

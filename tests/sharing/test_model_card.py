@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from factories import HOSTILE, ROOT, assert_inert, with_texts
@@ -24,6 +25,7 @@ from processes import run_commands, run_python
 
 from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionMambaPolicy, DecisionMambaProcessor
 from hf_decision_mamba.evaluation.result import EvaluationResult
+from hf_decision_mamba.evaluation.rollouts import evaluate_policy
 from hf_decision_mamba.evaluation.scores import normalized_score
 from hf_decision_mamba.model import PRESETS
 from hf_decision_mamba.sharing.model_card import push_to_hub, render_model_card, write_model_card
@@ -725,3 +727,19 @@ def test_a_card_of_goals_says_how_to_name_one(checkpoint: Path) -> None:
     (checkpoint / "preprocessor_config.json").write_text(json.dumps({**processor, **goals, "env_id": "cube-single-v0"}))
     told = 'observation, info = env.reset(seed=0)\npolicy.reset(goal=info["goal"])\n'  # OGBench shows it there alone
     assert told in render_model_card(checkpoint).text
+
+
+@pytest.mark.parametrize("folder", [path for path in CARDS.iterdir() if path.is_dir()], ids=lambda folder: folder.name)
+def test_checkpoints_of_the_repository_repeat_an_episode_and_stand_in_the_table(folder: Path) -> None:
+    said = json.loads((folder / "evaluation.json").read_text())
+    recorded = pq.read_table(folder / "evaluation.parquet").to_pylist()[0]
+    policy = DecisionMambaPolicy.from_pretrained(folder, said["mode"])
+    again = evaluate_policy(
+        policy, said["env_id"], episodes=1, seed=said["seed"], env_kwargs=said["env_kwargs"], progress=False
+    )
+    assert again.episodes[0]["return"] == pytest.approx(recorded["return"], rel=1e-3)
+    [result] = said["results"]
+    parameters = json.loads((folder / "training.json").read_text())["num_parameters"]
+    score = f"{result['return_mean']:,.1f} ± {result['return_std']:,.1f}"
+    row = f"| [{folder.name}]({folder.name}/README.md) | `{said['env_id']}` | {parameters:,} | {score} |"
+    assert row in (CARDS / "README.md").read_text(encoding="utf-8")

@@ -148,9 +148,10 @@ def test_the_shipped_settings_are_those_of_the_readme(trajectories):
     assert (config.embedding_size, config.hidden_size, config.state_size, config.n_layer) == (128, 64, 16, 3)
     assert [Path(name).resolve() for name in data.dataset_name] == [ROOT / "datasets" / "hopper-medium-replay"]
     assert (processor.context_length, window_length, processor.return_scale) == (10, 10, 1000.0)
+    assert data.return_temperature == 0.2
     assert (evaluation.eval_episodes, args.output_dir) == (20, "runs/dema-b3ld-hopper-medium-replay")
-    assert (args.max_steps, args.per_device_train_batch_size, args.learning_rate) == (5000, 64, 1e-3)
-    assert (args.warmup_steps, args.lr_scheduler_type, args.max_grad_norm) == (500, "cosine", 0.25)
+    assert (args.max_steps, args.per_device_train_batch_size, args.learning_rate) == (1500, 64, 1e-3)
+    assert (args.warmup_steps, args.lr_scheduler_type, args.max_grad_norm) == (150, "cosine", 0.25)
 
 
 def test_the_command_line_wins_over_the_yaml_file(tmp_path):
@@ -225,6 +226,22 @@ def test_every_settings_file_is_of_a_preset_or_the_default():
 def test_the_return_scale_of_the_default_file_is_for_its_data(argv, by_default, by_name):
     assert parse_arguments(argv, DEFAULT_CONFIG)[1].return_scale == by_default
     assert parse_arguments([str(DEFAULT_CONFIG), *argv])[1].return_scale == by_name
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--dataset_name=mine.parquet"],
+        ["--train_mode=sequences"],
+        ["--streaming"],
+        ["--conditioning=goal"],
+    ],
+)
+def test_the_default_file_draws_by_return_its_own_data_alone_and_where_it_can(argv):
+    arguments = parse_arguments(argv, DEFAULT_CONFIG)
+    assert arguments[1].return_temperature is None and "return_temperature left out" in arguments.remarks[-1]
+    assert parse_arguments([*argv, "--return_temperature=1"], DEFAULT_CONFIG)[1].return_temperature == 1
+    assert parse_arguments(["--preset=dmm", "--model_name_or_path=there"], DEFAULT_CONFIG)[1].return_temperature == 0.2
 
 
 @pytest.mark.parametrize(
@@ -1090,6 +1107,7 @@ def test_a_finished_run_is_made_longer_on_the_schedule_of_its_new_length(run, tm
         ({"held_out_fraction": 0.2}, "it has held_out_fraction=0.1, and the settings say 0.2"),
         ({"context_length": 5}, "it has context_length=4, and the settings say 5"),
         ({"return_scale": 10}, "it has return_scale=960.0, and the settings say 10.0"),
+        ({"return_temperature": 0.1}, "it has return_temperature=unset, and the settings say 0.1"),
         ({"per_device_train_batch_size": 4}, "it has per_device_train_batch_size × .*=8, and the settings say 4"),
         (
             {"gradient_accumulation_steps": 2},

@@ -571,7 +571,7 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     left_out, remarks = _of_another_model(from_file, from_argv, named)
     if of_others := _of_other_returns(from_file, from_argv, named):
         left_out = [*left_out, *of_others]
-        remarks = [*remarks, f"{' and '.join(of_others)} left out (of other returns)"]
+        remarks = [*remarks, f"{', '.join(of_others)} left out (meant for other data or training)"]
     normalizations = [name for name in _NORMALIZATIONS if name in from_file and name not in from_argv]
     if normalizations and _fine_tunes_another(from_file, from_argv):
         left_out = [*left_out, *normalizations]
