@@ -735,7 +735,7 @@ def test_checkpoints_of_the_repository_repeat_an_episode_and_stand_in_the_table(
     recorded = pq.read_table(folder / "evaluation.parquet").to_pylist()[0]
     policy = DecisionMambaPolicy.from_pretrained(folder, said["mode"])
     again = evaluate_policy(
-        policy, said["env_id"], episodes=1, seed=said["seed"], env_kwargs=said["env_kwargs"], progress=False
+        policy, said["env_id"], episodes=1, seed=said["seed"], env_kwargs=said.get("env_kwargs"), progress=False
     )
     assert again.episodes[0]["return"] == pytest.approx(recorded["return"], rel=1e-3)
     [result] = said["results"]
