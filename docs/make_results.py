@@ -86,10 +86,11 @@ def _recipe() -> str:
     return f"""
 ## What makes seeds agree
 
-The default run ended after {steps:,} steps, other seeds than above.
+The default run ended after {steps:,} steps. "Alike" draws every window as often, "full windows" none that is padded; at a
+temperature, windows of good episodes come more often; "best tenth" leaves the other episodes out.
 
 {_table(["windows", "seeds", "mean", "95% interval", "lowest", "each seed"], lines)}
-[recipe](../benchmarks/results/recipe/README.md).
+[recipe](../benchmarks/results/recipe/README.md){_unfinished(study)}
 """
 
 
@@ -119,16 +120,19 @@ def _across(name: str, title: str, evaluation: str, text: str, factor: float = 1
         for data in study["study"]["data"]
         if any(data == known for known, _ in rows)
     ]
-    unfinished = len(study["unfinished"])
-    more = f" {unfinished} of its runs are not finished." if unfinished else ""
     return f"""
 ## {title}
 
 {text} In brackets the interval over seeds, and how many there are.
 
 {_table(["", *models], lines)}
-[{name}](../benchmarks/results/{name}/README.md).{more}
+[{name}](../benchmarks/results/{name}/README.md){_unfinished(study)}
 """
+
+
+def _unfinished(study: dict[str, Any]) -> str:
+    count = len(study["unfinished"])
+    return f"; {count} of its runs are not finished." if count else "."
 
 
 def _cell(row: dict[str, Any] | None, factor: float, digits: int) -> str:
