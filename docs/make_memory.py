@@ -38,8 +38,8 @@ accelerate launch train.py --dataset_name runs/maze --preset dema-b3ld --state_s
 hf-decision-mamba evaluate runs/maze-dema --mode recurrent --env-kwargs '{{"length": 10000}}'
 ```
 
-[dema-b3ld-t-maze](../model_cards/dema-b3ld-t-maze/README.md) and [dmm-t-maze](../model_cards/dmm-t-maze/README.md) are two
-such models, ready to load.
+[dema-b3ld-t-maze](../model_cards/dema-b3ld-t-maze/README.md) and [dmm-t-maze](../model_cards/dmm-t-maze/README.md)
+are two such models, ready to load.
 
 * `--train_mode sequences`: each row of a batch walks through whole episodes in chunks of `context_length` steps, and
   its states go from one chunk to the next (truncated backpropagation through time). Windows that begin anywhere hide

@@ -86,8 +86,8 @@ def _recipe() -> str:
     return f"""
 ## What makes seeds agree
 
-The default run ended after {steps:,} steps. "Alike" draws every window as often, "full windows" none that is padded; at a
-temperature, windows of good episodes come more often; "best tenth" leaves the other episodes out.
+The default run ended after {steps:,} steps. "Alike" draws every window as often, "full windows" none that is
+padded; at a temperature, windows of good episodes come more often; "best tenth" leaves the other episodes out.
 
 {_table(["windows", "seeds", "mean", "95% interval", "lowest", "each seed"], lines)}
 [recipe](../benchmarks/results/recipe/README.md){_unfinished(study)}
