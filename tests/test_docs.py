@@ -85,7 +85,9 @@ def test_from_a_robots_recording_to_a_file_as_printed(clone):
     text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     section = text[text.index("**From a recording to a robot.**") : text.index("## Goals")]
     (commands,), (acting, deployed) = snippets("bash", section), snippets("python", section)
-    done = run_commands(commands.replace("--max_steps 5000", "--max_steps 2"), environment={**os.environ}, folder=clone)
+    small = "--max_steps 2 --n_layer 1 --hidden_size 8 --embedding_size 8"
+    commands = commands.replace("--max_steps 5000", small)
+    done = run_commands(commands, environment={**os.environ}, folder=clone)
     assert done.returncode == 0, done.stderr
     assert "no rewards: conditioning=none" in done.stdout and "differs from torch by at most" in done.stdout
     assert "| Control rate | 125 steps a second |" in (clone / "runs/robot/README.md").read_text()

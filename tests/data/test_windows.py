@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import FORKS
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, collate, load_trajectories
@@ -453,8 +452,7 @@ def test_skipping_batches_goes_on_as_if_never_stopped() -> None:
 
 
 def test_workers_give_the_same_batches() -> None:
-    # Workers that are forked from another process also prove that the data set can be pickled.
-    workers = loader(num_workers=2, multiprocessing_context=FORKS)
+    workers = loader(num_workers=2, multiprocessing_context="fork")
     assert_same(states(Accelerator(cpu=True).prepare(workers)), states(loader()))
 
 
