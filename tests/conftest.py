@@ -1,5 +1,7 @@
 """Shared by all tests: quiet libraries, one way to compare, one way to read a numeric parity file."""
 
+from __future__ import annotations
+
 import gc
 import os
 import resource
@@ -20,15 +22,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 gc.disable()  # until all is imported: `pytest_collection_finish`
-if not torch.cuda.is_available():  # Triton reads it when it is imported, which anything may do
-    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Choose between a GPU and Triton's interpreter; where pytest-xdist only hands tests out, torch is not needed."""
+    if session.config.pluginmanager.has_plugin("dsession"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():  # Triton reads it when it is imported, which anything may do
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_unconfigure() -> None:
@@ -85,8 +95,8 @@ def assert_close():
 
     def check(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
         assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-        assert torch.isfinite(actual).all(), f"{name}: not finite"
-        difference = (actual.double() - expected.double()).abs().max() if actual.numel() else torch.zeros(())
+        assert actual.isfinite().all(), f"{name}: not finite"
+        difference = (actual.double() - expected.double()).abs().max() if actual.numel() else actual.double().sum()
         scale = max(1.0, expected.double().abs().max().item()) if expected.numel() else 1.0
         assert difference / scale <= tolerance, f"{name}: relative error {difference / scale:.2e} > {tolerance:.0e}"
 
@@ -94,7 +104,7 @@ def assert_close():
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, "Figure"]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that are saved, by the names of their files: what they show are the numbers in their axes."""
     from matplotlib.figure import Figure
 
