@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import FORKS
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from hf_decision_mamba.data import Trajectories, WindowDataset, WindowSampler, collate, load_trajectories
@@ -406,6 +407,8 @@ def test_refuses_a_temperature_where_there_are_no_returns() -> None:
         ({"counts": np.array([4, 5]), "weights": np.ones(2)}, "10 in all, and weights one number for each; got 9"),
         ({"counts": np.array([4, 6]), "weights": np.ones(3)}, r"got 10 in \(2,\) and \(3,\)"),
         ({"counts": np.array([4, 6]), "weights": np.array([1, -1])}, "weights must be finite and not negative"),
+        ({"counts": np.array([4, 6])}, "give both of them, or neither"),
+        ({"weights": np.ones(2)}, "give both of them, or neither"),
         ({"counts": np.array([4, 6]), "weights": np.zeros(2)}, "one of them positive"),
         ({"num_windows": 0}, "num_windows must be 1 or more, got 0"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
@@ -452,7 +455,8 @@ def test_skipping_batches_goes_on_as_if_never_stopped() -> None:
 
 
 def test_workers_give_the_same_batches() -> None:
-    workers = loader(num_workers=2, multiprocessing_context="fork")
+    # Workers that are forked from another process also prove that the data set can be pickled.
+    workers = loader(num_workers=2, multiprocessing_context=FORKS)
     assert_same(states(Accelerator(cpu=True).prepare(workers)), states(loader()))
 
 
