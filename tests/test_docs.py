@@ -137,6 +137,7 @@ def test_the_numbers_of_the_readme_stand_in_results_files():
     ]  # 42 is not among
     assert f"a mean of {now['mean']:.1f} (95% interval over seeds\n{low:.1f} to {high:.1f})" in README
     assert f"the lowest has {min(now['scores']):.1f}." in README
+    assert f"training takes {now['cpu_minutes']:.1f} CPU minutes" in README
     assert f"had a mean of {alike['mean']:.1f}, the lowest {min(alike['scores']):.1f}" in README
     training, acting = (
         json.loads((ROOT / f"benchmarks/results/{name}.json").read_text()) for name in ("training_step", "decision")

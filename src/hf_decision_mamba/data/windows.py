@@ -125,7 +125,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         if placement not in get_args(Placement):
             raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, got {placement!r}")
         if return_temperature is not None:
-            _check_temperature(return_temperature)
+            if not (np.isfinite(return_temperature) and return_temperature > 0):
+                raise ValueError(f"return_temperature={return_temperature} must be a positive number")
             if starts is not None or stride != 1:
                 raise ValueError(
                     "return_temperature draws among all windows of an episode; leave out starts and stride"
@@ -375,9 +376,11 @@ class WindowSampler(Sampler[int]):
         self.seed = seed
         self.epoch = epoch
         self.num_samples = num_samples
-        self._episodes = (
-            None if counts is None or weights is None else _episodes_by_weight(num_windows, counts, weights)
-        )
+        self._episodes = None
+        if counts is not None and weights is not None:
+            self._episodes = _episodes_by_weight(num_windows, counts, weights)
+        elif counts is not None or weights is not None:
+            raise ValueError("counts and weights are of the same episodes; give both of them, or neither")
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the windows of this epoch from the next iteration on."""
@@ -425,11 +428,6 @@ def _episodes_by_weight(
     ends = offsets_of(counts).astype(np.float64)
     np.cumsum(shares, out=ends[1:])
     return counts, offsets_of(counts), ends / ends[-1]
-
-
-def _check_temperature(temperature: float) -> None:
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"return_temperature={temperature} must be a positive number")
 
 
 def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -123,7 +123,7 @@ class ModelArguments:
 _SOURCES_NAMED = 2
 
 #: How data are normalised, which a checkpoint that is fine-tuned keeps as it was.
-_NORMALIZATIONS = ("state_normalization", "action_normalization")
+NORMALIZATIONS = ("state_normalization", "action_normalization")
 
 #: What says which model to build; all other settings of a model are changes to that one.
 _MODEL_CHOICE = ("architecture", "preset", "model_name_or_path")
@@ -572,7 +572,7 @@ def parse_arguments(argv: Sequence[str], default_config: Path | None = None) -> 
     if of_others := _of_other_returns(from_file, from_argv, named):
         left_out = [*left_out, *of_others]
         remarks = [*remarks, f"{', '.join(of_others)} left out (meant for other data or training)"]
-    normalizations = [name for name in _NORMALIZATIONS if name in from_file and name not in from_argv]
+    normalizations = [name for name in NORMALIZATIONS if name in from_file and name not in from_argv]
     if normalizations and _fine_tunes_another(from_file, from_argv):
         left_out = [*left_out, *normalizations]
         remarks = [*remarks, f"{' and '.join(normalizations)} left out (the checkpoint has its own)"]

@@ -28,7 +28,7 @@ from ..data.statistics import TrajectoryStatistics, scaling_to_range
 from ..model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
 from ..model.observations_decision_mamba import describe_parts
 from ..views import described_views, split_views
-from .arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, DataArguments, ModelArguments
+from .arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, NORMALIZATIONS, DataArguments, ModelArguments
 
 _WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
 _FOR_ANY_STATES = ("gru",)  # presets that are of no paper, which would have chosen its states
@@ -129,7 +129,7 @@ def _normalization(
     Raises:
         ValueError: states are images, or actions discrete; or a checkpoint is fine-tuned, which keeps its own.
     """
-    for name in ("state_normalization", "action_normalization"):
+    for name in NORMALIZATIONS:
         method = getattr(data_args, name)
         if method is not None and model_args.model_name_or_path is not None:
             raise ValueError(

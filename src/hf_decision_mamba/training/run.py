@@ -314,8 +314,8 @@ def check_arguments(
             f"return_temperature={temperature} draws windows, and train_mode=sequences learns from every step of every "
             "episode as often; leave out one of them."
         )
-    by_return = {"top_fraction": data_args.top_fraction if data_args.top_fraction < 1 else None}
-    for name, value in {**by_return, "return_temperature": temperature}.items():
+    top_fraction = data_args.top_fraction if data_args.top_fraction < 1 else None
+    for name, value in (("top_fraction", top_fraction), ("return_temperature", temperature)):
         if data_args.streaming and value is not None:
             raise ValueError(
                 f"{name}={value} and streaming exclude each other, as nobody knows the returns of a stream before it "
@@ -402,15 +402,15 @@ def _build_trainer(
             raise ValueError(f"{setting}: --architecture {architecture} has no {needed}.")
     if not in_order:
         windows["placement"] = data_args.window_placement
-    drawing: dict[str, Any] = {"return_temperature": data_args.return_temperature}
+    temperature = data_args.return_temperature
     train_dataset: WindowDataset | WindowStream
     if in_order:
         train_dataset = SequenceDataset(data.train, **windows)
     elif _goes_to_the_device(data, args):
-        train_dataset = DeviceWindowDataset(data.train, device=args.device, **windows, **drawing)
+        train_dataset = DeviceWindowDataset(data.train, device=args.device, return_temperature=temperature, **windows)
         args.dataloader_pin_memory = False  # for copies that are not made any more
     elif data.stream is None:
-        train_dataset = WindowDataset(data.train, **windows, **drawing)
+        train_dataset = WindowDataset(data.train, return_temperature=temperature, **windows)
     else:
         train_dataset = WindowStream(
             data.stream,
