@@ -104,6 +104,34 @@ def test_without_conditioning_an_action_depends_on_its_state_alone():
         cloned(returns_to_go=inputs["returns_to_go"])
 
 
+def test_of_a_goal_an_action_depends_on_its_state_and_goal_alone(tmp_path):
+    torch.manual_seed(0)
+    model = DecisionMLPModel(DecisionMLPConfig(conditioning="goal", goal_dim=2, state_dim=5, act_dim=3)).eval()
+    inputs = {**windows(), "goals": torch.randn(2, 4, 2)}
+    features = torch.cat([inputs["states"], inputs["goals"]], dim=-1)
+    for layer in model.layers:
+        features = torch.relu(layer(features))
+    expected = torch.tanh(model.predict_action(features))
+    torch.testing.assert_close(model(**inputs).action_preds, expected)
+    for name in inputs:
+        changed = {**inputs, name: inputs[name].clone()}
+        changed[name][:, 1] += 1
+        differs = (model(**changed).action_preds != expected).any(-1)
+        assert differs.tolist() == [[False, name in ("states", "goals"), False, False]] * 2, name
+    with pytest.raises(ValueError, match=r"^states and goals are required"):
+        model(states=inputs["states"], returns_to_go=inputs["returns_to_go"])
+
+    model.save_pretrained(tmp_path)
+    numbers = {"state_mean": [0.0] * 5, "state_std": [1.0] * 5, "goal_mean": [1.0] * 2, "goal_std": [2.0] * 2}
+    DecisionMambaProcessor(**numbers, context_length=1).save_pretrained(tmp_path)
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path)
+    policy.reset(goal=[3.0, -1.0])
+    state, goal = torch.ones(1, 1, 5), torch.tensor([[[1.0, -1.0]]])
+    with torch.no_grad():
+        action = model(states=state, goals=goal).action_preds[0, 0]
+    torch.testing.assert_close(torch.from_numpy(policy.act(state[0, 0].numpy())), action)
+
+
 @pytest.mark.parametrize("conditioning", ["return", "none"])
 def test_images_and_discrete_actions(conditioning, tmp_path):
     task = {"state_type": "image", "action_type": "discrete", "num_channels": 2, "image_size": 36, "act_dim": 6}
@@ -133,7 +161,9 @@ def test_images_and_discrete_actions(conditioning, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"conditioning": "goal"}, "conditioning='goal' is unknown; choose one of"),
+        ({"conditioning": "reward"}, "conditioning='reward' is unknown; choose one of"),
+        ({"conditioning": "goal"}, "goal_dim=None does not fit conditioning='goal'"),
+        ({"goal_dim": 2}, "goal_dim=2 does not fit conditioning='return'"),
         ({"state_type": "sound"}, "state_type='sound' is unknown; choose one of"),
         ({"action_type": "mixed"}, "action_type='mixed' is unknown; choose one of"),
         ({"state_type": "image", "image_size": 35}, "image_size=35 must be at least 36"),

@@ -7,6 +7,7 @@ from factories import pendulum_policy
 from studies import score
 
 from hf_decision_mamba import EvaluationResult
+from hf_decision_mamba.baselines.mlp import DecisionMLPConfig, DecisionMLPModel
 from hf_decision_mamba.study import scoring
 from hf_decision_mamba.study.plan import Evaluation
 from hf_decision_mamba.study.scoring import is_scored, last_checkpoints, score_run, scores_of, summarize
@@ -91,6 +92,16 @@ def test_a_sweep_ends_where_the_score_is_too_low(run, mazes):
         *(None, None),
     ]
     assert kept["length 100"]["env_kwargs"] == {"length": 100} and is_scored(run, evaluation)
+
+
+def test_what_carries_no_state_is_left_out_of_recurrent_evaluations(run, mazes, capsys):
+    DecisionMLPModel(DecisionMLPConfig(state_dim=3, act_dim=1)).save_pretrained(run / "checkpoint-12")
+    evaluation = far(10, 100, mode="recurrent")
+    score_run(run, evaluation, "window")
+    assert mazes == [] and is_scored(run, evaluation)
+    kept = scores_of(run, evaluation)["conditions"]
+    assert [summarize(kept[f"length {n}"], evaluation) for n in (10, 100)] == [{"score": None}] * 2
+    assert "far: left out, as the model carries no state" in capsys.readouterr().out
 
 
 def test_without_a_rule_all_values_are_played(run, mazes):

@@ -2120,6 +2120,20 @@ def test_a_resumed_run_draws_the_goals_of_one_that_was_never_stopped(goals, tmp_
         train(data, **{**settings, **resumed, "goals": "last"})
 
 
+def test_an_mlp_of_goals_is_rvs(tmp_path):
+    """RvS-G: hindsight, training, a checkpoint that acts; it is tuned as such."""
+    settings = {name: value for name, value in BY_GOAL.items() if name not in TINY_MODEL}
+    settings |= {"env_id": None, "max_steps": 1, "architecture": "rvs"}
+    train(reaching(10), **settings, output_dir=str(tmp_path / "first"))
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path / "first")
+    assert (policy.model.config.conditioning, policy.model.config.goal_dim) == ("goal", 2)
+    policy.reset(goal=[1.0, 2.0])
+    assert policy.act(np.zeros(3, np.float32)).shape == (2,)
+    settings |= {"model_name_or_path": str(tmp_path / "first"), "conditioning": None}
+    train(reaching(10, seed=100), **settings, output_dir=str(tmp_path / "tuned"))
+    assert "goals: uniform" in (tmp_path / "tuned" / "train.yaml").read_text()
+
+
 def test_a_checkpoint_of_goals_is_tuned_on_data_with_goals(tmp_path):
     settings = {**BY_GOAL, "env_id": None, "max_steps": 1}
     train(reaching(10), **settings, output_dir=str(tmp_path / "first"))
@@ -2142,15 +2156,15 @@ def test_a_checkpoint_of_goals_is_tuned_on_data_with_goals(tmp_path):
         ({"train_mode": "sequences"}, r"take goals='last' or 'recorded' \(--goals last\)"),
         ({"goals_from": [0, 9]}, r"goals_from=\[0, 9\] \(--goals_from\) must be different numbers .* 0 to 6"),
         ({"achieved_goals_from": ["0", "x"]}, "achieved_goals_from='0 x' .* must be numbers of an observation, or"),
-        ({"architecture": "bc", "hidden_size": 8}, "--conditioning does not apply to --architecture bc"),
+        ({"architecture": "bc"}, r"bc sees the state alone; of a goal too it is --architecture rvs \(RvS-G\)"),
+        ({"architecture": "rvs", "conditioning": "none"}, "what sees the state alone is --architecture bc"),
+        ({"architecture": "bc", "conditioning": "none"}, "--conditioning does not apply to --architecture bc"),
     ],
 )
 def test_settings_of_goals_that_cannot_be_right(settings, message, tmp_path):
     given = {**BY_GOAL, "env_id": None, **settings}
     if "architecture" in settings:
-        given = {
-            name: value for name, value in given.items() if name not in ("embedding_size", "n_layer", "state_size")
-        }
+        given = {name: value for name, value in given.items() if name not in TINY_MODEL}
     with pytest.raises(ValueError, match=message):
         train(reaching(5), **given, output_dir=str(tmp_path / "run"))
 

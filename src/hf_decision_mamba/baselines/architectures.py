@@ -35,7 +35,8 @@ _OF_A_SCAN = {
     *("state_size", "expand", "conv_kernel", "use_gate", "selective"),
     *("time_step_min", "time_step_max", "scan_backend"),
 }
-_CONDITIONING = {"rvs": "return", "bc": "none"}
+# What an MLP of each name may be conditioned on, the default first.
+_CONDITIONINGS = {"rvs": ("return", "goal"), "bc": ("none",)}
 _MODELS: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
     DecisionMambaConfig: DecisionMambaModel,
     DecisionTransformerConfig: DecisionTransformerModel,
@@ -57,7 +58,7 @@ def architecture_of(config: PreTrainedConfig) -> str:
         ValueError: none of them does.
     """
     if isinstance(config, DecisionMLPConfig):
-        return next(name for name, conditioning in _CONDITIONING.items() if config.conditioning == conditioning)
+        return next(name for name, known in _CONDITIONINGS.items() if config.conditioning in known)
     if isinstance(config, DecisionMambaConfig) and config.ssm == "gru":
         return "gru"
     for name, config_class in ARCHITECTURES.items():
@@ -69,8 +70,8 @@ def architecture_of(config: PreTrainedConfig) -> str:
 def fields_of(architecture: str) -> set[str]:
     """List the config fields that mean something to models of this architecture."""
     names = {entry.name for entry in fields(ARCHITECTURES[architecture])}
-    if architecture in _CONDITIONING:  # which it says itself
-        names -= {"conditioning"}
+    if architecture == "bc":  # which has no other
+        names -= {"conditioning", "goal_dim"}
     return names - _OF_A_SCAN if architecture == "gru" else names
 
 
@@ -91,7 +92,7 @@ def baseline_config(
         longest: steps of the longest episode.
     """
     if architecture != "decision_transformer":
-        return DecisionMLPConfig(conditioning=_CONDITIONING[architecture], **task, **settings)
+        return DecisionMLPConfig(**{"conditioning": _CONDITIONINGS[architecture][0], **task, **settings})
     types = {name: value for name, value in task.items() if name in ("state_type", "action_type")}
     defaults: dict[str, Any] = {"max_ep_len": max(_DECISION_TRANSFORMER_EP_LEN, longest)}
     if types == {"state_type": "vector", "action_type": "continuous"}:

@@ -1,7 +1,8 @@
 """Multilayer perceptrons on one step: the floor that every model with a memory has to beat.
 
-Conditioned on the return-to-go it is RvS-R (Emmons et al., arXiv 2112.10751), on the state alone behaviour cloning. It
-has `DecisionTransformerModel`'s forward, so that trainer, policy and evaluation know no difference.
+Conditioned on the return-to-go it is RvS-R (Emmons et al., arXiv 2112.10751), on a goal RvS-G, on the state alone
+behaviour cloning. It has `DecisionTransformerModel`'s forward, and goals as ours has them, so that trainer, policy and
+evaluation know no difference.
 """
 
 import math
@@ -15,19 +16,21 @@ from transformers import initialization as init
 
 from ..model import DecisionMambaConfig, DecisionMambaOutput
 from ..model.checkpoint_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
+from ..model.configuration_decision_mamba import CONDITIONS, ConditionedConfig
 from ..model.modeling_decision_mamba import DecisionMambaImageEncoder
 from .common import check_task, register
 
-_CONDITIONS = ("return", "none")
+_CONDITIONINGS = (*CONDITIONS, "none")
 
 
 @strict
-class DecisionMLPConfig(CheckedConfig, PreTrainedConfig):
+class DecisionMLPConfig(ConditionedConfig, CheckedConfig, PreTrainedConfig):
     """Configuration of a `DecisionMLPModel`.
 
     Args:
-        conditioning: `"return"`, an action depends on state and return-to-go (RvS-R); `"none"`, on the state alone
-            (behaviour cloning).
+        conditioning: `"return"`, an action depends on state and return-to-go (RvS-R); `"goal"`, on state and goal
+            (RvS-G); `"none"`, on the state alone (behaviour cloning).
+        goal_dim: dimensions of a goal; with `conditioning="goal"` only.
         state_dim: dimensions of one state.
         act_dim: dimensions of one action, or number of discrete actions.
         hidden_size: width of the hidden layers.
@@ -42,6 +45,7 @@ class DecisionMLPConfig(CheckedConfig, PreTrainedConfig):
     keys_to_ignore_at_inference = DecisionMambaConfig.keys_to_ignore_at_inference
 
     conditioning: str = "return"
+    goal_dim: int | None = None
     state_dim: int = 17
     act_dim: int = 4
     hidden_size: int = 256
@@ -58,24 +62,15 @@ class DecisionMLPConfig(CheckedConfig, PreTrainedConfig):
         """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         check_task(self)
-        if self.conditioning not in _CONDITIONS:
-            raise ValueError(f"conditioning={self.conditioning!r} is unknown; choose one of {_CONDITIONS}.")
+        if self.conditioning not in _CONDITIONINGS:
+            raise ValueError(f"conditioning={self.conditioning!r} is unknown; choose one of {_CONDITIONINGS}.")
+        self.check_goal_dim()
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
-    @property
-    def condition_input(self) -> str | None:
-        """The input that says what is asked for; None of behaviour cloning."""
-        return "returns_to_go" if self.conditioning == "return" else None
-
-    @property
-    def condition_dim(self) -> int:
-        """Numbers that say what is asked for at each step, as DecisionMambaConfig's."""
-        return int(self.conditioning == "return")
-
 
 class DecisionMLPModel(CheckedWeights, PreTrainedModel):
-    """An MLP from s_t, or (s_t, R_t), to a_t, step by step: what lies before in a window has no influence."""
+    """An MLP from s_t, (s_t, R_t) or (s_t, g_t) to a_t, step by step: what lies before in a window has no influence."""
 
     config: DecisionMLPConfig
     config_class = DecisionMLPConfig
@@ -87,7 +82,7 @@ class DecisionMLPModel(CheckedWeights, PreTrainedModel):
         image = config.state_type == "image"
         if image:
             self.embed_state = DecisionMambaImageEncoder(cast(Any, config), config.hidden_size)
-        seen = (config.hidden_size if image else config.state_dim) + (config.conditioning == "return")
+        seen = (config.hidden_size if image else config.state_dim) + config.condition_dim
         widths = [seen] + config.n_layer * [config.hidden_size]
         self.layers = nn.ModuleList([nn.Linear(width, config.hidden_size) for width in widths[:-1]])
         self.dropout = nn.Dropout(config.dropout)
@@ -113,28 +108,31 @@ class DecisionMLPModel(CheckedWeights, PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         previous_actions: Tensor | None = None,
+        goals: Tensor | None = None,
     ) -> tuple | DecisionMambaOutput:
         """Predict the action of every step, or the logits of discrete ones, from that step alone.
 
         Args:
             states: (b, K, state_dim), normalised; or frame stacks (b, K, num_channels, image_size, image_size).
-            returns_to_go: (b, K, 1), scaled; not used without conditioning.
+            returns_to_go: (b, K, 1), scaled; of RvS-R only.
+            goals: (b, K, goal_dim), normalised; of RvS-G only.
             return_dict: whether to return a `DecisionMambaOutput` or its `predictions`.
             actions, rewards, timesteps, attention_mask, output_hidden_states, output_attentions, previous_actions:
                 accepted for the interface of the other models; not used.
 
         Raises:
-            ValueError: states or returns_to_go are missing.
+            ValueError: states, or what the model is conditioned on, are missing.
         """
-        conditioned = self.config.conditioning == "return"
-        if states is None or (conditioned and returns_to_go is None):
-            raise ValueError(f"states {'and returns_to_go ' if conditioned else ''}are required.")
+        asked_for = self.config.condition_input
+        condition = {"returns_to_go": returns_to_go, "goals": goals, None: None}[asked_for]
+        if states is None or (asked_for is not None and condition is None):
+            raise ValueError(f"states {f'and {asked_for} ' if asked_for else ''}are required.")
         image = self.config.state_type == "image"
         hidden = torch.relu(self.embed_state(states)) if image else states.to(self.dtype)
-        if conditioned and returns_to_go is not None:
-            if returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
-                returns_to_go = returns_to_go[..., None]  # as DecisionMambaModel takes them
-            hidden = torch.cat([hidden, returns_to_go.to(self.dtype)], dim=-1)
+        if condition is not None:
+            if asked_for == "returns_to_go" and condition.dim() == 2 and condition.shape[1] == 1:
+                condition = condition[..., None]  # as DecisionMambaModel takes them
+            hidden = torch.cat([hidden, condition.to(self.dtype)], dim=-1)
         for layer in self.layers:
             hidden = self.dropout(torch.relu(layer(hidden)))
         action_preds = self.predict_action(hidden)

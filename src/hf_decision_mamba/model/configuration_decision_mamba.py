@@ -129,8 +129,33 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
+class ConditionedConfig:
+    """Of a config with `conditioning` and `goal_dim`: what says at each step what the model is asked for."""
+
+    conditioning: str
+    goal_dim: int | None
+
+    @property
+    def condition_input(self) -> str | None:
+        """The input that says what is asked for; None without a condition."""
+        return CONDITIONS.get(self.conditioning)
+
+    @property
+    def condition_dim(self) -> int:
+        """Numbers that say what is asked for at each step: 1 of a return-to-go, 0 without a condition."""
+        return {"return": 1, "goal": self.goal_dim or 0, "none": 0}[self.conditioning]
+
+    def check_goal_dim(self) -> None:
+        """Refuse a goal without a size, and a size without a goal."""
+        if (self.goal_dim is not None) != (self.conditioning == "goal"):
+            raise ValueError(
+                f"goal_dim={self.goal_dim} does not fit conditioning={self.conditioning!r}: it is the size of a goal, "
+                "and only of a goal."
+            )
+
+
 @strict
-class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
+class DecisionMambaConfig(ConditionedConfig, CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a [`DecisionMambaModel`].
 
@@ -325,11 +350,7 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
                 f"token_order={list(order)} must hold {asked}'previous_action' and 'state' with 'state' last, or "
                 f"{asked}'state' and 'action' with 'action' last: a decision must not see its own action."
             )
-        if (self.goal_dim is not None) != (self.conditioning == "goal"):
-            raise ValueError(
-                f"goal_dim={self.goal_dim} does not fit conditioning={self.conditioning!r}: it is the size of a goal, "
-                "and only of a goal."
-            )
+        self.check_goal_dim()
         self._validate_combinations(order)
 
     def _number_conditions(self) -> dict[str, tuple[bool, str]]:
@@ -393,16 +414,6 @@ class DecisionMambaConfig(CheckedConfig, PreTrainedConfig):
         local = {None: 0, "linear": width, "conv": 3}[self.local_mixer] * self.local_mixer_window * width
         mlp = 2 * width * self.mlp_size if self.block_type != "mamba" else 0
         return outside + self.n_layer * (mixer + local + mlp)
-
-    @property
-    def condition_input(self) -> str | None:
-        """The input that says what is asked for; None without a condition."""
-        return CONDITIONS.get(self.conditioning)
-
-    @property
-    def condition_dim(self) -> int:
-        """Numbers that say what is asked for at each step: 1 of a return-to-go, 0 without a condition."""
-        return {"return": 1, "goal": self.goal_dim or 0, "none": 0}[self.conditioning]
 
     @property
     def token_types(self) -> tuple[str, ...]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..acting.loading import load_model
 from ..acting.policy import DecisionMambaPolicy
+from ..acting.shapes import carries_state
 from ..evaluation.rollouts import evaluate_policy
 from ..evaluation.scores import normalized_score
 from ..evaluation.statistics import are_one_trajectory
@@ -85,6 +87,8 @@ def _step(checkpoint: Path) -> int:
 def score_run(folder: Path, evaluation: Evaluation, default_mode: str) -> None:
     """Play what is missing of an evaluation, and keep it in the run's folder.
 
+    An evaluation that asks for the recurrent mode leaves out what carries no state: there is nothing to play.
+
     Args:
         folder: of a run that has been trained.
         evaluation: what to play.
@@ -112,14 +116,21 @@ def score_run(folder: Path, evaluation: Evaluation, default_mode: str) -> None:
                 _write(folder, evaluation, kept)
         return summarize(entry, evaluation)["score"]
 
-    for row in evaluation.conditions():
+    def leave_out(conditions: Iterable[Condition]) -> None:
+        kept["conditions"] |= {one.label: {"value": one.value, "checkpoints": []} for one in conditions}
+
+    rows = evaluation.conditions()
+    if evaluation.mode == "recurrent" and not carries_state(load_model(last_checkpoints(folder, 1)[0])):
+        say(f"score        {evaluation.name}: left out, as the model carries no state")
+        leave_out(condition for row in rows for condition in row)
+        rows = []
+    for row in rows:
         for condition, later in zip(row, [*row[1:], None], strict=True):
             score = play(condition)
             said = f"{evaluation.name}{', ' * bool(condition.label)}{condition.label}"
             say(f"score        {said}: {score:.3g}")
             if later is not None and evaluation.stop_below is not None and score < evaluation.stop_below:
-                for unplayed in row[row.index(later) :]:
-                    kept["conditions"][unplayed.label] = {"value": unplayed.value, "checkpoints": []}
+                leave_out(row[row.index(later) :])
                 break
     kept["complete"] = True
     _write(folder, evaluation, kept)

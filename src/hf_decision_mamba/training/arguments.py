@@ -46,8 +46,8 @@ class ModelArguments:
     architecture: Literal["decision_mamba", "gru", "decision_transformer", "rvs", "bc"] = field(
         default="decision_mamba",
         metadata={
-            "help": "One of the project's models (see preset), or a baseline: a GRU, Decision Transformer, RvS-R (an "
-            "MLP on state and return-to-go) or behaviour cloning (an MLP on the state alone)."
+            "help": "One of the project's models (see preset), or a baseline: a GRU, Decision Transformer, RvS (an "
+            "MLP on state and return-to-go or goal) or behaviour cloning (an MLP on the state alone)."
         },
     )
     preset: str = field(
@@ -62,7 +62,7 @@ class ModelArguments:
         metadata={
             "help": "What the policy is asked for: a return (if unset, where the data have rewards); a goal, where the "
             "data have goals; or none: it imitates what the data do. (Of the baselines a GRU has the choice; rvs is "
-            "asked for a return, bc for nothing.)"
+            "asked for a return or a goal, bc for nothing.)"
         },
     )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})

@@ -247,6 +247,10 @@ def checked_overrides(model_args: ModelArguments) -> dict[str, Any]:
             f"{architecture}, or leave that out."
         )
     has = fields_of(architecture)
+    if architecture == "bc" and overrides.get("conditioning") == "goal":
+        raise ValueError("--architecture bc sees the state alone; of a goal too it is --architecture rvs (RvS-G).")
+    if architecture == "rvs" and overrides.get("conditioning") == "none":
+        raise ValueError("--architecture rvs is asked for something; what sees the state alone is --architecture bc.")
     for name in overrides:
         if name not in has:
             known = ", ".join(f"--{entry.name}" for entry in fields(ModelArguments) if entry.name in has)
