@@ -30,7 +30,7 @@ def main() -> None:
 
 def render() -> str:
     """Write the page as text: a section for each study that has results."""
-    return PAGE + "".join(section() for section in (_default_run, _recipe, _nine, _maze, _popgym))
+    return PAGE + "".join(section() for section in (_default_run, _recipe, _nine, _maze, _ogbench, _popgym))
 
 
 def _study(name: str) -> dict[str, Any] | None:
@@ -101,6 +101,33 @@ def _nine() -> str:
 def _maze() -> str:
     text = "Share of episodes that reach their goal, in %."
     return _across("maze", "A maze, by goal and by return", "success", text, factor=100)
+
+
+def _ogbench() -> str:
+    """Write a table of models by data sets, with the state that is carried beside the window."""
+    study = _study("ogbench")
+    if study is None:
+        return ""
+    plan = study["study"]
+    ways = {(data, how): {} for data in plan["data"] for how in plan["evaluations"]}
+    for (data, how), rows in ways.items():
+        rows.update({row["variant"]: row for row in _summaries(study, how) if row["data"] == data})
+    lines = [
+        [model, *(_cell(rows.get(model), 100, 0) for rows in ways.values())]
+        for model in plan["models"]
+        if any(model in rows for rows in ways.values())
+    ]
+    return f"""
+## A plan that the data had
+
+OGBench's cube-single, by goal: share of episodes in which the cube is where it was to go, in %. Those who made "play"
+follow a plan to its end, whatever happens; "noisy" decides from the state alone, with noise. BC sees one step; so many
+steps see the others in windows, or, with a carried state, all since the start. In brackets the interval over seeds,
+and how many there are.
+
+{_table(["", *(f"{data}, {how}" for data, how in ways)], lines)}
+[ogbench](../benchmarks/results/ogbench/README.md){_unfinished(study)}
+"""
 
 
 def _popgym() -> str:
