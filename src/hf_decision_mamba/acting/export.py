@@ -27,6 +27,7 @@ from ..model.scan_inputs import ScanInputs
 from ..model.selective_scan import NAMESPACE, reference_forward
 from ..reporting._version import __version__
 from ..reporting.files import replacing
+from ..views import split_views
 from .checks import check_policy
 from .policy import DecisionMambaPolicy
 from .shapes import condition_of, frame_stack, observation_shape
@@ -258,11 +259,13 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
 
 def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str, str]:
     states = [{**state._asdict(), "dtype": str(state.dtype).removeprefix("torch.")} for state in step.states]
+    views, env_kwargs = split_views(processor.env_kwargs)
     values = {
         "format_version": FORMAT_VERSION,
         "hf_decision_mamba_version": __version__,
         "env_id": processor.env_id,
-        "env_kwargs": processor.env_kwargs and json.dumps(processor.env_kwargs),
+        "env_kwargs": json.dumps(env_kwargs) if env_kwargs else None,
+        "views": json.dumps(views) if views else None,
         "observation_parts": processor.observation_parts and json.dumps(processor.observation_parts),
         "action_start": processor.action_start or None,
         "target_return": processor.target_return if step.condition_input == "returns_to_go" else None,
