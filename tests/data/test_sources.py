@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from hf_decision_mamba.data import Trajectories, load_trajectories
+from hf_decision_mamba.data import Trajectories, load_trajectories, open_stream
 from hf_decision_mamba.data.request import PARQUET_REVISION
 
 HOPPER = Path(__file__).parent / "hopper-tiny-v5.parquet"
 SAMPLES = Path(__file__).parent / "samples"
+BREAKOUT = Path(__file__).parent / "breakout-tiny.parquet"
 SHIPPED = Path(__file__).parents[2] / "datasets" / "hopper-medium-replay"
 
 
@@ -556,6 +557,19 @@ def test_what_else_a_file_may_say_of_its_environment(tmp_path: Path) -> None:
     trajectories = load_trajectories(tmp_path / "cart.parquet")
     assert trajectories.actions.tolist() == [2, 1, 0] and trajectories.num_actions == 3
     assert {name: getattr(trajectories, name) for name in said} == said
+
+
+def test_what_observations_are_made_of_may_be_said_by_who_loads_them(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict(two_episodes()).to_parquet(tmp_path / "a.parquet")
+    for named in ({"at": 2, "goal": 1}, {"goal": 1, "at": 2}):  # which are other data in the cache
+        parts = [{"path": [name], "shape": [size], "size": size} for name, size in named.items()]
+        assert load_trajectories(tmp_path / "a.parquet", observation_parts=named).observation_parts == parts
+        stream = open_stream(tmp_path / "a.parquet", observation_parts=named)
+        assert stream.metadata.observation_parts == parts
+    with pytest.raises(ValueError, match=r"observation_parts={'at': 3.0} must be the names"):
+        load_trajectories(tmp_path / "a.parquet", observation_parts={"at": 3.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"observation_parts={'at': 3} has no meaning for images"):
+        load_trajectories(BREAKOUT, observation_parts={"at": 3})
 
 
 @pytest.mark.parametrize("beside", ['{"env_id": 7}', "[1, 2]", '{"observations": []}\n{"observations": []}\n', "null"])

@@ -164,3 +164,12 @@ def test_the_state_of_an_environment_of_goals_is_what_is_no_goal(shape):
     np.testing.assert_array_equal(bare.flatten_observations({**given, "observation": np.arange(2.0)}), [0, 1])
     with pytest.raises(ValueError, match="an additional 'achieved_goal'"):
         DecisionMambaProcessor(**SETTINGS, observation_parts=parts).flatten_observations(given)
+
+
+def test_who_reads_the_desired_goal_need_not_read_the_achieved_one():
+    parts = [{"path": ["observation"], "shape": [1], "size": 1}, {"path": ["desired_goal"], "shape": [1], "size": 1}]
+    given = {"achieved_goal": np.full(1, 7.0), "desired_goal": np.full(1, 2.0), "observation": np.full(1, 1.0)}
+    processor = DecisionMambaProcessor(**SETTINGS, observation_parts=parts)
+    np.testing.assert_array_equal(processor.flatten_observations(given), [1, 2])
+    with pytest.raises(ValueError, match="an additional 'wind'"):
+        processor.flatten_observations({**given, "wind": np.zeros(1)})

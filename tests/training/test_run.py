@@ -2134,6 +2134,52 @@ def test_an_mlp_of_goals_is_rvs(tmp_path):
     assert "goals: uniform" in (tmp_path / "tuned" / "train.yaml").read_text()
 
 
+def concatenated(episodes: list[dict], *names: str) -> list[dict]:
+    """Episodes whose observations are these parts, one behind the other."""
+    return [
+        {**episode, "observations": np.concatenate([episode["observations"][name] for name in names], axis=-1)}
+        for episode in episodes
+    ]
+
+
+@pytest.mark.parametrize("conditioning", [None, "goal"])
+def test_vectors_of_an_environment_of_goals_play_there_when_their_parts_are_named(conditioning, reach, tmp_path):
+    data = concatenated(reaching(10), "observation", "desired_goal")
+    settings = {**BY_GOAL, "max_steps": 1, "eval_episodes": 2, "conditioning": conditioning}
+    named = {"observation_parts": {"observation": 3, "desired_goal": 2}}
+    if conditioning == "goal":
+        named["achieved_goals_from"] = [0, 1]
+    policy = train(data, **settings, **named, output_dir=str(tmp_path / "run")).policy
+    assert ("observation_parts" in (tmp_path / "run" / "train.yaml").read_text()) and policy.processor.env_id
+    observation, _ = gymnasium.make("Reach-v0").reset(seed=3)
+    policy.reset()
+    action = policy.act(observation)
+    policy.reset(**({"goal": observation["desired_goal"]} if conditioning else {}))
+    vector = np.concatenate([observation["observation"], *([] if conditioning else [observation["desired_goal"]])])
+    np.testing.assert_array_equal(policy.act(vector), action)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (None, r"5 dimensions; .*of its parts the data have, and in what order, says --observation_parts"),
+        (
+            {"observation": 2, "desired_goal": 3},
+            r"observes a dictionary of desired_goal \(2,\), observation \(3,\), but",
+        ),
+        ({"observation": 4}, r"observation_parts \(--observation_parts\): .* add up to the 5 numbers of an obs"),
+        ({"observation": 5.0}, 'observation_parts={"observation": 5.0} must be JSON such as {"observation": 4}'),
+        ({}, "observation_parts={} must be the names of the parts"),
+    ],
+)
+def test_parts_of_vectors_that_are_not_the_environments(parts, message, reach, tmp_path):
+    data = concatenated(reaching(10), "observation", "desired_goal")
+    settings = {**BY_GOAL, "max_steps": 1, "eval_episodes": 1, "conditioning": None, "observation_parts": parts}
+    with pytest.raises(ValueError, match=message):
+        train(data, **settings, output_dir=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_of_goals_is_tuned_on_data_with_goals(tmp_path):
     settings = {**BY_GOAL, "env_id": None, "max_steps": 1}
     train(reaching(10), **settings, output_dir=str(tmp_path / "first"))

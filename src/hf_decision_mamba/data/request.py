@@ -46,7 +46,8 @@ class Request:
     """What to read of a source: the arguments of `load_trajectories`; `rewards_from` is one of the `columns` too.
 
     Raises:
-        ValueError: `rewards_from` and `columns` both name the column of the rewards.
+        ValueError: `rewards_from` and `columns` both name the column of the rewards; or `observation_parts` are no
+            names with sizes.
     """
 
     split: str = "train"
@@ -55,8 +56,15 @@ class Request:
     columns: Mapping[str, str] = field(default_factory=dict)
     action_type: str | None = None
     rewards_from: str | None = None
+    observation_parts: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
+        sizes = [] if self.observation_parts is None else [*self.observation_parts.values()] or [0]
+        if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+            raise ValueError(
+                f"observation_parts={self.observation_parts} must be the names of the parts of an observation, in "
+                "their order, with how many numbers each has: {'observation': 4, 'desired_goal': 2}"
+            )
         if self.rewards_from is None:
             return
         if "rewards" in self.columns:
@@ -72,7 +80,11 @@ class Request:
         Raises:
             ValueError: `action_type` is no such type.
         """
-        mine = SourceMetadata(action_type=self.action_type)
+        parts, where = None, None
+        if self.observation_parts is not None:
+            named, where = self.observation_parts.items(), "observation_parts (--observation_parts)"
+            parts = [{"path": [name], "shape": [size], "size": size} for name, size in named]
+        mine = SourceMetadata(where=where, action_type=self.action_type, observation_parts=parts)
         mine.said_action_type()
         return mine.over(said)
 

@@ -48,6 +48,7 @@ def load_trajectories(
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
     rewards_from: str | None = None,
+    observation_parts: Mapping[str, int] | None = None,
     positions_only: bool = False,
     delayed_reward: bool = False,
     goals_from: Sequence[int] | None = None,
@@ -106,6 +107,9 @@ def load_trajectories(
         rewards_from: the source's column whose values are the rewards, one number or true or false (1 or 0) a step;
             "terminations", "truncations" and "dones" are these flags, whatever they are called there. The same as
             `columns={"rewards": ...}`.
+        observation_parts: what the vectors were concatenated from, names of the environment's dict observation in their
+            order, with how many numbers each has, where the data do not say it: `{"observation": 4, "desired_goal":
+            2}`. Policies that learn from them then know which parts to read.
         positions_only: leave out the velocities, of data of a MuJoCo environment that observes positions and velocities
             alone; it is made once, to say which is which.
         delayed_reward: put all reward of an episode at its last step.
@@ -128,7 +132,10 @@ def load_trajectories(
         ValueError: the source cannot be read, or an episode is not what it should be; names data set, episode, step and
             column where there are such.
     """
-    trajectories = _loaded(source, Request(split, config, revision, columns or {}, action_type, rewards_from))
+    request = Request(split, config, revision, columns or {}, action_type, rewards_from, observation_parts)
+    trajectories = _loaded(source, request)
+    if trajectories.state_type == "image":
+        request.refuse("images", "observation_parts")
     views = [
         name for name, wanted in (("positions_only", positions_only), ("delayed_reward", delayed_reward)) if wanted
     ]
@@ -261,7 +268,8 @@ def _identity(source: str | Path, request: Request) -> list[object] | None:
     name, path = str(source), Path(source).expanduser()
     found = source_type(source)
     state = None if found is None else SOURCE_TYPES[found].state(name, path, request)
-    asked = [request.config, request.split, sorted(request.columns.items()), request.action_type]
+    parts = None if request.observation_parts is None else [*request.observation_parts.items()]
+    asked = [request.config, request.split, sorted(request.columns.items()), request.action_type, parts]
     return None if state is None else [*state, *asked]
 
 

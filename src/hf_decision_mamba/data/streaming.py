@@ -280,6 +280,7 @@ def open_stream(
     columns: Mapping[str, str] | None = None,
     action_type: str | None = None,
     rewards_from: str | None = None,
+    observation_parts: Mapping[str, int] | None = None,
 ) -> EpisodeStream:
     """Find the episodes of parquet files, folders or Hub repositories, without reading or downloading them.
 
@@ -290,7 +291,7 @@ def open_stream(
         TypeError: it has no name.
         ValueError: it is not one that can be streamed.
     """
-    request = Request(split, config, revision, columns or {}, action_type, rewards_from)
+    request = Request(split, config, revision, columns or {}, action_type, rewards_from, observation_parts)
     names = named_sources(source)
     if names is None:
         raise TypeError(f"a stream comes from paths or repositories of the Hub, not from {type(source).__name__}")

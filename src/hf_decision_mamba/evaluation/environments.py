@@ -287,7 +287,8 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
                 f"{env_id} observes {shown}, but the policy is asked for goals of {policy.model.config.goal_dim} "
                 f"numbers; {checkpoint}"
             )
-        theirs = _state_parts(theirs or [])
+    if theirs:
+        theirs = _read_parts(theirs, policy)
         size = sum(part["size"] for part in theirs)
     observes = _frames(seen.shape) if is_frame(seen) else f"{size} dimensions"
     around, learned = _views_around(envs), split_views(processor.env_kwargs)[0]
@@ -298,7 +299,9 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
         )
     if observes != reads:
         observes = f"{made.observed_space}, {observes}" if theirs else observes
-        raise ValueError(f"{env_id} observes {observes}, but the policy was trained on {reads}; {checkpoint}")
+        advice = " Which of its parts the data have, and in what order, says --observation_parts of train.py."
+        advice = advice if theirs and not parts else ""
+        raise ValueError(f"{env_id} observes {observes}, but the policy was trained on {reads}; {checkpoint}{advice}")
     if observation_order(envs, policy) is None:
         observes, reads = describe_parts(theirs or []), describe_parts(parts or [])
         raise ValueError(f"{env_id} observes {observes}, but the policy was trained on {reads}; {checkpoint}")
@@ -312,7 +315,7 @@ def check_spaces(env_id: str, envs: VectorEnv, policy: DecisionMambaPolicy) -> N
 def observation_order(envs: VectorEnv, policy: DecisionMambaPolicy) -> NDArray[np.int64] | slice | None:
     """Return which columns of an environment's vectors the policy reads as a state, in its order.
 
-    A policy of goals reads no goals there (see `goal_places`).
+    A policy of goals reads no goals there (see `goal_places`), another one no achieved ones that it was not trained on.
 
     Returns:
         None where parts differ.
@@ -320,11 +323,9 @@ def observation_order(envs: VectorEnv, policy: DecisionMambaPolicy) -> NDArray[n
     parts, theirs = policy.processor.observation_parts, getattr(envs, "observation_parts", None)
     if not theirs or (policy.condition_input != "goals" and (not parts or parts == theirs)):
         return slice(None)
-    ends = np.cumsum([part["size"] for part in theirs]).tolist()
-    states = [*zip(theirs, ends, strict=True)]
-    if policy.condition_input == "goals":
-        states = [(part, end) for part, end in states if _state_parts([part])]
-        parts = parts or [part for part, _ in states]
+    ends, read = np.cumsum([part["size"] for part in theirs]).tolist(), _read_parts(theirs, policy)
+    states = [(part, end) for part, end in zip(theirs, ends, strict=True) if part in read]
+    parts = parts or read
     columns = {json.dumps(part["path"]): (part, end) for part, end in states}
     found = [columns.get(json.dumps(part["path"]), (None, 0)) for part in parts or []]
     if len(found) != len(states) or [part for part, _ in found] != parts:
@@ -335,6 +336,19 @@ def observation_order(envs: VectorEnv, policy: DecisionMambaPolicy) -> NDArray[n
 def goal_places(envs: VectorEnv) -> list[int]:
     """Return which columns of an environment's vectors are the goal to reach; none where it has no goals."""
     return part_places(getattr(envs, "observation_parts", None) or [], DESIRED)
+
+
+def _read_parts(theirs: Sequence[Mapping[str, Any]], policy: DecisionMambaPolicy) -> list[Any]:
+    """Return the parts of an environment's observation that are a policy's states.
+
+    gymnasium's `achieved_goal` is a copy of what is in `observation`: who was trained on the desired one need not read
+    it.
+    """
+    if policy.condition_input == "goals":
+        return _state_parts(theirs)
+    known = [part["path"] for part in policy.processor.observation_parts or []]
+    left_out = [DESIRED] in known and [ACHIEVED] not in known
+    return [part for part in theirs if not left_out or part["path"] != [ACHIEVED]]
 
 
 def _state_parts(parts: Sequence[Mapping[str, Any]]) -> list[Any]:

@@ -180,7 +180,8 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         Args:
             observation: of one environment, or of n as gymnasium's vector environments give them: a dictionary, a
                 tuple, an array or a number. Arrays of vectors are returned as they are. Where goals are asked for, the
-                goals of gymnasium's environments (`desired_goal`, `achieved_goal`) are no part of it.
+                goals of gymnasium's environments (`desired_goal`, `achieved_goal`) are no part of it; where the
+                desired one is part of the states, the achieved one need not be.
 
         Returns:
             (state_dim,) or (n, state_dim).
@@ -196,6 +197,9 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
             if state is not None and (is_vector or not self.observation_parts):
                 return state
         if self.observation_parts:
+            known = [part["path"] for part in self.observation_parts]
+            if isinstance(observation, Mapping) and [ACHIEVED] not in known and [DESIRED] in known:
+                observation = {name: value for name, value in observation.items() if name != ACHIEVED}
             return flatten_observations(observation, self.observation_parts)
         if isinstance(observation, Mapping):
             raise ValueError(

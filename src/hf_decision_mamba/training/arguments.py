@@ -167,6 +167,13 @@ class DataArguments:
             "unset the one that is called so."
         },
     )
+    observation_parts: str | None = field(
+        default=None,
+        metadata={
+            "help": "What an observation was concatenated from, where the data do not say it, as JSON: parts of the "
+            'environment\'s observation and their sizes, {"observation": 4, "desired_goal": 2}.'
+        },
+    )
     goals: Literal["recorded", "last", "uniform", "geometric"] | None = field(
         default=None,
         metadata={
@@ -294,6 +301,16 @@ class DataArguments:
             ValueError: `dataset_columns` is not a JSON object of strings.
         """
         return _json_object("dataset_columns", self.dataset_columns or "{}", '{"observations": "obs"}', (str,))
+
+    def parts(self) -> dict[str, int] | None:
+        """Return what observations were concatenated from, where the settings say it.
+
+        Raises:
+            ValueError: `observation_parts` is not a JSON object of whole numbers.
+        """
+        if self.observation_parts is None:
+            return None
+        return _json_object("observation_parts", self.observation_parts, '{"observation": 4}', (int,))
 
 
 @dataclass

@@ -96,6 +96,7 @@ def load_data(
         "columns": data_args.columns(),
         "action_type": data_args.action_type,
         "rewards_from": data_args.rewards_from,
+        "observation_parts": data_args.parts(),
     }
     if in_memory is not None:
         trajectories, revision = _load_from_memory(in_memory, data_args, source), None
@@ -187,6 +188,7 @@ def _load_from_memory(data: Any, data_args: DataArguments, source: dict[str, Any
             "dataset_columns",
             "action_type",
             "rewards_from",
+            "observation_parts",
         ):
             if getattr(data_args, name) != getattr(DataArguments, name):
                 raise ValueError(
