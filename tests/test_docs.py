@@ -167,6 +167,15 @@ def test_the_readme_says_of_memory_what_was_measured():
     assert reached["DT, windows", "20"] == [1.0] and reached["DT, windows", "100"][0] < 0.7
 
 
+def test_the_readme_remembers_by_the_commands_that_were_measured():
+    page = (ROOT / "docs/memory.md").read_text(encoding="utf-8")
+    shown, measured = (
+        [*re.sub(r"\\\n\s*", "", block).splitlines()]
+        for block in (next(block for block in snippets("bash") if "TMaze" in block), snippets("bash", page)[0])
+    )
+    assert shown == measured and len(shown) == 3
+
+
 def test_every_file_that_the_readme_names_exists():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links and [link for link in links if not (ROOT / link).exists()] == []
