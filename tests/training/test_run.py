@@ -2180,6 +2180,17 @@ def test_parts_of_vectors_that_are_not_the_environments(parts, message, reach, t
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_study_will_play_in_is_looked_at_before_the_training(tmp_path):
+    unplayed = {"max_steps": 1, "eval_episodes": 0}
+    with pytest.raises(ValueError, match=r"CartPole-v1 observes 4 dimensions.*\(--env_id names another one\.\)"):
+        main(command_line(tmp_path / "run", **unplayed, env_id="CartPole-v1"), plays_later=True)
+    assert not (tmp_path / "run").exists()
+    for later, bounds in ((True, [1.0] * 3), (False, None)):
+        output = tmp_path / str(later)
+        main(command_line(output, **unplayed, env_id="Hopper-v5"), plays_later=later)
+        assert DecisionMambaProcessor.from_pretrained(output).action_high == bounds
+
+
 def test_a_checkpoint_of_goals_is_tuned_on_data_with_goals(tmp_path):
     settings = {**BY_GOAL, "env_id": None, "max_steps": 1}
     train(reaching(10), **settings, output_dir=str(tmp_path / "first"))

@@ -31,7 +31,7 @@ def main(folder: Path, threads: int, parent: int) -> None:
             words = [*words_of(plan["settings"]), *words_of(plan["of_the_study"])]
             options = {"output_dir": str(folder), "cpu_threads": threads, "resume_from_checkpoint": "last"}
             with keeping_the_cost(folder, threads):
-                train([*words, *words_of(options)])
+                train([*words, *words_of(options)], plays_later=True)
         for content in plan["evaluations"]:
             evaluation = Evaluation.from_dict(content)
             if not is_scored(folder, evaluation):

@@ -92,12 +92,16 @@ class TrainingResult:
     evaluation: EvaluationResult | None
 
 
-def main(argv: Sequence[str] | None = None, default_config: Path | None = None) -> dict[str, float]:
+def main(
+    argv: Sequence[str] | None = None, default_config: Path | None = None, *, plays_later: bool = False
+) -> dict[str, float]:
     """Train, evaluate, and write checkpoint, card and results into `output_dir`; push them if asked for.
 
     Args:
         argv: arguments, see `parse_arguments`; those of the process when not given.
         default_config: the YAML file when `argv` names none.
+        plays_later: whether the model is to play in its environment, which so has to fit, though no episodes are asked
+            for here.
 
     Returns:
         What was measured: loss, eval_loss, global_step, train_runtime, and the scores of the first target return.
@@ -108,7 +112,8 @@ def main(argv: Sequence[str] | None = None, default_config: Path | None = None) 
         StoppedBySignal: SIGINT or SIGTERM came; the message says how to go on.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    return _run(parse_arguments(argv, default_config), command_of(argv), stops_on_signals=True)[1]
+    arguments = parse_arguments(argv, default_config)
+    return _run(arguments, command_of(argv), stops_on_signals=True, plays_later=plays_later)[1]
 
 
 def train(data: Source | Trajectories | None = None, **settings: Any) -> TrainingResult:
@@ -164,7 +169,11 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _run(
-    arguments: Arguments, command: str | None, in_memory: Any = None, stops_on_signals: bool = False
+    arguments: Arguments,
+    command: str | None,
+    in_memory: Any = None,
+    stops_on_signals: bool = False,
+    plays_later: bool = False,
 ) -> tuple[Run, dict[str, float], EvaluationResult | None]:
     """Do what `main` and `train` say; return the run, what it was measured by, and its scores.
 
@@ -172,6 +181,7 @@ def _run(
         command: which repeats the run; None where none can.
         in_memory: the data, where they are not what `dataset_name` names.
         stops_on_signals: whether SIGINT and SIGTERM end it with a checkpoint.
+        plays_later: see `main`.
     """
     with _saying_how_to_go_on() as begun:
         model_args, data_args, eval_args, args = arguments
@@ -181,7 +191,7 @@ def _run(
         checkpoint = checkpoint_to_resume(model_args, data_args, args)
         _set_cpu_threads(args)
         disable_progress_bar()  # transformers' own: one for each file of each checkpoint
-        run = _prepare(arguments, command, in_memory)
+        run = _prepare(arguments, command, in_memory, plays_later)
         _tell_and_resume(run, checkpoint)
         if args.overwrite_output_dir and args.should_save:
             delete_run(run.output_dir)
@@ -194,7 +204,7 @@ def _run(
         return run, metrics, evaluation
 
 
-def _prepare(arguments: Arguments, command: str | None, in_memory: Any) -> Run:
+def _prepare(arguments: Arguments, command: str | None, in_memory: Any, plays_later: bool) -> Run:
     """Read the data and make all that trains on them."""
     model_args, data_args, eval_args, args = arguments
     reading = (
@@ -205,7 +215,7 @@ def _prepare(arguments: Arguments, command: str | None, in_memory: Any) -> Run:
     set_seed(args.seed)
     model, processor, window_length = build(model_args, data_args, data.train, data.statistics.length_max)
     processor.env_id, processor.env_kwargs = data.env_id, data.env_kwargs
-    evaluates = prepare_environment(eval_args, model, processor, data)
+    evaluates = prepare_environment(eval_args, model, processor, data, plays_later)
     targets = target_returns_of(eval_args, data, getattr(model.config, "conditioning", "return"))
     processor.target_return = None if targets is None else targets[0]
     trainer = _build_trainer(model, processor, window_length, data, data_args, eval_args if evaluates else None, args)

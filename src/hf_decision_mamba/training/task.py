@@ -257,9 +257,19 @@ def data_seed_of(args: TrainingArguments) -> int:
 
 
 def prepare_environment(
-    eval_args: EvaluationArguments, model: PreTrainedModel, processor: DecisionMambaProcessor, data: RunData
+    eval_args: EvaluationArguments,
+    model: PreTrainedModel,
+    processor: DecisionMambaProcessor,
+    data: RunData,
+    plays_later: bool = False,
 ) -> bool:
-    """Make the environment once, if there are episodes to play: whether it can be evaluated in, and its action bounds.
+    """Make the environment once, if there are episodes to play, and see that it fits; note its action bounds.
+
+    Args:
+        plays_later: whether there will be, though the settings ask for none.
+
+    Returns:
+        Whether there are episodes to play now.
 
     Raises:
         ValueError: the environment is unknown, or not the one that the data set is of; or the model cannot act in it.
@@ -270,7 +280,7 @@ def prepare_environment(
             say("No evaluation in an environment: the data set's card names none, and --env_id is not given.")
         return False
     policy = DecisionMambaPolicy(model, processor, mode=eval_args.eval_mode)
-    if not wanted:
+    if not wanted and not plays_later:
         return False
     try:
         limit = eval_args.eval_max_episode_steps
@@ -278,7 +288,7 @@ def prepare_environment(
         try:
             check_spaces(data.env_id, envs, policy)
             limit = limit or getattr(envs.spec, "max_episode_steps", None)
-            if limit is not None and embeds_time(model.config) and limit > model.config.max_ep_len:
+            if wanted and limit is not None and embeds_time(model.config) and limit > model.config.max_ep_len:
                 raise ValueError(
                     f"Episodes of {data.env_id} last up to {limit} steps, but the model knows only max_ep_len="
                     f"{model.config.max_ep_len}; raise --max_ep_len or cut them with --eval_max_episode_steps."
@@ -294,8 +304,9 @@ def prepare_environment(
         say(f"No evaluation in an environment: {error}")
         return False
     except ValueError as error:
-        raise ValueError(f"{error} (--env_id names another one, --eval_episodes 0 trains without.)") from error
-    return True
+        without = "" if plays_later else ", --eval_episodes 0 trains without"
+        raise ValueError(f"{error} (--env_id names another one{without}.)") from error
+    return wanted
 
 
 def target_returns_of(eval_args: EvaluationArguments, data: RunData, conditioning: str) -> list[float] | None:
