@@ -85,11 +85,13 @@ def test_the_next_cell_is_on_the_shortest_way():
         here = around.next_cell(here, (3, 1))
         cells.append(here)
     assert cells == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]
+    assert around.cells_at((1, 1), 4) == [(3, 3)] and around.cells_at((1, 1), 7) == []
 
 
 def test_who_has_no_way_stays():
     walls = np.array([[False, True, False]])
     assert Ways(walls).next_cell((0, 0), (0, 2)) == (0, 0)
+    assert Ways(walls).cells_at((0, 0), 2) == []
 
 
 def test_the_expert_gets_there_and_its_data_have_goals(maze, tmp_path):

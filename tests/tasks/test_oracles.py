@@ -13,6 +13,7 @@ from hf_decision_mamba import load_trajectories
 from hf_decision_mamba.collecting import CollectSettings, collect
 from hf_decision_mamba.evaluation.environments import make_environments
 from hf_decision_mamba.sharing.dataset_card import DATA_FILE
+from hf_decision_mamba.tasks.mazes import Ways
 from hf_decision_mamba.tasks.oracles import collecting_kwargs, lent_to_numpy
 
 
@@ -126,14 +127,28 @@ def test_numpys_own_generator_is_given_back():
 
 
 @pytest.mark.parametrize(
-    ("env_id", "kind"), [("cube-single-v0", "play"), ("cube-single-v0", "noisy"), ("pointmaze-medium-v0", "navigate")]
+    ("env_id", "kind"),
+    [
+        *(("cube-single-v0", kind) for kind in ("play", "noisy")),
+        *(("pointmaze-medium-v0", kind) for kind in ("navigate", "stitch")),
+    ],
 )
 def test_the_experts_of_ogbench(env_id, kind, tmp_path):
     pytest.importorskip("ogbench")
     settings = CollectSettings(env_id, policy=f"expert:{kind}", episodes=2, num_envs=2, max_episode_steps=120)
     folder, _ = collect(settings, tmp_path / "data", progress=False)
     row = pq.read_table(folder / DATA_FILE).to_pylist()[1]
-    envs = make_environments(env_id, 1, env_kwargs=collecting_kwargs(env_id))
+    envs = make_environments(env_id, 1, env_kwargs=collecting_kwargs(env_id, kind))
     seen = [envs.reset(seed=[row["seed"]])[0][0]]
     seen += [envs.step(np.array([action], np.float32))[0][0] for action in row["actions"][:-1]]
     np.testing.assert_array_equal(np.array(seen, np.float32), np.array(row["observations"], np.float32))
+
+
+def test_what_is_to_be_stitched_ends_four_cells_away(tmp_path):
+    pytest.importorskip("ogbench")
+    settings = CollectSettings("pointmaze-medium-v0", policy="expert:stitch", episodes=5)
+    folder, _ = collect(settings, tmp_path / "data", progress=False)
+    maze = make_environments("pointmaze-medium-v0", 1).envs[0].unwrapped
+    for row in pq.read_table(folder / DATA_FILE).to_pylist():
+        first, last = (maze.xy_to_ij(row["observations"][step][:2]) for step in (0, -1))
+        assert len(row["observations"]) == 200 and last in Ways(maze.maze_map == 1).cells_at(first, 4)

@@ -117,7 +117,8 @@ class CollectSettings:
 
     def kwargs_of_expert(self) -> dict[str, Any]:
         """Return what the environment is made with for its expert; it is no part of what policies learn for."""
-        return {} if self.train is not None or self.expert_kind is None else collecting_kwargs(self.env_id)
+        kind = self.expert_kind
+        return {} if self.train is not None or kind is None else collecting_kwargs(self.env_id, kind)
 
     @property
     def wanted_episodes(self) -> int | None:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from .mazes import point_maze
-from .oracles import Navigate, Noisy, Play
+from .oracles import Navigate, Noisy, Play, Stitch
 
 #: Returns the right action for what is seen now, its whole numbers in their order; made anew for each episode.
 Expert: TypeAlias = Callable[[Sequence[int]], Any]
@@ -84,7 +84,10 @@ EXPERTS: dict[str, dict[str, dict[str, Callable[[Any], Expert]]]] = {
         "CountRecall": {"": _count_recall},
     },
     "gymnasium_robotics": {"PointMazeEnv": {"": point_maze}},
-    "ogbench": {"CubeEnv": _ARM, "SceneEnv": _ARM, "PuzzleEnv": _ARM, "PointEnv": {"navigate": Navigate}},
+    "ogbench": {
+        **dict.fromkeys(("CubeEnv", "SceneEnv", "PuzzleEnv"), _ARM),
+        "PointEnv": {"navigate": Navigate, "stitch": Stitch},
+    },
 }
 #: For whom there are experts, for those who ask for another one.
 HAVE_EXPERTS = (

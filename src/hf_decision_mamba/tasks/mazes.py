@@ -36,6 +36,10 @@ class Ways:
         distances = self._distances[goal]
         return min((here, *self._neighbours(here)), key=lambda cell: distances.get(cell, self._walls.size))
 
+    def cells_at(self, here: Cell, steps: int) -> list[Cell]:
+        """Return the cells whose shortest way from here has so many steps."""
+        return [cell for cell, distance in self._spread(here).items() if distance == steps]
+
     def _spread(self, goal: Cell) -> dict[Cell, int]:
         """Return the steps from each cell that the goal can be reached from, breadth-first."""
         distances, waiting = {goal: 0}, deque([goal])

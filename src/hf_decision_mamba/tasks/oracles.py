@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .mazes import Ways
+from .mazes import Cell, Ways
 
-#: Steps of an episode, in which one target follows another.
-_STEPS = 1000
+#: Steps of an episode, in which one target follows another; and of one that has a single target near by.
+_STEPS, _STEPS_NEAR = 1000, 200
+#: Cells on the way to a target near by.
+_NEAR = 4
 #: How a Markovian oracle's noise, drawn for each episode up to this, is spread over x, y, z, yaw and gripper.
 _NOISE, _SPREAD = 0.1, np.array([1.0, 1.0, 1.0, 3.0, 10.0])
 #: The range that an episode's probability of stacking is drawn from, by the number of cubes.
@@ -26,12 +28,16 @@ _STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35)
 _STACKING |= {"octuple": (0.0, 0.35)}
 
 
-def collecting_kwargs(env_id: str) -> dict[str, Any]:
-    """Return what OGBench's environments are made with for data of an expert; nothing for those of others."""
+def collecting_kwargs(env_id: str, kind: str = "") -> dict[str, Any]:
+    """Return what OGBench's environments are made with for data of an expert; nothing for those of others.
+
+    Args:
+        kind: of the expert.
+    """
     if re.fullmatch(r"(cube|scene|puzzle)-[\w-]+", env_id):
         return {"mode": "data_collection", "terminate_at_goal": False, "max_episode_steps": _STEPS}
     if re.fullmatch(r"pointmaze-[\w-]+", env_id):
-        return {"terminate_at_goal": False, "max_episode_steps": _STEPS}
+        return {"terminate_at_goal": False, "max_episode_steps": _STEPS_NEAR if kind == "stitch" else _STEPS}
     return {}
 
 
@@ -113,16 +119,27 @@ class Navigate:
     def __call__(self, observation: Sequence[int]) -> NDArray[np.float32]:
         """Return the next action (2,), a step towards the goal."""
         env = self._env
+        place = env.get_xy()
         if self._random is None:
             self._random = np.random.RandomState(env.np_random_seed)
-        place = env.get_xy()
+            self._begin(env.xy_to_ij(place))
         if np.linalg.norm(place - env.cur_goal_xy) <= env._goal_tol:
-            cell = self._turns[self._random.randint(len(self._turns))]
-            env.set_goal(goal_xy=np.array(env.ij_to_xy(cell)) + self._random.uniform(-1, 1, 2))
+            self._arrive()
         there = env.xy_to_ij(env.cur_goal_xy)
         following = self._ways.next_cell(env.xy_to_ij(place), there)
         way = (env.cur_goal_xy if following == there else np.array(env.ij_to_xy(following))) - place
         return (way / (np.linalg.norm(way) + 1e-6)).astype(np.float32)
+
+    def _begin(self, cell: Cell) -> None:
+        """Begin an episode in a cell, with the goal that the environment drew."""
+
+    def _arrive(self) -> None:
+        """Go on to another turn of the maze."""
+        self._go_to(self._turns[self._random.randint(len(self._turns))])
+
+    def _go_to(self, cell: Cell) -> None:
+        goal = np.array(self._env.ij_to_xy(cell)) + self._random.uniform(-1, 1, 2)
+        self._env.set_goal(goal_xy=goal)
 
     def _is_turn(self, row: int, column: int) -> bool:
         """Return whether a cell is not just on the way between two others, in a straight line."""
@@ -130,3 +147,14 @@ class Navigate:
         above, below = walls[row - 1, column], walls[row + 1, column]
         left, right = walls[row, column - 1], walls[row, column + 1]
         return not (above == below and left == right and above != left)
+
+
+class Stitch(Navigate):
+    """The way to a place four cells away, where it stays (`stitch`): longer ways are to be put together of these."""
+
+    def _begin(self, cell: Cell) -> None:
+        near = self._ways.cells_at(cell, _NEAR) or [cell]
+        self._go_to(near[self._random.randint(len(near))])
+
+    def _arrive(self) -> None:
+        """Stay."""
