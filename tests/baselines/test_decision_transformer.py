@@ -46,6 +46,49 @@ def test_its_logits_are_those_of_transformers_model_over_one_hot_actions():
     torch.testing.assert_close(unknown, theirs(**{**inputs, "actions": 0 * one_hot}).action_preds)
 
 
+def test_a_goal_takes_the_place_of_the_return():
+    model, inputs = make_model(state_dim=5, action_type="continuous", conditioning="goal", goal_dim=1), steps()
+    inputs["actions"], goals = torch.randn(2, 5, 4), inputs.pop("returns_to_go")
+    theirs = DecisionTransformerModel(DecisionTransformerConfig(**SIZES, state_dim=5)).eval()
+    names = {name.replace("embed_goal", "embed_return"): x for name, x in model.state_dict().items()}
+    theirs.load_state_dict(names)
+    found = model(**inputs, goals=goals, output_hidden_states=True, output_attentions=True)
+    expected = theirs(**inputs, returns_to_go=goals, output_hidden_states=True, output_attentions=True)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values)
+    torch.testing.assert_close(model(**inputs, goals=goals, return_dict=False), expected.to_tuple()[:3])
+
+
+def test_without_a_condition_a_step_is_a_state_and_an_action():
+    """As transformers' network reads it that sees these tokens alone, in the same order."""
+    model, inputs = make_model(state_dim=5, conditioning="none"), steps()
+    inputs.pop("returns_to_go")
+    found = model(**inputs)
+    assert found.last_hidden_state.shape == (2, 10, 16) and not hasattr(model, "embed_return")
+    time = model.embed_timestep(inputs["timesteps"])
+    tokens = torch.zeros(2, 10, 16)
+    tokens[:, ::2], tokens[:, 1::2] = (
+        model.embed_state(inputs["states"]) + time,
+        model.embed_action(inputs["actions"]) + time,
+    )
+    hidden = model.encoder(inputs_embeds=model.embed_ln(tokens), position_ids=torch.zeros(2, 10, dtype=torch.long))[0]
+    torch.testing.assert_close(found.action_preds, model.predict_action(hidden[:, ::2]))
+    torch.testing.assert_close(found.state_preds, model.predict_state(hidden[:, 1::2]))
+    mask = torch.tensor([[0, 0, 1, 1, 1]] * 2)  # windows that begin in padding
+    cut = {name: x[:, 2:] for name, x in inputs.items()}
+    padded = model(**{**inputs, "attention_mask": mask}).action_preds[:, 2:]
+    torch.testing.assert_close(padded, model(**cut).action_preds)
+
+
+def test_what_is_missing_is_named():
+    inputs = steps()
+    for conditioning, asked in (("return", "returns_to_go"), ("goal", "goals")):
+        more = {"goal_dim": 2} if asked == "goals" else {}
+        model = make_model(state_dim=5, conditioning=conditioning, **more)
+        with pytest.raises(ValueError, match=f"states, actions, {asked} and timesteps are required"):
+            model(**{**inputs, "returns_to_go": None})
+
+
 @pytest.mark.parametrize("fields", [{}, {"action_type": "continuous"}], ids=["discrete", "continuous"])
 def test_images_are_encoded_as_by_the_models(fields):
     model, inputs = make_model(**IMAGES, **fields), steps()
@@ -107,6 +150,8 @@ def test_it_loads_and_the_policy_acts_as_it_decides(tmp_path):
         ({**IMAGES, "image_size": 20}, "image_size=20 must be at least 36"),
         ({"action_type": "binary"}, "action_type='binary' is unknown"),
         ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"conditioning": "reward"}, "conditioning='reward' is unknown; choose one of"),
+        ({"conditioning": "goal"}, "goal_dim=None does not fit conditioning='goal'"),
     ],
 )
 def test_configs_of_which_no_model_can_be_built_are_refused(fields, message):

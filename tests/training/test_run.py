@@ -27,7 +27,7 @@ from hub_server import Blob, Fault, LoopbackHub, Repository
 from processes import run_file, run_python
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from transformers import DecisionTransformerConfig, DecisionTransformerModel
+from transformers import AutoConfig, DecisionTransformerConfig, DecisionTransformerModel
 
 import hf_decision_mamba.reporting.console
 import hf_decision_mamba.training.callbacks
@@ -1829,7 +1829,7 @@ def test_the_target_return_is_the_best_of_the_data(tmp_path):
         ({**BASELINES["bc"], "preset": "dmm"}, "--preset dmm is a variant of decision_mamba; leave it out with"),
         (
             {**BASELINES["decision_transformer"], "state_size": 4},
-            "--state_size does not apply to --architecture decision_transformer, which takes --hidden_size, --n_layer",
+            "--state_size does not apply to --architecture decision_transformer, which takes --conditioning, --hidden_",
         ),
         (
             {**BASELINES["bc"], "env_id": "Hopper-v5", "eval_mode": "recurrent"},
@@ -2040,9 +2040,8 @@ WITHOUT = "data set 'hopper-tiny-v5' has no rewards: leave it out, or give --rew
         ({"conditioning": "return"}, "--conditioning return asks for a return, and .* or leave --conditioning out, to"),
         (
             BASELINES["rvs"],
-            "--architecture rvs is asked for a return, .* take decision_mamba, gru or bc, which imitate",
+            "--architecture rvs is asked for a return, .* or take another architecture, which imitates",
         ),
-        (BASELINES["decision_transformer"], "--architecture decision_transformer is asked for a return, and data set"),
         ({"return_scale": 10}, f"return_scale=10.0 is about returns, and {WITHOUT}"),
         ({"target_return": 10}, rf"target_return=\[10.0\] is about returns, and {WITHOUT}"),
         ({"top_fraction": 0.5}, f"top_fraction=0.5 is about returns, and {WITHOUT}"),
@@ -2059,6 +2058,19 @@ def test_what_needs_returns_says_so(settings, message, bare, tmp_path):
     with pytest.raises(ValueError, match=message):
         main(command_line(tmp_path / "run", dataset_name=bare, **settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_decision_transformer_imitates(bare, tmp_path):
+    main(command_line(tmp_path / "run", dataset_name=bare, **BASELINES["decision_transformer"]))
+    policy = DecisionMambaPolicy.from_pretrained(tmp_path / "run")
+    assert policy.condition_input is None and policy.processor.target_return is None
+    policy.reset()
+    assert [policy.act(np.full(11, value, np.float32)).shape for value in (0.0, 1.0)] == [(3,), (3,)]
+    assert "arget return" not in (tmp_path / "run" / "README.md").read_text()
+    main(command_line(tmp_path / "other", **BASELINES["decision_transformer"], conditioning="none"))
+    assert AutoConfig.from_pretrained(tmp_path / "other").conditioning == "none"
+    main(command_line(tmp_path / "theirs", **BASELINES["decision_transformer"], conditioning="return"))
+    assert type(AutoConfig.from_pretrained(tmp_path / "theirs")) is DecisionTransformerConfig
 
 
 def test_what_is_asked_for_a_return_is_not_tuned_without(run, bare, tmp_path):
@@ -2120,10 +2132,11 @@ def test_a_resumed_run_draws_the_goals_of_one_that_was_never_stopped(goals, tmp_
         train(data, **{**settings, **resumed, "goals": "last"})
 
 
-def test_an_mlp_of_goals_is_rvs(tmp_path):
-    """RvS-G: hindsight, training, a checkpoint that acts; it is tuned as such."""
+@pytest.mark.parametrize("architecture", ["rvs", "decision_transformer"])
+def test_baselines_of_goals(architecture, tmp_path):
+    """RvS-G and a Decision Transformer: hindsight, training, a checkpoint that acts; it is tuned as such."""
     settings = {name: value for name, value in BY_GOAL.items() if name not in TINY_MODEL}
-    settings |= {"env_id": None, "max_steps": 1, "architecture": "rvs"}
+    settings |= {"env_id": None, "max_steps": 1, "architecture": architecture}
     train(reaching(10), **settings, output_dir=str(tmp_path / "first"))
     policy = DecisionMambaPolicy.from_pretrained(tmp_path / "first")
     assert (policy.model.config.conditioning, policy.model.config.goal_dim) == ("goal", 2)

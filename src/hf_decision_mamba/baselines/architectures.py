@@ -72,6 +72,8 @@ def fields_of(architecture: str) -> set[str]:
     names = {entry.name for entry in fields(ARCHITECTURES[architecture])}
     if architecture == "bc":  # which has no other
         names -= {"conditioning", "goal_dim"}
+    if architecture == "decision_transformer":  # of our class, where it is not by return
+        names |= {"conditioning", "goal_dim"}
     return names - _OF_A_SCAN if architecture == "gru" else names
 
 
@@ -95,7 +97,9 @@ def baseline_config(
         return DecisionMLPConfig(**{"conditioning": _CONDITIONINGS[architecture][0], **task, **settings})
     types = {name: value for name, value in task.items() if name in ("state_type", "action_type")}
     defaults: dict[str, Any] = {"max_ep_len": max(_DECISION_TRANSFORMER_EP_LEN, longest)}
-    if types == {"state_type": "vector", "action_type": "continuous"}:
+    conditioning = settings.get("conditioning", "return")
+    if types == {"state_type": "vector", "action_type": "continuous"} and conditioning == "return":
+        settings = {name: value for name, value in settings.items() if name != "conditioning"}
         task = {name: value for name, value in task.items() if name not in types}
         # They are of GPT-2's vocabulary, which is not there.
         return DecisionTransformerConfig(**task, **{**defaults, "bos_token_id": None, "eos_token_id": None, **settings})

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..model import DecisionMambaProcessor
+from ..model.configuration_decision_mamba import CONDITIONS
 
 SMALLEST_IMAGE = 36  # of which the image encoder's three convolutions leave something
 
@@ -22,6 +23,18 @@ def check_task(config: Any) -> None:
             raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {choices}.")
     if config.state_type == "image" and config.image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size={config.image_size} must be at least {SMALLEST_IMAGE}, for three convolutions.")
+
+
+def check_conditioning(config: Any) -> None:
+    """Refuse what a model cannot be conditioned on.
+
+    Raises:
+        ValueError: an unknown condition, a goal without a size, or a size without a goal.
+    """
+    known = (*CONDITIONS, "none")
+    if config.conditioning not in known:
+        raise ValueError(f"conditioning={config.conditioning!r} is unknown; choose one of {known}.")
+    config.check_goal_dim()
 
 
 def register(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> None:

@@ -16,11 +16,9 @@ from transformers import initialization as init
 
 from ..model import DecisionMambaConfig, DecisionMambaOutput
 from ..model.checkpoint_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
-from ..model.configuration_decision_mamba import CONDITIONS, ConditionedConfig
+from ..model.configuration_decision_mamba import ConditionedConfig
 from ..model.modeling_decision_mamba import DecisionMambaImageEncoder
-from .common import check_task, register
-
-_CONDITIONINGS = (*CONDITIONS, "none")
+from .common import check_conditioning, check_task, register
 
 
 @strict
@@ -62,9 +60,7 @@ class DecisionMLPConfig(ConditionedConfig, CheckedConfig, PreTrainedConfig):
         """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         check_task(self)
-        if self.conditioning not in _CONDITIONINGS:
-            raise ValueError(f"conditioning={self.conditioning!r} is unknown; choose one of {_CONDITIONINGS}.")
-        self.check_goal_dim()
+        check_conditioning(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
 

@@ -61,8 +61,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "What the policy is asked for: a return (if unset, where the data have rewards); a goal, where the "
-            "data have goals; or none: it imitates what the data do. (Of the baselines a GRU has the choice; rvs is "
-            "asked for a return or a goal, bc for nothing.)"
+            "data have goals; or none: it imitates what the data do. (Of the baselines rvs is asked for a return or a "
+            "goal, bc for nothing, the others have the choice.)"
         },
     )
     hidden_size: int | None = field(default=None, metadata={"help": "Width of the backbone, if not the preset's."})

@@ -193,14 +193,12 @@ def _imitating(model_args: ModelArguments, name: str) -> dict[str, str]:
             f"--conditioning return asks for a return, and data set {name!r} has no rewards: give --rewards_from "
             "COLUMN, or leave --conditioning out, to imitate (none)."
         )
-    if model_args.architecture in WITH_PRESETS:
-        return {"conditioning": "none"}
-    if model_args.architecture != "bc":
+    if model_args.architecture == "rvs":
         raise ValueError(
-            f"--architecture {model_args.architecture} is asked for a return, and data set {name!r} has no rewards: "
-            f"give --rewards_from COLUMN, or take {', '.join(WITH_PRESETS)} or bc, which imitate."
+            f"--architecture rvs is asked for a return, and data set {name!r} has no rewards: give --rewards_from "
+            "COLUMN, or take another architecture, which imitates."
         )
-    return {}
+    return {} if model_args.architecture == "bc" else {"conditioning": "none"}
 
 
 def _task(trajectories: Trajectories, frame_stack: int) -> dict[str, Any]:
