@@ -9,31 +9,24 @@ from ..model.configuration_decision_mamba import CONDITIONS
 
 SMALLEST_IMAGE = 36  # of which the image encoder's three convolutions leave something
 
-_CHOICES = {"state_type": ("vector", "image"), "action_type": ("continuous", "discrete")}
+_CHOICES = {
+    "state_type": ("vector", "image"),
+    "action_type": ("continuous", "discrete"),
+    "conditioning": (*CONDITIONS, "none"),
+}
 
 
 def check_task(config: Any) -> None:
-    """Refuse what a state and an action cannot be.
+    """Refuse what a state, an action and a condition cannot be.
 
     Raises:
-        ValueError: an unknown kind of states or actions, or images that are too small.
+        ValueError: an unknown kind of them, images that are too small, or a goal without a size.
     """
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {choices}.")
     if config.state_type == "image" and config.image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size={config.image_size} must be at least {SMALLEST_IMAGE}, for three convolutions.")
-
-
-def check_conditioning(config: Any) -> None:
-    """Refuse what a model cannot be conditioned on.
-
-    Raises:
-        ValueError: an unknown condition, a goal without a size, or a size without a goal.
-    """
-    known = (*CONDITIONS, "none")
-    if config.conditioning not in known:
-        raise ValueError(f"conditioning={config.conditioning!r} is unknown; choose one of {known}.")
     config.check_goal_dim()
 
 

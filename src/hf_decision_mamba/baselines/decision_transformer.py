@@ -22,7 +22,7 @@ from transformers.models.decision_transformer.modeling_decision_transformer impo
 from ..model.checkpoint_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 from ..model.configuration_decision_mamba import ConditionedConfig
 from ..model.modeling_decision_mamba import DecisionMambaActionEmbedding, DecisionMambaImageEncoder
-from .common import check_conditioning, check_task, register
+from .common import check_task, register
 
 
 @strict
@@ -56,7 +56,6 @@ class EncodedDecisionTransformerConfig(ConditionedConfig, CheckedConfig, Decisio
         """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         check_task(self)
-        check_conditioning(self)
         if self.hidden_size % self.n_head:
             raise ValueError(f"n_head={self.n_head} must divide hidden_size={self.hidden_size}.")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -121,9 +120,8 @@ class EncodedDecisionTransformerModel(CheckedWeights, DecisionTransformerModel):
         Raises:
             ValueError: states, actions, timesteps or what the model is asked for are missing.
         """
-        config = self.config
-        asked_for = config.condition_input
-        condition = {"returns_to_go": returns_to_go, "goals": goals, None: None}[asked_for]
+        config, asked_for = self.config, self.config.condition_input
+        condition = config.select_condition(returns_to_go, goals)
         if states is None or actions is None or timesteps is None or (asked_for is not None and condition is None):
             raise ValueError(f"{', '.join(filter(None, ('states', 'actions', asked_for)))} and timesteps are required.")
         (b, k), width = states.shape[:2], config.hidden_size

@@ -18,7 +18,7 @@ from ..model import DecisionMambaConfig, DecisionMambaOutput
 from ..model.checkpoint_decision_mamba import FORMAT_VERSION, CheckedConfig, CheckedWeights
 from ..model.configuration_decision_mamba import ConditionedConfig
 from ..model.modeling_decision_mamba import DecisionMambaImageEncoder
-from .common import check_conditioning, check_task, register
+from .common import check_task, register
 
 
 @strict
@@ -60,7 +60,6 @@ class DecisionMLPConfig(ConditionedConfig, CheckedConfig, PreTrainedConfig):
         """Refuse values from which no model can be built; `@strict` validation calls this."""
         super().validate_architecture()
         check_task(self)
-        check_conditioning(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
 
@@ -119,15 +118,12 @@ class DecisionMLPModel(CheckedWeights, PreTrainedModel):
         Raises:
             ValueError: states, or what the model is conditioned on, are missing.
         """
-        asked_for = self.config.condition_input
-        condition = {"returns_to_go": returns_to_go, "goals": goals, None: None}[asked_for]
+        asked_for, condition = self.config.condition_input, self.config.select_condition(returns_to_go, goals)
         if states is None or (asked_for is not None and condition is None):
             raise ValueError(f"states {f'and {asked_for} ' if asked_for else ''}are required.")
         image = self.config.state_type == "image"
         hidden = torch.relu(self.embed_state(states)) if image else states.to(self.dtype)
         if condition is not None:
-            if asked_for == "returns_to_go" and condition.dim() == 2 and condition.shape[1] == 1:
-                condition = condition[..., None]  # as DecisionMambaModel takes them
             hidden = torch.cat([hidden, condition.to(self.dtype)], dim=-1)
         for layer in self.layers:
             hidden = self.dropout(torch.relu(layer(hidden)))

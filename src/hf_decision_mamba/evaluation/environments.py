@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..acting.policy import DecisionMambaPolicy
 from ..data.metadata import describe_actions, describe_env_kwargs, is_frame
-from ..model.observations_decision_mamba import ACHIEVED, DESIRED, describe_parts, part_places
+from ..model.observations_decision_mamba import ACHIEVED, DESIRED, describe_parts, leave_achieved_out, part_places
 from ..reporting.env_ids import OGBENCH, POPGYM, ROBOTICS, is_atari, registering_module
 from ..views import described_views, split_views, views_around, with_agreed_views, with_views
 
@@ -339,15 +339,10 @@ def goal_places(envs: VectorEnv) -> list[int]:
 
 
 def _read_parts(theirs: Sequence[Mapping[str, Any]], policy: DecisionMambaPolicy) -> list[Any]:
-    """Return the parts of an environment's observation that are a policy's states.
-
-    gymnasium's `achieved_goal` is a copy of what is in `observation`: who was trained on the desired one need not read
-    it.
-    """
+    """Return the parts of an environment's observation that are a policy's states."""
     if policy.condition_input == "goals":
         return _state_parts(theirs)
-    known = [part["path"] for part in policy.processor.observation_parts or []]
-    left_out = [DESIRED] in known and [ACHIEVED] not in known
+    left_out = leave_achieved_out(policy.processor.observation_parts or [])
     return [part for part in theirs if not left_out or part["path"] != [ACHIEVED]]
 
 

@@ -145,6 +145,16 @@ class ConditionedConfig:
         """Numbers that say what is asked for at each step: 1 of a return-to-go, 0 without a condition."""
         return {"return": 1, "goal": self.goal_dim or 0, "none": 0}[self.conditioning]
 
+    def select_condition(self, returns_to_go: Any, goals: Any) -> Any:
+        """Return the one of these inputs that says what is asked for; None without a condition.
+
+        Returns of one step may be (b, 1), as the example of DecisionTransformer's documentation has them.
+        """
+        if self.condition_input == "returns_to_go" and returns_to_go is not None:
+            one_step = returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1
+            return returns_to_go[..., None] if one_step else returns_to_go
+        return goals if self.condition_input == "goals" else None
+
     def check_goal_dim(self) -> None:
         """Refuse a goal without a size, and a size without a goal."""
         if (self.goal_dim is not None) != (self.conditioning == "goal"):

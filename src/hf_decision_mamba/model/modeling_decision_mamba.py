@@ -369,9 +369,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         return_dict = config.return_dict if return_dict is None else return_dict
         use_cache = cache_params is not None or (config.use_cache if use_cache is None else use_cache)
-        if returns_to_go is not None and returns_to_go.dim() == 2 and returns_to_go.shape[1] == 1:
-            returns_to_go = returns_to_go[..., None]  # as the example of DecisionTransformer's documentation has it
-        condition = {"returns_to_go": returns_to_go, "goals": goals, None: None}[config.condition_input]
+        condition = config.select_condition(returns_to_go, goals)
         self._check_inputs(
             states, actions, condition, timesteps, attention_mask, previous_actions, cache_params, time_scale
         )

@@ -67,6 +67,15 @@ def part_places(parts: Sequence[Part], name: str) -> list[int]:
     return places
 
 
+def leave_achieved_out(parts: Sequence[Part]) -> bool:
+    """Tell whether states of these parts have the desired goal without the achieved one.
+
+    gymnasium's achieved goal is a copy of what is in `observation`, so such states are read where it is there too.
+    """
+    paths = [list(part["path"]) for part in parts]
+    return [DESIRED] in paths and [ACHIEVED] not in paths
+
+
 def check_parts(parts: Any, size: int) -> list[dict[str, Any]]:
     """Return parts as JSON holds them, when they describe vectors of so many numbers.
 
@@ -187,4 +196,12 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-__all__ = ["ACHIEVED", "DESIRED", "check_parts", "describe_parts", "flatten_observations", "part_places"]
+__all__ = [
+    "ACHIEVED",
+    "DESIRED",
+    "check_parts",
+    "describe_parts",
+    "flatten_observations",
+    "leave_achieved_out",
+    "part_places",
+]

@@ -14,7 +14,7 @@ from transformers import FeatureExtractionMixin
 from transformers.feature_extraction_utils import BatchFeature
 
 from .checkpoint_decision_mamba import CheckedJSON, readable, shown, without_checksum
-from .observations_decision_mamba import ACHIEVED, DESIRED, check_parts, flatten_observations
+from .observations_decision_mamba import ACHIEVED, DESIRED, check_parts, flatten_observations, leave_achieved_out
 
 _LONGEST_CONTEXT = 2**20
 _MOST_FRAMES = 2**10
@@ -197,8 +197,7 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
             if state is not None and (is_vector or not self.observation_parts):
                 return state
         if self.observation_parts:
-            known = [part["path"] for part in self.observation_parts]
-            if isinstance(observation, Mapping) and [ACHIEVED] not in known and [DESIRED] in known:
+            if isinstance(observation, Mapping) and leave_achieved_out(self.observation_parts):
                 observation = {name: value for name, value in observation.items() if name != ACHIEVED}
             return flatten_observations(observation, self.observation_parts)
         if isinstance(observation, Mapping):
