@@ -90,7 +90,7 @@ def test_from_a_robots_recording_to_a_file_as_printed(clone):
     done = run_commands(commands, environment={**os.environ}, folder=clone)
     assert done.returncode == 0, done.stderr
     assert "no rewards: conditioning=none" in done.stdout and "differs from torch by at most" in done.stdout
-    assert "| Control rate | 125 steps a second |" in (clone / "runs/robot/README.md").read_text()
+    assert "| Control rate | 125 steps a second: " in (clone / "runs/robot/README.md").read_text()
     names: dict = {}
     exec(acting, names)
     assert next(iter(names["seen"])) == "joint_0.pos" and names["action"].shape == (3,)

@@ -138,6 +138,7 @@ def test_an_onnx_file_plays_any_number_of_episodes_alone(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     policy = make_policy("dema-atari", use_timestep_embedding=True)
     policy.processor.action_start, policy.processor.env_kwargs = 3, {"mode": 1, "positions_only": True}
+    policy.processor.fps = 50.0
     assert export_policy(policy, tmp_path / "step.onnx") < 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["step.onnx"]  # the weights are inside
 
@@ -154,7 +155,7 @@ def test_an_onnx_file_plays_any_number_of_episodes_alone(tmp_path):
     states = {state["name"]: (state["shape"], state["dtype"]) for state in json.loads(facts["states"])}
     assert list(states) == ["timestep", "ssm_states", "conv_states", "frames"] and states["timestep"] == ([], "int64")
     expected = {"format_version": "1", "env_id": "Some-v0", "target_return": "30.0", "return_scale": "10.0"}
-    expected |= {"action_start": "3", "env_kwargs": '{"mode": 1}', "views": '["positions_only"]'}
+    expected |= {"fps": "50.0", "action_start": "3", "env_kwargs": '{"mode": 1}', "views": '["positions_only"]'}
     assert expected.items() <= facts.items()
     inputs = {name: tensor.numpy() for name, tensor in step.inputs(1).items()}
     inputs["timestep"] = np.array([int(facts["max_ep_len"])])  # one more than the table of time steps has

@@ -102,6 +102,8 @@ def test_files_from_before_images_load(tmp_path):
         ({"context_length": 2.5}, "context_length=2.5 must be a whole number"),
         ({"frame_stack": True}, "frame_stack=True must be a whole number"),
         ({"env_id": 5}, "env_id=5 must be a name"),
+        ({"fps": 0}, "fps=0 must be a positive number: steps a second"),
+        ({"fps": "fast"}, "fps='fast' must be a finite number"),
     ],
 )
 def test_impossible_settings_are_named(change, message):
@@ -120,6 +122,14 @@ def test_unknown_settings_in_a_file_are_refused():
 def test_states_of_another_environment_are_refused():
     with pytest.raises(ValueError, match=r"shape \(3,\); the last dimension must be 2"):
         DecisionMambaProcessor(**SETTINGS).normalize_states(np.zeros(3))
+
+
+def test_a_window_in_seconds(tmp_path):
+    """LeRobot's delta timestamps of the window that a decision reads."""
+    assert DecisionMambaProcessor(**SETTINGS).delta_timestamps is None
+    DecisionMambaProcessor(**{**SETTINGS, "context_length": 3}, fps=50).save_pretrained(tmp_path)
+    processor = DecisionMambaProcessor.from_pretrained(tmp_path)
+    assert (processor.fps, processor.delta_timestamps) == (50.0, [-0.04, -0.02, 0.0])
 
 
 GOALS = {"goal_mean": [1.0, -1.0, 0.0], "goal_std": [2.0, 0.5, 1.0]}

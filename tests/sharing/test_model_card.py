@@ -566,7 +566,8 @@ def test_card_says_how_fast_the_steps_were(checkpoint: Path) -> None:
     training = json.loads((checkpoint / "training.json").read_text())
     training["dataset"]["fps"] = 29.97
     (checkpoint / "training.json").write_text(json.dumps(training))
-    assert "| Control rate | 29.97 steps a second |\n" in str(render_model_card(checkpoint))
+    window = "the first of the 20 steps of a window is 0.634 s before the last"
+    assert f"| Control rate | 29.97 steps a second: {window} |\n" in str(render_model_card(checkpoint))
 
 
 def test_card_is_rendered_again_unless_it_was_edited(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1660,7 +1660,7 @@ def test_normalisation_by_quantiles_is_learned_from_and_undone(quantiles, trajec
     assert "Actions are normalised by their 1st and 99th percentile" in (quantiles / "README.md").read_text()
 
 
-def test_the_rate_and_the_names_of_the_data_go_with_the_model(tmp_path):
+def test_the_rate_and_the_names_of_the_data_go_with_the_model(tmp_path, caplog):
     shutil.copytree(SAMPLES / "lerobot", tmp_path / "robot")
     path = tmp_path / "robot" / "meta" / "info.json"
     info = json.loads(path.read_text())
@@ -1669,9 +1669,17 @@ def test_the_rate_and_the_names_of_the_data_go_with_the_model(tmp_path):
     main(command_line(tmp_path / "run", dataset_name=tmp_path / "robot", max_steps=1))
     assert json.loads((tmp_path / "run" / "training.json").read_text())["dataset"]["fps"] == 125
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "| Control rate | 125 steps a second |" in card and "a dictionary of motor_0 (), motor_1 ()" in card
+    assert "125 steps a second: the first of the 4 steps of a window is 0.024 s before the last |" in card
+    assert "a dictionary of motor_0 (), motor_1 ()" in card
     policy = DecisionMambaPolicy.from_pretrained(tmp_path / "run")
+    assert policy.processor.delta_timestamps == [-0.024, -0.016, -0.008, 0]
     assert policy.act({f"motor_{number}": 0.1 for number in range(11)}).shape == (3,)
+
+    tuned = ModelArguments(model_name_or_path=str(tmp_path / "run")), DataArguments()
+    data = load_trajectories(tmp_path / "robot")
+    assert build(*tuned, replace(data, fps=None))[1].fps == build(*tuned, data)[1].fps == 125 and not caplog.records
+    assert build(*tuned, replace(data, fps=50.0))[1].fps == 50
+    assert "run was trained at 125 steps a second, and data set" in caplog.text
 
 
 def test_a_stream_is_normalised_by_its_sample(tmp_path):

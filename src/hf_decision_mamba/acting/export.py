@@ -221,7 +221,7 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
         path: where to write; the ending says what. `.onnx`: for onnxruntime, any number of rows. `.pte`: for ExecuTorch
             with its XNNPACK backend, one row. Inputs, outputs and states are `DecisionStep`'s. The settings that a
             runner needs are strings in the metadata of ONNX, and methods of the ExecuTorch program: `env_id`,
-            `target_return`, `observation_parts`, `states` (JSON: name, shape of one row, dtype), ...
+            `target_return`, `observation_parts`, `fps`, `states` (JSON: name, shape of one row, dtype), ...
 
     Returns:
         The largest difference from torch over a few random decisions, relative to numbers greater than 1; None where
@@ -271,6 +271,7 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
         "target_return": processor.target_return if step.condition_input == "returns_to_go" else None,
         "return_scale": processor.return_scale if step.condition_input == "returns_to_go" else None,
         "context_length": processor.context_length,
+        "fps": processor.fps,
         "max_ep_len": step.config.max_ep_len if step.config.use_timestep_embedding else None,
         "states": json.dumps(states),
     }

@@ -41,6 +41,7 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         env_kwargs: keyword arguments for `gymnasium.make`; None for none.
         goal_mean: (goal_dim,) mean of every dimension of the goals of the training data; None where none are asked for.
         goal_std: (goal_dim,) standard deviations, all positive; likewise.
+        fps: steps a second of the training data, the rate to act at; None where the data do not say it.
 
     Raises:
         ValueError: a value of another kind, statistics that are not finite in float32, of different lengths, or not
@@ -75,6 +76,7 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         env_kwargs: Mapping[str, Any] | None = None,
         goal_mean: Sequence[float] | None = None,
         goal_std: Sequence[float] | None = None,
+        fps: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -114,6 +116,9 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
         size = len(self.state_mean or ())
         self.observation_parts = None if observation_parts is None else check_parts(observation_parts, size)
         self.env_kwargs = None if env_kwargs is None else _checked_arguments(env_kwargs)
+        self.fps = None if fps is None else _checked_number("fps", fps)
+        if self.fps is not None and self.fps < _SMALLEST:
+            raise ValueError(f"fps={fps} must be a positive number: steps a second.")
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -149,6 +154,15 @@ class DecisionMambaProcessor(CheckedJSON, FeatureExtractionMixin):
     def state_type(self) -> Literal["vector", "image"]:
         """What a state is: the `state_type` of the model's config."""
         return "image" if self.state_mean is None else "vector"
+
+    @property
+    def delta_timestamps(self) -> list[float] | None:
+        """Seconds from the step of a decision to each of the `context_length` steps of its window, oldest first.
+
+        The last is 0. They are what LeRobot's data sets take as `delta_timestamps` of a column; None where `fps` is not
+        known.
+        """
+        return None if self.fps is None else [-step / self.fps for step in reversed(range(self.context_length))]
 
     def __call__(
         self,

@@ -3,6 +3,7 @@
 The data say what a state and an action are, the settings everything else.
 """
 
+import logging
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -29,6 +30,8 @@ from ..model import PRESETS, DecisionMambaConfig, DecisionMambaProcessor
 from ..model.observations_decision_mamba import describe_parts
 from ..views import described_views, split_views
 from .arguments import DEFAULT_CONTEXT_LENGTH, DEFAULT_FRAME_STACK, NORMALIZATIONS, DataArguments, ModelArguments
+
+logger = logging.getLogger(__name__)
 
 _WITHIN = 1 + 1e-5  # the rounding of a space that ends at 1
 _FOR_ANY_STATES = ("gru",)  # presets that are of no paper, which would have chosen its states
@@ -67,6 +70,7 @@ def build(
         "context_length": context_length,
         "action_start": trajectories.action_start,
         "observation_parts": trajectories.observation_parts,
+        "fps": trajectories.fps,
     }
     if model_args.conditioning == "goal":
         settings = {"goal_mean": statistics.goal_mean, "goal_std": statistics.goal_std, **settings}
@@ -80,6 +84,12 @@ def build(
         names = {*settings, "action_mid", "action_scale", "goal_mean", "goal_std"}
         settings = {name: getattr(kept, name) for name in names}
         settings["observation_parts"] = kept.observation_parts or trajectories.observation_parts
+        settings["fps"] = trajectories.fps or kept.fps  # it is to act as fast as what it learned last
+        if kept.fps is not None and settings["fps"] != kept.fps:
+            logger.warning(
+                "%s was trained at %g steps a second, and data set %r was recorded at %g: to a model, a step is a step",
+                *(source, kept.fps, trajectories.name, trajectories.fps),
+            )
         if architecture_of(model.config) in OF_ONE_STEP:
             settings["context_length"] = context_length
     for name in ("return_scale", "context_length"):
