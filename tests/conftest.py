@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import resource
 import shutil
@@ -71,6 +72,16 @@ def pytest_collection_finish() -> None:
     """Leave what imports have made out of garbage collections; every training asks for one, of all that there is."""
     gc.freeze()
     gc.enable()
+
+
+_finished = itertools.count(1)
+
+
+def pytest_runtest_logfinish() -> None:
+    """Now and then, leave out what tests have loaded meanwhile: modules, compiled code, what libraries remember."""
+    if next(_finished) % 50 == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
