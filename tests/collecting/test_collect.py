@@ -18,7 +18,9 @@ from hf_decision_mamba.collecting.collect import collect
 from hf_decision_mamba.collecting.settings import CollectSettings
 from hf_decision_mamba.data import load_trajectories
 from hf_decision_mamba.evaluation.environments import make_environments
+from hf_decision_mamba.evaluation.statistics import wilson_interval
 from hf_decision_mamba.reporting.console import StoppedBySignal
+from hf_decision_mamba.reporting.figures import number
 from hf_decision_mamba.sharing.dataset_card import DATA_FILE
 
 NEEDS_SB3 = pytest.mark.skipif(
@@ -202,6 +204,21 @@ def test_the_folder_is_a_data_set_with_its_environment(tmp_path):
     assert (folder / "returns.png").stat().st_size > 5_000
     columns = pq.read_metadata(folder / DATA_FILE)
     assert {columns.row_group(0).column(number).compression for number in range(columns.num_columns)} == {"ZSTD"}
+
+
+TRAINED = pytest.param({"train": "ppo", "steps": 121}, marks=NEEDS_SB3)
+
+
+@pytest.mark.parametrize("policy", [{"policy": "random"}, TRAINED, {"policy": "expert"}])
+def test_what_the_environment_calls_a_success_is_counted(policy, tmp_path):
+    settings = policy if "train" in policy else {"episodes": 60, **policy}
+    folder = collected(tmp_path / "maze", "hf_decision_mamba/TMaze-v0", env_kwargs={"length": 1}, **settings)
+    ended = [sum(row["rewards"]) for row in rows(folder) if row["terminations"][-1]]
+    right = sum(total == 1 for total in ended)  # of one who walked, and then turned as the clue said
+    facts, card = json.loads((folder / "collection.json").read_text()), (folder / "README.md").read_text()
+    assert facts["success_rate"] == right / len(ended) and facts["success_ci95"] == wilson_interval(right, len(ended))
+    assert (right == 60) if policy == {"policy": "expert"} else (0 < right < len(ended))
+    assert f"calls {number(100 * right / len(ended), 1)}% of the episodes a success (95% interval, Wilson's: " in card
 
 
 def test_frames_load_as_they_were_seen(tmp_path):

@@ -409,7 +409,9 @@ def test_success_is_shown_where_the_environment_speaks_of_it(checkpoint: Path) -
     (checkpoint / "evaluation.json").write_text(json.dumps(EVALUATION | {"results": [told, untold]}))
     card = render_model_card(checkpoint)
     assert_well_formed(card)
-    assert "| success | 95% interval | steps |" in card.text
+    assert (
+        "| success | 95% interval | steps |" in card.text and ", and **85.0%** of them were a success ([" in card.text
+    )
     assert " | 85.0 % | 64.0 to 94.8 % | 200.0 |" in card.text and " | 70.0 to 72.0 |  |  | 199.5 |" in card.text
     metrics = [(result.metric_type, result.metric_value) for result in card.data.get("eval_results")]
     assert ("success_rate", 0.85) in metrics and len(metrics) == 5

@@ -2148,6 +2148,7 @@ def test_baselines_of_goals(architecture, tmp_path):
     train(reaching(10), **settings, output_dir=str(tmp_path / "first"))
     policy = DecisionMambaPolicy.from_pretrained(tmp_path / "first")
     assert (policy.model.config.conditioning, policy.model.config.goal_dim) == ("goal", 2)
+    assert ("RvS-G of [RvS" in (tmp_path / "first" / "README.md").read_text()) == (architecture == "rvs")
     policy.reset(goal=[1.0, 2.0])
     assert policy.act(np.zeros(3, np.float32)).shape == (2,)
     settings |= {"model_name_or_path": str(tmp_path / "first"), "conditioning": None}

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..acting.policy import DecisionMambaPolicy
 from ..data.recording import Episode, EpisodeBuilder, EpisodeStatistics, EpisodeWriter
 from ..evaluation.environments import env_kwargs_for, make_environments
-from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play
+from ..evaluation.rollouts import Job, PolicyActor, Recorder, Step, play, success_of
 from ..reporting.checks import wrong_type
 from ..reporting.console import StoppedBySignal, on_interrupt
 from ..reporting.figures import number
@@ -137,6 +137,8 @@ class _Sink:
                 "episodes": f"{self.statistics.episodes:,}" + ("" if wanted is None else f"/{wanted:,}"),
                 "last returns": number(float(np.mean(self.statistics.returns[-20:])), 1),
             }
+            if self.statistics.successes:
+                shown["success"] = f"{np.mean(self.statistics.successes):.1%}"
             self._bar.set_postfix(shown)
 
     @property
@@ -248,12 +250,12 @@ def _train(settings: CollectSettings, env: Any, sink: _Sink) -> None:
             self.builder.add(self.seen, action, float(reward))
             self.seen = following
             if terminated or truncated:
-                self.keep(terminated=bool(terminated))
+                self.keep(bool(terminated), success_of({name: [value] for name, value in info.items()}, 0))
             return following, reward, bool(terminated), bool(truncated), info
 
-        def keep(self, terminated: bool) -> None:
+        def keep(self, terminated: bool, success: bool | None = None) -> None:
             if len(self.builder):
-                sink.add(self.builder.finish(terminated))
+                sink.add(self.builder.finish(terminated, success))
                 self.builder = EpisodeBuilder(settings.seed)
                 self.episodes += 1
 

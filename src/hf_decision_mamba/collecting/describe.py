@@ -13,6 +13,7 @@ from ..data.metadata import describe_actions, is_frame
 from ..data.recording import EpisodeStatistics
 from ..evaluation.environments import action_bounds, install_hint
 from ..evaluation.scores import score_reference
+from ..evaluation.statistics import describe_success
 from ..reporting.figures import drawing
 from ..reporting.files import replacing_together, write_json
 from ..reporting.versions import package_versions
@@ -86,6 +87,7 @@ def describe_collection(
         "environment": environment,
         "score_reference": reference and reference._asdict(),
         **statistics.to_dict(),
+        **(describe_success(statistics.successes) if statistics.successes else {}),
         "parts": _parts(statistics.returns) if settings.train is not None else None,
         "versions": package_versions(*used),
     }

@@ -34,6 +34,7 @@ class Episode:
         rewards: (T,) float32: what each action earned.
         terminated: whether the task ended it; if not, a limit or the end of the recording truncated it.
         seed: the environment was reset with it.
+        success: whether the environment called it one; None where it says nothing.
     """
 
     observations: NDArray[Any]
@@ -41,6 +42,7 @@ class Episode:
     rewards: NDArray[np.float32]
     terminated: bool
     seed: int
+    success: bool | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -86,7 +88,7 @@ class EpisodeBuilder:
         self._actions.append(np.array(action))
         self._rewards.append(float(reward))
 
-    def finish(self, terminated: bool) -> Episode:
+    def finish(self, terminated: bool, success: bool | None = None) -> Episode:
         """Return the episode, which has ended.
 
         Raises:
@@ -107,7 +109,7 @@ class EpisodeBuilder:
                     f"The {name} is {values[wrong[0]]} at step {wrong[0]} of the episode with seed {self.seed}, which "
                     "is not finite in float32; no model can learn from that, so correct the environment or the policy."
                 )
-        return Episode(columns["observation"], columns["action"], rewards, terminated, self.seed)
+        return Episode(columns["observation"], columns["action"], rewards, terminated, self.seed, success)
 
 
 class EpisodeWriter:
@@ -240,6 +242,7 @@ class EpisodeStatistics:
     lengths: list[int] = field(default_factory=list)
     transitions: int = 0
     terminated: int = 0
+    successes: list[bool] = field(default_factory=list)
     observations: RunningStatistics = field(default_factory=RunningStatistics)
     actions: RunningStatistics = field(default_factory=RunningStatistics)
     action_counts: dict[int, int] = field(default_factory=dict)
@@ -250,6 +253,7 @@ class EpisodeStatistics:
         self.lengths.append(len(episode))
         self.transitions += len(episode)
         self.terminated += episode.terminated
+        self.successes += [] if episode.success is None else [episode.success]
         if episode.observations.ndim == 2:
             self.observations.add(episode.observations)
         if episode.actions.ndim == 2:

@@ -162,7 +162,7 @@ def play(
                 float(returns[row]),
                 int(lengths[row]),
                 bool(terminated[row]),
-                _success(infos, row),
+                success_of(infos, row),
             )
             for row in np.flatnonzero(over & (numbers != _IDLE)).tolist()
         ]
@@ -202,8 +202,13 @@ def _reset(
     return envs.reset(seed=int(seeds[0]))[0], np.full_like(seeds, seeds[0])
 
 
-def _success(infos: Mapping[str, Any], row: int) -> bool | None:
-    """Return whether the `info` of a row's last step calls it a success; None where it says nothing."""
+def success_of(infos: Mapping[str, Any], row: int) -> bool | None:
+    """Return whether the `info` of a row's last step calls it a success; None where it says nothing.
+
+    Args:
+        infos: by name, n values, as gymnasium's vector environments give them.
+        row: one of n.
+    """
     for info in (infos.get("final_info", {}), infos):  # rows that reset themselves at once keep the last step's apart
         for name in _SUCCESS:
             said = name in info and (f"_{name}" not in info or info[f"_{name}"][row])
@@ -288,7 +293,7 @@ class Recorder:
         Raises:
             ValueError: an observation, action or reward is not finite in float32.
         """
-        return self._builders.pop(episode.number).finish(episode.terminated)
+        return self._builders.pop(episode.number).finish(episode.terminated, episode.success)
 
 
 # How policies are scored
