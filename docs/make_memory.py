@@ -1,4 +1,4 @@
-"""Write docs/memory.md and its picture from the study's results: `python docs/make_memory.py`."""
+"""Write docs/memory.md and its pictures from the results of a study and a benchmark: `python docs/make_memory.py`."""
 
 import json
 import statistics
@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from hf_decision_mamba.reporting.figures import tidy
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "memory" / "results.json"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "memory" / "results.json"
+BEGINNINGS = ROOT / "benchmarks" / "results" / "memory_of_beginning.json"
 PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
+STATES = Path(__file__).with_name("memory_states.svg")
+NAMES = {"dema-b3ld": "DeMa, B3LD", "dmm": "DMM"}
 DILATED, PLAIN, OTHERS = "time dilated in training", "the same, not dilated", "what they are compared with"
 COLORS = ("#4c78a8", "#72b7b2", "#e4572e", "#9d755d", "#b279a2", "#eeca3b")
 PAGE = """# Memory
@@ -60,13 +65,28 @@ seeds. The share of right turns by the length of the corridor, one number a seed
 for all: who always turns the same way is right in {guesses} of them. A dash: not played, because the model is at
 chance in a shorter one already.
 
-{table}{more}"""
+{table}{more}
+## What keeps a clue, and what loses it
+
+![The two clues' answers, and the signal and drift of the states, against the step of a corridor](memory_states.svg)
+
+*Two episodes that differ in their clue alone, carried through one corridor of {corridor} steps
+([results](../benchmarks/results/memory_of_beginning.json) of `python benchmarks/memory_of_beginning.py`, of any
+checkpoint by `hf-decision-mamba inspect RUN --memory`): had the junction come next, the logit of the right turn less
+that of the wrong one, a line for each clue; how far apart the states of the two are (signal), and how far both have
+moved together since the first decision (drift).*
+
+Dilated, neither clue's margin moves by more than {held} from step {first} to the end. Not dilated, one clue's answer
+turns into the other's: {lost}. {why}
+"""
 
 
 def main() -> None:
-    """Write page and picture."""
+    """Write page and pictures."""
+    matplotlib.rcParams["svg.hashsalt"] = "memory"  # the same bytes from the same numbers
     PATH.write_text(render(), encoding="utf-8")
     _draw(_models())
+    _draw_states(_beginnings())
 
 
 def render() -> str:
@@ -90,6 +110,7 @@ def render() -> str:
         episodes=study["study"]["evaluations"]["corridors"]["episodes"],
         table="".join(f"| {' | '.join(line)} |\n" for line in lines),
         more=more,
+        **_kept_and_lost(_beginnings()),
     )
 
 
@@ -105,6 +126,41 @@ def _lengths(models: dict[str, list[dict[str, Any]]]) -> list[int]:
     return sorted({int(row["swept_value"]) for rows in models.values() for row in rows})
 
 
+def _beginnings() -> list[dict[str, Any]]:
+    """Read what two beginnings left behind in each model."""
+    return json.loads(BEGINNINGS.read_text(encoding="utf-8"))["results"]
+
+
+def _label(row: dict[str, Any]) -> str:
+    return NAMES[row["preset"]] + (", dilated" if row["time_dilation"] else "")
+
+
+def _kept_and_lost(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the words of the page about the two beginnings."""
+    first = 3  # the shortest corridor of training
+    held, lost, why = [], [], []
+    for row in rows:
+        steps = np.array(row["steps"])
+        margins, signal, drift = (np.array(row[name])[..., steps >= first] for name in ("margins", "signal", "drift"))
+        steps = steps[steps >= first]
+        if row["time_dilation"]:
+            held.append(np.ptp(margins, axis=1).max())
+            continue
+        wrong = steps[(margins < 0).any(0)]
+        lost.append(f"{_label(row)} gives both the same one from step {wrong[0]:,} on")
+        why.append(
+            f"{_label(row)}'s states are {signal[0]:.3g} apart at step {first} and {signal[-1]:.1g} at the end, while "
+            f"both have moved by {drift[-1]:.3g}"
+        )
+    return {
+        "corridor": f"{rows[0]['steps'][-1] - 1:,}",
+        "first": str(first),
+        "held": f"{max(held):.2g}",
+        "lost": ", ".join(lost),
+        "why": f"Step sizes of the usual range forget: {', '.join(why)}.",
+    }
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -118,7 +174,6 @@ def _panel(name: str, models: dict[str, list[dict[str, Any]]]) -> str:
 
 def _draw(models: dict[str, list[dict[str, Any]]]) -> None:
     """Draw a panel for each kind of model; what does the same lies a little above each other."""
-    matplotlib.rcParams["svg.hashsalt"] = "memory"  # the same bytes from the same numbers
     names = list(dict.fromkeys(_panel(name, models) for name in models))
     figure = Figure(figsize=(3.3 * len(names), 3.6), layout="constrained")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
@@ -138,6 +193,33 @@ def _draw(models: dict[str, list[dict[str, Any]]]) -> None:
         tidy(axes)
     panels[0].set_ylabel("share of right turns")
     figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def _draw_states(rows: list[dict[str, Any]]) -> None:
+    """Draw margins, signal and drift of each model against the step."""
+    figure = Figure(figsize=(9.9, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True)
+    for place, row in enumerate(rows):
+        steps = np.array(row["steps"])
+        style = {
+            "color": COLORS[2 * (place // 2)],
+            "linestyle": "-" if row["time_dilation"] else "--",
+            "linewidth": 1.3,
+        }
+        for margin in row["margins"]:
+            panels[0].plot(steps[:-1], margin[:-1], **style)
+        panels[1].plot(steps, row["signal"], label=_label(row), **style)
+        panels[2].plot(steps[1:], row["drift"][1:], **style)
+    panels[0].axhline(0, color="#9aa0a6", linewidth=1, linestyle=":")
+    titles = "right less wrong turn, logits", "signal: distance of the states", "drift of both states"
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(xscale="log", xlabel="steps in the corridor")
+        axes.set_title(title, fontsize=10, loc="left")
+        tidy(axes)
+    for axes in panels[1:]:
+        axes.set_yscale("log")
+    panels[1].legend(frameon=False, fontsize=7, loc="lower left")
+    figure.savefig(STATES, metadata={"Date": None})
 
 
 if __name__ == "__main__":

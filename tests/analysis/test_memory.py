@@ -100,6 +100,10 @@ def test_a_maze_is_followed_past_a_chunk_and_only_clues_differ():
     place = short.steps.tolist().index(30)
     assert short.steps[-1] == 31 and short.asked[place] == pytest.approx(short.difference[-1], rel=1e-4)
     assert short.asked[place - 1] != short.difference[place]
+    states, answers = one_by_one(policy, play_episodes(policy, MAZE, 1.0, 4, 0, False, {"length": 30}), 0, 1, 31)
+    assert short.episodes == (0, 1) and short.answers.shape == (len(short.steps), 2, 3)
+    np.testing.assert_allclose(short.answers[place], answers[-1], atol=1e-4)
+    np.testing.assert_array_equal(np.abs(short.answers[:, 0] - short.answers[:, 1]).max(-1), short.asked)
 
 
 def test_frames_are_followed_too():

@@ -544,8 +544,6 @@ def test_compiles_to_one_graph():
         ({"actions": torch.zeros(3, 6, 3)}, r"actions has shape \(3, 6, 3\); expected \(3, 6, 2\)"),
         ({"returns_to_go": torch.zeros(3, 6)}, r"returns_to_go has shape \(3, 6\); expected \(3, 6, 1\)"),
         ({"attention_mask": torch.ones(3, 5)}, r"attention_mask has shape \(3, 5\)"),
-        ({"timesteps": torch.full((3, 6), 64)}, r"timesteps range from 64 to 64, .* 0 to 63 \(max_ep_len\)"),
-        ({"timesteps": torch.full((3, 6), -1)}, "timesteps range from -1"),
         ({"time_scale": torch.ones(3, 6, 1)}, r"time_scale has shape \(3, 6, 1\); expected \(3, 6\)"),
         ({"time_scale": torch.tensor([1.0, 2, 0, 1, 1, 1]).expand(3, 6)}, r"time_scale is 0\.0 at step 2 of row 0"),
         ({"time_scale": torch.full((3, 6), -1)}, r"time_scale is -1 at .* must be positive and finite"),
@@ -567,3 +565,15 @@ def test_missing_timesteps_are_named():
     with pytest.raises(ValueError, match="timesteps are required"):
         make_model(use_timestep_embedding=True)(**inputs)
     assert isinstance(make_model()(**inputs), DecisionMambaOutput)  # and not needed without the embedding
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [(64, r"range from 64 to 64, .* 0 to 63 \(max_ep_len\)"), (-1, "range from -1 to -1, but")],
+)
+def test_timesteps_that_the_embedding_does_not_know_are_named(step, message):
+    inputs = {**make_inputs(), "timesteps": torch.full((3, 6), step)}
+    with pytest.raises(ValueError, match=f"timesteps {message}"):
+        make_model(use_timestep_embedding=True)(**inputs)
+    model = make_model()  # whose episodes may be as long as they are
+    torch.testing.assert_close(model(**inputs).action_preds, model(**make_inputs()).action_preds, rtol=0, atol=0)

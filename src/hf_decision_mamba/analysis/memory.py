@@ -40,6 +40,7 @@ class MemoryOfBeginning:
         drift: (layers, n) how far their mean has moved since the first decision, likewise.
         difference: (n,) the largest difference of a logit, or of an action's dimension in the model's units.
         asked: (n,) the same, had the last thing that is seen in the episode come next: of a T-Maze, the junction.
+        answers: (n, 2, act_dim) what both would have answered then.
     """
 
     episodes: tuple[int, int]
@@ -48,6 +49,7 @@ class MemoryOfBeginning:
     drift: Floats
     difference: Floats
     asked: Floats
+    answers: Floats
 
 
 def check_carries_state(policy: DecisionMambaPolicy) -> None:
@@ -94,14 +96,22 @@ def memory_of_beginning(
             states.append(twins.states())
             asked.append(twins.asked(count))
     pairs = [np.stack(layer) for layer in zip(*states, strict=True)]  # of each layer (n, 2, numbers)
-    means = [pair.mean(1) for pair in pairs]
+    means, at_the_end = [pair.mean(1) for pair in pairs], np.stack(asked)
     return MemoryOfBeginning(
         (played.numbers[followed], played.numbers[other]),
         points,
         np.stack([np.linalg.norm(pair[:, 0] - pair[:, 1], axis=-1) for pair in pairs]),
         np.stack([np.linalg.norm(mean - mean[0], axis=-1) for mean in means]),
-        *(np.abs(pairs[:, 0] - pairs[:, 1]).max(-1) for pairs in (np.stack(answers), np.stack(asked))),
+        _difference(np.stack(answers)),
+        _difference(at_the_end),
+        at_the_end,
     )
+
+
+def _difference(answers: Floats) -> Floats:
+    """Return the largest difference of two rows' answers (n, 2, act_dim), (n,)."""
+    largest: Floats = np.abs(answers[:, 0] - answers[:, 1]).max(-1)
+    return largest
 
 
 class _Twins:

@@ -176,7 +176,7 @@ class DecisionMambaConfig(ConditionedConfig, CheckedConfig, PreTrainedConfig):
         embedding_size (`int`, *optional*): Width of the modality embeddings, mapped to `hidden_size` by a linear layer;
             without it the embeddings have `hidden_size` and no such layer exists.
         n_layer (`int`, *optional*, defaults to 3): Number of blocks.
-        max_ep_len (`int`, *optional*, defaults to 4096): Longest episode; time steps must stay below it.
+        max_ep_len (`int`, *optional*, defaults to 4096): Longest episode that is embedded: time steps stay below it.
         action_tanh (`bool`, *optional*, defaults to `True`): Whether predicted actions pass through tanh.
         conditioning (`str`, *optional*, defaults to `"return"`): What a policy is asked for: `"return"`, the
             return-to-go; `"goal"`, a vector of `goal_dim` numbers; `"none"`, imitation of what the data do.

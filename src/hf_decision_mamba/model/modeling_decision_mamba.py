@@ -328,7 +328,7 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             returns_to_go (`torch.Tensor` of shape `(batch_size, episode_length, 1)`): Scaled returns-to-go; of a single
                 step also `(batch_size, 1)`. Read with `conditioning="return"` alone.
             timesteps (`torch.LongTensor` of shape `(batch_size, episode_length)`): Steps since the episode's start,
-                below `max_ep_len`; needed only with `use_timestep_embedding`.
+                below `max_ep_len`; read only with `use_timestep_embedding`.
             attention_mask (`torch.Tensor` of shape `(batch_size, episode_length)`): 1 for real steps, 0 for padding,
                 anywhere. Padding contributes nothing to any real step; its own predictions have no meaning.
             output_hidden_states (`bool`): Return the tokens and every block's output.
@@ -586,17 +586,23 @@ class DecisionMambaModel(DecisionMambaPreTrainedModel):
             raise ValueError("time_scale multiplies step sizes, and ssm='gru' has none; leave it out.")
         if cache_params is not None and cache_params.batch_size != steps[0]:
             raise ValueError(f"cache_params holds {cache_params.batch_size} rows, but the batch has {steps[0]}.")
-        if timesteps is None and config.use_timestep_embedding:
-            raise ValueError("timesteps are required: this model embeds the time step (use_timestep_embedding=True).")
-        if timesteps is not None and not torch.compiler.is_compiling() and timesteps.device.type != "meta":
-            low, high = timesteps.min().item(), timesteps.max().item()
-            if low < 0 or high >= config.max_ep_len:
-                raise ValueError(
-                    f"timesteps range from {low} to {high}, but this model knows 0 to {config.max_ep_len - 1} "
-                    "(max_ep_len): train with a larger max_ep_len or end the episode earlier."
-                )
+        if config.use_timestep_embedding:
+            _check_timesteps(timesteps, config.max_ep_len)
         if time_scale is not None and not torch.compiler.is_compiling() and time_scale.device.type != "meta":
             _check_time_scale(time_scale, attention_mask)
+
+
+def _check_timesteps(timesteps: Tensor | None, max_ep_len: int) -> None:
+    """Refuse time steps that are not there, or that the embedding does not know."""
+    if timesteps is None:
+        raise ValueError("timesteps are required: this model embeds the time step (use_timestep_embedding=True).")
+    if not torch.compiler.is_compiling() and timesteps.device.type != "meta":
+        low, high = timesteps.min().item(), timesteps.max().item()
+        if low < 0 or high >= max_ep_len:
+            raise ValueError(
+                f"timesteps range from {low} to {high}, but this model knows 0 to {max_ep_len - 1} (max_ep_len): train "
+                "with a larger max_ep_len or end the episode earlier."
+            )
 
 
 def _check_time_scale(time_scale: Tensor, attention_mask: Tensor | None) -> None:
