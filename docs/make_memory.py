@@ -4,6 +4,7 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -60,10 +61,10 @@ are two such models, ready to load.
 ## What was measured
 
 [memory.yaml](../configs/studies/memory.yaml), one setting for all that are dilated, and the same without the dilation
-and with the usual initial step sizes; each run on one thread, the processor's minutes of its training are the mean over
-seeds. The share of right turns by the length of the corridor, one number a seed, of {episodes} episodes each, the same
-for all: who always turns the same way is right in {guesses} of them. A dash: not played, because the model is at
-chance in a shorter one already.
+and with the usual initial step sizes; the processor's minutes of a training are the mean over the seeds that had one
+thread, all of them or all but one. The share of right turns by the length of the corridor, one number a seed, of
+{episodes} episodes each, the same for all: who always turns the same way is right in {guesses} of them. A dash: not
+played, because the model is at chance in a shorter one already.
 
 {table}{more}
 ## What keeps a clue, and what loses it
@@ -76,8 +77,7 @@ checkpoint by `hf-decision-mamba inspect RUN --memory`): had the junction come n
 that of the wrong one, a line for each clue; how far apart the states of the two are (signal), and how far both have
 moved together since the first decision (drift).*
 
-Dilated, neither clue's margin moves by more than {held} from step {first} to the end. Not dilated, one clue's answer
-turns into the other's: {lost}. {why}
+{kept_and_lost}
 """
 
 
@@ -97,10 +97,10 @@ def render() -> str:
         seeds = sorted({row["seed"] for row in rows})
         shares = {(row["seed"], int(row["swept_value"])): row["score"] for row in rows}
         cells = [" ".join(_share(shares[seed, length]) for seed in seeds) for length in lengths]
-        cost = statistics.mean({row["seed"]: row["cpu_minutes"] for row in rows}.values())
+        cost = statistics.mean({row["seed"]: row["cpu_minutes"] for row in rows if row["cpu_threads"] == 1}.values())
         lines.append([name, f"{rows[0]['num_parameters']:,}", f"{cost:.1f}", *cells])
     head = ["model", "parameters", "minutes", *(f"{length:,}" for length in lengths)]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    lines, rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines], _beginnings()
     study = json.loads(RESULTS.read_text(encoding="utf-8"))
     unfinished = len(study["unfinished"])
     more = f"\n{unfinished} of the study's runs are not finished; what stands here is what is.\n" if unfinished else ""
@@ -110,7 +110,8 @@ def render() -> str:
         episodes=study["study"]["evaluations"]["corridors"]["episodes"],
         table="".join(f"| {' | '.join(line)} |\n" for line in lines),
         more=more,
-        **_kept_and_lost(_beginnings()),
+        kept_and_lost=fill(_kept_and_lost(rows), 120),
+        corridor=f"{rows[0]['steps'][-1] - 1:,}",
     )
 
 
@@ -135,8 +136,8 @@ def _label(row: dict[str, Any]) -> str:
     return NAMES[row["preset"]] + (", dilated" if row["time_dilation"] else "")
 
 
-def _kept_and_lost(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the words of the page about the two beginnings."""
+def _kept_and_lost(rows: list[dict[str, Any]]) -> str:
+    """Say in words what the picture of the two beginnings shows."""
     first = 3  # the shortest corridor of training
     held, lost, why = [], [], []
     for row in rows:
@@ -147,18 +148,15 @@ def _kept_and_lost(rows: list[dict[str, Any]]) -> dict[str, str]:
             held.append(np.ptp(margins, axis=1).max())
             continue
         wrong = steps[(margins < 0).any(0)]
-        lost.append(f"{_label(row)} gives both the same one from step {wrong[0]:,} on")
+        lost.append(f"from step {wrong[0]:,} on in {_label(row)}")
         why.append(
-            f"{_label(row)}'s states are {signal[0]:.3g} apart at step {first} and {signal[-1]:.1g} at the end, while "
-            f"both have moved by {drift[-1]:.3g}"
+            f"the states of {_label(row)} are {signal[0]:.0f} apart at step {first} and {signal[-1]:.0e} at the end, "
+            f"and both have moved by {drift[-1]:.0f} by then"
         )
-    return {
-        "corridor": f"{rows[0]['steps'][-1] - 1:,}",
-        "first": str(first),
-        "held": f"{max(held):.2g}",
-        "lost": ", ".join(lost),
-        "why": f"Step sizes of the usual range forget: {', '.join(why)}.",
-    }
+    return (
+        f"Dilated, no margin moves by more than {max(held):.2g} between step {first} and the end. Not dilated, with "
+        f"the usual step sizes, both clues get the same answer {' and '.join(lost)}: {'; '.join(why)}."
+    )
 
 
 def _share(value: float | None) -> str:

@@ -33,7 +33,8 @@ def main() -> None:
 
 def render() -> str:
     """Write the page as text: a section for each study that has results."""
-    return PAGE + "".join(section() for section in (_default_run, _recipe, _nine, _maze, _ogbench, _popgym))
+    sections = _default_run, _recipe, _nine, _maze, _ogbench, _popgym, _control_rate
+    return PAGE + "".join(section() for section in sections)
 
 
 def _study(name: str) -> dict[str, Any] | None:
@@ -161,6 +162,61 @@ the same ones for all models of a seed.
 def _popgym() -> str:
     text = "Mean return of popgym's RepeatPrevious; the best is 1, whoever guesses gets -0.5."
     return _across("popgym", "Remembering the k-th last card", "return", text, digits=2)
+
+
+def _control_rate() -> str:
+    """Write a table of models by how long a step lasts, with the returns without and with a time scale."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("control_rate_*.json"))]
+    if not reports:
+        return ""
+    returns: dict[tuple[str, str, float], dict[tuple[str, bool], float]] = {}
+    for row in (row for report in reports for row in report["rows"]):
+        data, _, seed = row["run"].split("/")
+        cell = returns.setdefault((data, row["mode"], row["step_lasts"]), {})
+        cell[seed, row["time_scale"] is not None] = row["return_mean"]
+    ratios = sorted({ratio for _, _, ratio in returns})
+    differences, lines = [], []
+    for data, mode in dict.fromkeys(key[:2] for key in returns):
+        line = [data, mode]
+        for ratio in ratios:
+            cell = returns.get((data, mode, ratio), {})
+            means = [
+                np.mean([value for (_, scaled), value in cell.items() if scaled is how])
+                for how in (False, True)
+                if any(scaled is how for _, scaled in cell)
+            ]
+            line.append(" → ".join(f"{mean:,.0f}" for mean in means) or "-")
+            if len(means) > 1:
+                differences.append([cell[seed, True] - cell[seed, False] for seed in sorted({key[0] for key in cell})])
+        lines.append(line)
+    better, worse = (sum(sign * np.mean(by_seed) > 0 for by_seed in differences) for sign in (1, -1))
+    always, never = (sum(all(sign * x > 0 for x in by_seed) for by_seed in differences) for sign in (1, -1))
+    said = (
+        "A selective SSM has a clock: its step sizes Δ could be multiplied (`time_scale`) where a robot decides at "
+        "another rate than its data. Does that help? Each model plays its environment with steps that last longer or "
+        "shorter than in training, for the same simulated time, without a time scale → with it; rewards are rates, and "
+        f"count as long as their step lasts. Of {len(differences)} cases the time scale makes {better} better and "
+        f"{worse} worse in the mean over {len(differences[0])} seeds, {always} better and {never} worse in every one. "
+    )
+    said += (
+        "So a policy has no such argument."
+        if worse > better
+        else "Which is too little to say that it helps."
+        if better < 0.75 * len(differences)
+        else "So it helps."
+    )
+    head = ["", "mode", *(f"{ratio:g}x" for ratio in ratios)]
+    links = ", ".join(
+        f"[{report['command'].split()[-1].split('/')[-1]}](../{report['command'].split()[-1]})" for report in reports
+    )
+    return f"""
+## Another control rate
+
+{fill(said, 120)}
+
+{_table(head, lines)}
+{links}; the models are those of [control_rate.yaml](../configs/studies/control_rate.yaml).
+"""
 
 
 def _across(name: str, title: str, evaluation: str, text: str, factor: float = 1, digits: int = 1) -> str:

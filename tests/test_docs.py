@@ -162,9 +162,9 @@ def test_the_readme_says_of_memory_what_was_measured():
     assert {round(time) for time in minutes} == {1, 2} and "Trained for one or two minutes on one thread" in README
     assert "know a clue of\nthe first step 100,000 steps later, in every one of five seeds" in README
     for model in ("DeMa, B3LD", "DeMa, BL3D", "DMM", "GRU"):
-        assert set(reached[model, "20"]) == {1.0} and set(reached[model, "100000"]) == {None}
-    assert "one seed of each" in README and len(reached["GRU", "20"]) == len(reached["DMM", "20"]) == 1
-    assert reached["DT, windows", "20"] == [1.0] and reached["DT, windows", "100"][0] < 0.7
+        assert reached[model, "20"] == [1.0] * 5 and all(not score or score < 0.7 for score in reached[model, "10000"])
+    assert reached["DT, windows", "20"] == [1.0] * 5 and max(reached["DT, windows", "100"]) < 0.7
+    assert "have lost it after 10,000, and a\nDecision Transformer after 100, in every one of theirs" in README
 
 
 def test_the_readme_remembers_by_the_commands_that_were_measured():
