@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,22 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 GPU_SIZES = {name: getattr(selective_scan_triton, name) for name in ("CHUNK", "BLOCK", "GROUP", "GROUP_BACKWARD")}
 CONSTANTS = ("mask", "time_scale")  # which have no gradient
 OPTIONS = ("D", "z", "delta_bias", *CONSTANTS, "initial_state")
+
+
+@pytest.fixture(autouse=True)
+def patched_once(monkeypatch):
+    """Let the interpreter patch Triton's language for a kernel, and not again for every function that it calls."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch, plain = getattr(interpreter, "_patch_lang", None), {module: module.range for module in (tl, tl.core)}
+
+    def patch_what_is_plain(function):
+        seen = [value for value in function.__globals__.values() if isinstance(value, ModuleType) and value in plain]
+        patched = seen and all(module.range is not plain[module] for module in seen)
+        return SimpleNamespace(restore=lambda: None) if patched else patch(function)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_what_is_plain, raising=False)
 
 
 @pytest.fixture(autouse=True)
