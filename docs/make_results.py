@@ -160,7 +160,10 @@ the same ones for all models of a seed.
 
 
 def _popgym() -> str:
-    text = "Mean return of popgym's RepeatPrevious; the best is 1, whoever guesses gets -0.5."
+    text = (
+        "Mean return of popgym's RepeatPrevious, which asks for the card 4, 32 or 64 cards ago, as the "
+        "game counts; the best is 1, whoever guesses gets -0.5."
+    )
     return _across("popgym", "Remembering the k-th last card", "return", text, digits=2)
 
 
@@ -250,7 +253,7 @@ def _cell(row: dict[str, Any] | None, factor: float, digits: int) -> str:
     if row is None:
         return "-"
     mean, interval, seeds = row["mean"], row["ci95"], len(row["seeds"])
-    ends = "" if interval is None else " to ".join(f"{factor * end:.{digits}f}" for end in interval) + "; "
+    ends = " to ".join(f"{factor * end:.{digits}f}" for end in interval) + "; " if seeds > 1 else ""
     return f"{factor * mean:.{digits}f} ({ends}{seeds})"
 
 
