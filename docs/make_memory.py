@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -15,6 +16,7 @@ from hf_decision_mamba.reporting.figures import tidy
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "memory" / "results.json"
+CLUES = ROOT / "benchmarks" / "results" / "clues" / "results.json"
 BEGINNINGS = ROOT / "benchmarks" / "results" / "memory_of_beginning.json"
 PATH, PICTURE = Path(__file__).with_name("memory.md"), Path(__file__).with_name("memory.svg")
 STATES = Path(__file__).with_name("memory_states.svg")
@@ -67,6 +69,16 @@ thread, all of them or all but one. The share of right turns by the length of th
 played, because the model is at chance in a shorter one already.
 
 {table}{more}
+## More than one bit
+
+[clues.yaml](../configs/studies/clues.yaml): the clue is one of 16 or of 256; 4 clues of two kinds, or 16, are told and
+asked for in their order; or three in ten steps of the corridor show a clue, one of two, that does not count. All begin
+with the usual step sizes and take {steps:,} steps of training, on corridors of at most 20 steps (32 where 16 are told;
+windows have {context}). The share of episodes in which all junctions were answered rightly, one number a seed, of
+{clue_episodes} episodes each; among lures, too, who always answers the same is right in {guesses}. A dash: not played,
+because of fewer than {least} in a shorter corridor.
+
+{clues}{clues_more}
 ## What keeps a clue, and what loses it
 
 ![The two clues' answers, and the signal and drift of the states, against the step of a corridor](memory_states.svg)
@@ -91,27 +103,27 @@ def main() -> None:
 
 def render() -> str:
     """Write the page as text."""
-    models, lines = _models(), []
-    lengths = _lengths(models)
+    models, beginnings = _models(), _beginnings()
+    lines = []
     for name, rows in models.items():
-        seeds = sorted({row["seed"] for row in rows})
-        shares = {(row["seed"], int(row["swept_value"])): row["score"] for row in rows}
-        cells = [" ".join(_share(shares[seed, length]) for seed in seeds) for length in lengths]
         cost = statistics.mean({row["seed"]: row["cpu_minutes"] for row in rows if row["cpu_threads"] == 1}.values())
-        lines.append([name, f"{rows[0]['num_parameters']:,}", f"{cost:.1f}", *cells])
-    head = ["model", "parameters", "minutes", *(f"{length:,}" for length in lengths)]
-    lines, rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines], _beginnings()
-    study = json.loads(RESULTS.read_text(encoding="utf-8"))
-    unfinished = len(study["unfinished"])
-    more = f"\n{unfinished} of the study's runs are not finished; what stands here is what is.\n" if unfinished else ""
+        lines.append([name, f"{rows[0]['num_parameters']:,}", f"{cost:.1f}", *_shares(rows, _lengths(models))])
+    study, clues = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, CLUES))
+    of_clues = clues["study"]["evaluations"]["corridors"]
     guess = models["BC"][0]["score"]  # who cannot know the clue
     return PAGE.format(
         guesses=f"{max(guess, 1 - guess):.2f} or {min(guess, 1 - guess):.2f}",
         episodes=study["study"]["evaluations"]["corridors"]["episodes"],
-        table="".join(f"| {' | '.join(line)} |\n" for line in lines),
-        more=more,
-        kept_and_lost=fill(_kept_and_lost(rows), 120),
-        corridor=f"{rows[0]['steps'][-1] - 1:,}",
+        table=_table(["model", "parameters", "minutes"], _lengths(models), lines),
+        more=_unfinished(study),
+        steps=clues["study"]["base"]["max_steps"],
+        context=clues["study"]["base"]["context_length"],
+        clue_episodes=of_clues["episodes"],
+        least=of_clues["stop_below"],
+        clues=_table_of_clues(clues),
+        clues_more=_unfinished(clues),
+        kept_and_lost=fill(_kept_and_lost(beginnings), 120),
+        corridor=f"{beginnings[0]['steps'][-1] - 1:,}",
     )
 
 
@@ -121,6 +133,34 @@ def _models() -> dict[str, list[dict[str, Any]]]:
     for row in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]:
         models[row["variant"]].append(row)
     return models
+
+
+def _table_of_clues(study: dict[str, Any]) -> str:
+    """Return a row for what is to be held and each model."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in study["runs"]:
+        found[row["data"], row["variant"]].append(row)
+    lengths = study["study"]["evaluations"]["corridors"]["sweep"]["length"]
+    lines = [[*names, f"{rows[0]['num_parameters']:,}", *_shares(rows, lengths)] for names, rows in found.items()]
+    return _table(["what is held", "model", "parameters"], lengths, lines)
+
+
+def _table(names: Sequence[str], lengths: Sequence[int], lines: Iterable[Sequence[str]]) -> str:
+    head = [*names, *(f"{length:,}" for length in lengths)]
+    rule = ["---:" if name == "parameters" or place >= 2 else "---" for place, name in enumerate(head)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
+
+
+def _shares(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> list[str]:
+    """Return a cell for each length: the share of every seed."""
+    shares = {(row["seed"], int(row["swept_value"])): row["score"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    return [" ".join(_share(shares[seed, length]) for seed in seeds) for length in lengths]
+
+
+def _unfinished(study: dict[str, Any]) -> str:
+    number = len(study["unfinished"])
+    return f"\n{number} of the study's runs are not finished; what stands here is what is.\n" if number else ""
 
 
 def _lengths(models: dict[str, list[dict[str, Any]]]) -> list[int]:

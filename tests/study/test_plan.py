@@ -51,7 +51,7 @@ def test_the_files_of_the_project_are_studies(path):
     assert study.name == path.stem and study.runs and study.evaluations
     for run in study.runs:  # memory games return 1 at best, mazes count success, and goals are no returns
         told = {"target_return", "conditioning"} & run.settings.keys()
-        assert told or study.name in ("memory", "dilation", "popgym", "maze")
+        assert told or study.name in ("memory", "clues", "dilation", "popgym", "maze")
 
 
 def test_paths_begin_in_the_working_directory_or_with_a_dot_in_the_files_folder(tmp_path):
