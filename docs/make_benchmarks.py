@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from hf_decision_mamba.reporting.tables import markdown_lines
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PATH, PICTURE = Path(__file__).with_name("benchmarks.md"), Path(__file__).with_name("scaling.svg")
@@ -40,8 +42,7 @@ stays:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the first column is text, the others numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"{line}\n" for line in markdown_lines(head, [*rows], left=1))
 
 
 def number(value: float) -> str:

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hf_decision_mamba.reporting.figures import tidy
+from hf_decision_mamba.reporting.tables import markdown_lines
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "memory" / "results.json"
@@ -108,7 +109,7 @@ def render() -> str:
     for name, rows in models.items():
         cost = statistics.mean({row["seed"]: row["cpu_minutes"] for row in rows if row["cpu_threads"] == 1}.values())
         lines.append([name, f"{rows[0]['num_parameters']:,}", f"{cost:.1f}", *_shares(rows, _lengths(models))])
-    study, clues = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, CLUES))
+    study, clues = _read(RESULTS), _read(CLUES)
     of_clues = clues["study"]["evaluations"]["corridors"]
     guess = models["BC"][0]["score"]  # who cannot know the clue
     return PAGE.format(
@@ -130,9 +131,13 @@ def render() -> str:
 def _models() -> dict[str, list[dict[str, Any]]]:
     """Read the rows of each model."""
     models: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in json.loads(RESULTS.read_text(encoding="utf-8"))["runs"]:
+    for row in _read(RESULTS)["runs"]:
         models[row["variant"]].append(row)
     return models
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _table_of_clues(study: dict[str, Any]) -> str:
@@ -145,10 +150,9 @@ def _table_of_clues(study: dict[str, Any]) -> str:
     return _table(["what is held", "model", "parameters"], lengths, lines)
 
 
-def _table(names: Sequence[str], lengths: Sequence[int], lines: Iterable[Sequence[str]]) -> str:
+def _table(names: Sequence[str], lengths: Sequence[int], lines: Sequence[Sequence[str]]) -> str:
     head = [*names, *(f"{length:,}" for length in lengths)]
-    rule = ["---:" if name == "parameters" or place >= 2 else "---" for place, name in enumerate(head)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *lines))
+    return "".join(f"{line}\n" for line in markdown_lines(head, lines, left=names.index("parameters")))
 
 
 def _shares(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> list[str]:
@@ -169,7 +173,7 @@ def _lengths(models: dict[str, list[dict[str, Any]]]) -> list[int]:
 
 def _beginnings() -> list[dict[str, Any]]:
     """Read what two beginnings left behind in each model."""
-    return json.loads(BEGINNINGS.read_text(encoding="utf-8"))["results"]
+    return _read(BEGINNINGS)["results"]
 
 
 def _label(row: dict[str, Any]) -> str:

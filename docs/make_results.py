@@ -9,6 +9,8 @@ import numpy as np
 
 import hf_decision_mamba as hdm
 from hf_decision_mamba.data import WindowDataset
+from hf_decision_mamba.evaluation.statistics import interval_text
+from hf_decision_mamba.reporting.tables import markdown_lines
 from hf_decision_mamba.training.report import drawn_by_return
 
 ROOT = Path(__file__).parents[1]
@@ -252,20 +254,17 @@ def _unfinished(study: dict[str, Any]) -> str:
 def _cell(row: dict[str, Any] | None, factor: float, digits: int) -> str:
     if row is None:
         return "-"
-    mean, interval, seeds = row["mean"], row["ci95"], len(row["seeds"])
-    ends = " to ".join(f"{factor * end:.{digits}f}" for end in interval) + "; " if seeds > 1 else ""
-    return f"{factor * mean:.{digits}f} ({ends}{seeds})"
+    ends = interval_text(row["ci95"], lambda end: f"{factor * end:.{digits}f}")
+    return f"{factor * row['mean']:.{digits}f} ({'' if ends == '-' else f'{ends}; '}{len(row['seeds'])})"
 
 
 def _spread(row: dict[str, Any]) -> list[str]:
-    low, high = row["ci95"]
     each = ", ".join(f"{score:.0f}" for score in row["scores"])
-    return [f"{row['mean']:.1f}", f"{low:.1f} to {high:.1f}", f"{min(row['scores']):.1f}", each]
+    return [f"{row['mean']:.1f}", interval_text(row["ci95"]), f"{min(row['scores']):.1f}", each]
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join(f"{line}\n" for line in markdown_lines(head, lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables as plain text."""
+"""Tables as plain text, and as Markdown."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int =
         ).rstrip()
         for line in lines
     ]
+
+
+def markdown_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int | None = None) -> list[str]:
+    """Return the lines of a table in Markdown: heads, a rule, rows.
+
+    Args:
+        heads: of the columns.
+        rows: of as many cells each.
+        left: how many of the first columns stand on the left, the others on the right; all of them, if not given.
+    """
+    rule = ["---" if left is None or place < left else "---:" for place in range(len(heads))]
+    return [f"| {' | '.join(cell.replace('|', '¦') for cell in line)} |" for line in (heads, rule, *rows)]
 
 
 def count_in_words(count: int, what: str) -> str:

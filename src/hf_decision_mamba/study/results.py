@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.statistics import interval_text, t_interval
 from ..reporting.figures import drawing, number, save_figure
 from ..reporting.files import TRAINING_FILE, portable, read_json, replacing_together, write_json
-from ..reporting.tables import count_in_words, table_lines
+from ..reporting.tables import count_in_words, markdown_lines, table_lines
 from .plan import COST_FILE, Evaluation, PlannedRun, Study, slug
 from .scoring import is_scored, scores_of, summarize
 from .statistics import interquartile_mean, probability_of_improvement, with_interval
@@ -402,7 +402,7 @@ def _tables(result: StudyResult, evaluation: str, condition: str) -> list[str]:
                 )
         if cells:
             heads = ["model", "parameters", "CPU minutes", "score", "95% interval", "each seed"]
-            lines += ["", f"### {data}", "", *_markdown(heads, cells)]
+            lines += ["", f"### {data}", "", *markdown_lines(heads, cells)]
     aggregate = result.aggregate(evaluation, condition)
     if aggregate and len(aggregate[0]["data"]) > 1:
         cells = [
@@ -410,7 +410,7 @@ def _tables(result: StudyResult, evaluation: str, condition: str) -> list[str]:
             for entry in aggregate
         ]
         over = ", ".join(aggregate[0]["data"])
-        lines += ["", f"### Over {over}", "", *_markdown(("model", "interquartile mean", "95% interval"), cells)]
+        lines += ["", f"### Over {over}", "", *markdown_lines(("model", "interquartile mean", "95% interval"), cells)]
     improvement = result.improvement(evaluation, condition)
     if improvement:
         share = "{:.2f}".format
@@ -419,7 +419,7 @@ def _tables(result: StudyResult, evaluation: str, condition: str) -> list[str]:
             for entry in improvement
         ]
         heads = ["a model of", "scores higher than one of", "with probability", "95% interval"]
-        lines += ["", *_markdown(heads, cells)]
+        lines += ["", *markdown_lines(heads, cells)]
     return lines
 
 
@@ -435,16 +435,11 @@ def _sweep_table(result: StudyResult, evaluation: str, data: str) -> list[str]:
             each = ", ".join(score_text(score, kinds[0]) for score in scores)
             row.append(f"{score_text(_mean(scores), kinds[0])} ({each})" if scores else "-")
         cells.append(row)
-    return _markdown(("model", *conditions), cells)
+    return markdown_lines(("model", *conditions), cells)
 
 
 def _pictures(pictures: Sequence[str], ending: str) -> list[str]:
     return [f"\n![{name.removesuffix('.png')}]({name})" for name in pictures if name.endswith(ending)]
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return [f"| {' | '.join(cell.replace('|', '¦') for cell in line)} |" for line in lines]
 
 
 def score_text(score: float, kind: str) -> str:
