@@ -59,4 +59,4 @@ def score(where: Path, evaluation: Evaluation, returns: list[float], **more: Any
         entry = {"value": condition.value, "checkpoints": parts, "env_id": "Hopper-v5", "env_kwargs": None}
         kept["conditions"][condition.label] = {**entry, "mode": "window", "target_return": 3600.0}
     kept["complete"] = True
-    scoring._write(where, evaluation, kept)
+    scoring.write_scores(where, evaluation, kept)

@@ -75,3 +75,30 @@ def test_docstrings_of_functions_begin_with_a_verb():
                 if not first.isalpha() or not first[0].isupper() or first in NO_VERBS:
                     found.append(f"{path.name}:{node.lineno} {node.name}: {first}")
     assert not found
+
+
+#: Private names of ours that others call: IPython, transformers' Trainer.
+CALLED_BY_OTHERS = {"_repr_png_", "_save_checkpoint"}
+
+
+def private_names(folder: Path) -> set[str]:
+    """What the files of a folder define for themselves: functions, classes, variables and attributes."""
+    found = set()
+    for node in (node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def test_no_test_holds_a_private_name():
+    """So that a name may change where no behaviour does."""
+    tests = Path(__file__).parent
+    private, held = private_names(HOUSE) - private_names(tests) - CALLED_BY_OTHERS, []
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = {ast.Attribute: "attr", ast.alias: "name", ast.Constant: "value"}.get(type(node), "")
+            if str(getattr(node, name, "")).rpartition(".")[2] in private:  # setattr has it as a text
+                held.append(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+    assert not held

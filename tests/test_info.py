@@ -23,7 +23,7 @@ def found() -> dict:
 def test_versions_name_what_is_there_and_what_is_not(found):
     assert found["versions"]["torch"] == torch.__version__
     assert {"python", "numba", "triton", "mamba-ssm", "gymnasium"} <= set(found["versions"])
-    assert info._version("no-such-package") is None
+    assert info.version_of("no-such-package") is None
 
 
 def test_the_backend_is_the_one_that_would_run_and_is_tried(found):
@@ -38,7 +38,7 @@ def test_the_backend_is_the_one_that_would_run_and_is_tried(found):
 def test_it_names_the_library_whose_threads_the_kernels_run_on(found, monkeypatch):
     (path,) = re.findall(r"^torch's, of (.*)$", found["kernels"]["threads"])
     assert Path(path).is_file() and Path(path).is_relative_to(Path(torch.__file__).parent)
-    monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
+    monkeypatch.setattr(threads_cpu, "openmp", lambda: None)
     assert threads_cpu.whose_threads() == "a pool of our own: torch's OpenMP has no entry here"
 
 

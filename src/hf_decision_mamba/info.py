@@ -50,7 +50,7 @@ def installation_info() -> dict[str, Any]:
             "hf_decision_mamba": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            **{package: _version(package) for package in _PACKAGES},
+            **{package: version_of(package) for package in _PACKAGES},
         },
         "devices": devices,
         "kernels": _kernels(),
@@ -91,7 +91,7 @@ def _is_word(value: object) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

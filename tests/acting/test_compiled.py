@@ -190,7 +190,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
             fused = fuse(model)
             state = fused.new_recurrent_state(7)
             results.append((fused.predict(*given, lengths), fused.predict(*given, lengths, state), state))
-            assert fused._groups == count
+            assert fused.groups == count
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

@@ -129,8 +129,8 @@ def test_a_file_says_what_observations_are_made_of():
     policy = make_policy()
     parts = [{"path": ["arm"], "shape": [3], "size": 3}, {"path": ["on"], "shape": [], "size": 1}]
     processor = DecisionMambaProcessor(**STATES, observation_parts=parts)
-    assert "observation_parts" not in export._metadata(DecisionStep(policy.model, policy.processor), policy.processor)
-    facts = export._metadata(DecisionStep(policy.model, processor), processor)
+    assert "observation_parts" not in export.metadata_of(DecisionStep(policy.model, policy.processor), policy.processor)
+    facts = export.metadata_of(DecisionStep(policy.model, processor), processor)
     assert json.loads(facts["observation_parts"]) == parts and "action_start" not in facts
 
 
@@ -222,7 +222,7 @@ def test_a_file_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     def wrong(step, metadata):
         return b"", lambda inputs: [output + 1 for output in step(*inputs.values())]
 
-    monkeypatch.setattr(export, "_onnx", wrong)
+    monkeypatch.setattr(export, "write_onnx", wrong)
     with pytest.raises(RuntimeError, match=r"step\.onnx was not written: it differs from torch by 1\.0e\+00"):
         export_policy(make_policy(), tmp_path / "step.onnx")
     assert list(tmp_path.iterdir()) == []

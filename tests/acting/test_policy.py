@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 from hf_decision_mamba import DecisionMambaModel, DecisionMambaProcessor
+from hf_decision_mamba.acting.history import CompiledHistory, WindowHistory
 from hf_decision_mamba.acting.policy import DecisionMambaPolicy
 from hf_decision_mamba.data import Trajectories, WindowDataset
 from hf_decision_mamba.model import PRESETS
@@ -562,12 +563,14 @@ class TestAtari:
     def test_frames_stay_bytes_until_they_are_encoded(self, acting):
         policy = make_player_policy()
         policy.reset(num_envs=2)
+        kinds = CompiledHistory, WindowHistory
+        (history,) = (value for value in vars(policy).values() if isinstance(value, kinds))
         if acting == "one compiled call":  # each stack is encoded once, and what the encoder said is remembered
-            assert policy._history.frames.dtype == torch.uint8
-            assert policy._history.states.shape == (2, 2 * K + 1, 16)
+            assert history.frames.dtype == torch.uint8
+            assert history.states.shape == (2, 2 * K + 1, 16)
             return
-        assert policy._history.states.dtype == torch.uint8
-        assert policy._history.states.shape[1] == 2 * (K + FRAMES - 2) + 1  # single frames, none stacked
+        assert history.states.dtype == torch.uint8
+        assert history.states.shape[1] == 2 * (K + FRAMES - 2) + 1  # single frames, none stacked
 
     def test_frames_that_may_not_be_written_are_read(self):
         frame = np.frombuffer(bytes(SIDE * SIDE), np.uint8).reshape(SIDE, SIDE)[::-1]
@@ -984,8 +987,10 @@ class TestWarmUp:
         policy = make_policy("recurrent")
         policy.reset(target_return=5.0, num_envs=rows)
         made = []
-        act = policy._act
-        monkeypatch.setattr(policy, "_act", lambda *given: made.append(act(*given)) or made[-1])
+        chosen = policy.processor.denormalize_actions
+        monkeypatch.setattr(
+            policy.processor, "denormalize_actions", lambda predicted: made.append(chosen(predicted)) or made[-1]
+        )
         policy.warm_up()
         assert made[0].shape == (rows, policy.act_dim)
         np.testing.assert_array_equal(policy.returns_to_go, [5.0] * rows)

@@ -17,6 +17,7 @@ from hf_decision_mamba.analysis.ablation import (
 from hf_decision_mamba.analysis.effective_context import effective_context
 from hf_decision_mamba.analysis.hidden_attention import decay_rate, hidden_attention
 from hf_decision_mamba.analysis.time_constants import time_constants
+from hf_decision_mamba.model.cache_decision_mamba import NO_ACTION
 
 MASK = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]])  # padded behind, in front, inside, not
 
@@ -253,7 +254,8 @@ def test_effective_context_is_the_difference_to_a_shorter_window(model):
     assert np.isnan(result.step_removed[:3, 2]).all() and np.isnan(result.older_removed[:3, 2]).all()
     for row in range(len(MASK)):
         alone = row_alone(batch, row)
-        alone["previous_actions"] = model._shift(alone["actions"], None)
+        alone["previous_actions"] = alone["actions"].roll(1, dims=1)
+        alone["previous_actions"][:, 0] = NO_ACTION if model.config.action_type == "discrete" else 0
         length = alone["actions"].shape[1]
         with torch.no_grad():
             whole = last_action(model, alone)

@@ -140,7 +140,7 @@ def test_settings_that_stand_in_a_pickle_are_read_beside_it(sb3, tmp_path):
     observations = np.float32([[1, 2, 3, 4], [-4, 3, -2, 1]])
     acting = behaviour(f"sb3:ppo:{path}", "CartPole-v1")
     np.testing.assert_array_equal(acting.act(observations, None), agent.predict(observations, deterministic=True)[0])
-    assert any(isinstance(module, torch.nn.ReLU) for module in acting._policy.modules())
+    assert any(isinstance(module, torch.nn.ReLU) for module in acting.policy.modules())
 
 
 def test_sampled_actions_follow_from_the_seed(sb3, tmp_path):
@@ -170,7 +170,7 @@ def test_frames_are_stacked_newest_last_with_blanks_before_the_first(sb3, tmp_pa
     acting.reset_rows(np.array([True, False]), [Job(2)])
     acting.act(frames[4], None)
     expected = np.stack([blank, blank, blank, frames[4]], axis=1)[0], np.stack(frames[1:5], axis=1)[1]
-    np.testing.assert_array_equal(acting._stacks, np.stack(expected))
+    np.testing.assert_array_equal(acting.stacks, np.stack(expected))
 
 
 @pytest.mark.parametrize(

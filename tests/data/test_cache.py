@@ -68,8 +68,9 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def fail(*_: object) -> None:
             raise AssertionError("the source was read")
 
-        monkeypatch.setattr("hf_decision_mamba.data.sources._read", fail)
-        monkeypatch.setattr(Trajectories, "_statistics", fail)
+        monkeypatch.setattr("hf_decision_mamba.data.sources.read_source", fail)
+        kept = storage.kept_statistics
+        monkeypatch.setattr(storage, "kept_statistics", lambda folder, episodes, compute: kept(folder, episodes, fail))
 
     return forbid
 

@@ -36,17 +36,17 @@ def test_what_is_written_is_what_is_loaded(tmp_path):
 
 
 def test_memory_holds_one_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "_ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(recording, "ROW_GROUP_BYTES", 1000)
     with EpisodeWriter(tmp_path / "file.parquet") as writer:
         for seed in range(40):
             writer.add(episode(10, seed))
-            assert len(writer._waiting) <= 1000 // (10 * (3 + 2) * 4)
+            assert len(writer.waiting) <= 1000 // (10 * (3 + 2) * 4)
     groups = pq.ParquetFile(tmp_path / "file.parquet")
     assert groups.metadata.num_rows == 40 and groups.num_row_groups == 8
 
 
 def test_an_error_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "_ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr(recording, "ROW_GROUP_BYTES", 1)
     with pytest.raises(RuntimeError, match="in the middle"), EpisodeWriter(tmp_path / "file.parquet") as writer:
         writer.add(episode(2))
         raise RuntimeError("in the middle")

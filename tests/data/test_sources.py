@@ -174,8 +174,8 @@ def test_a_saved_data_set_that_is_damaged_is_named(damage: str, tmp_path: Path) 
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read one episode at a time, and make every column on the disk."""
-    monkeypatch.setattr("hf_decision_mamba.data.formats.rows._BYTES_AT_ONCE", 1)
-    monkeypatch.setattr("hf_decision_mamba.data.storage._IN_MEMORY", 0)
+    monkeypatch.setattr("hf_decision_mamba.data.formats.rows.BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("hf_decision_mamba.data.storage.IN_MEMORY", 0)
 
 
 @pytest.mark.usefixtures("one_at_a_time")
@@ -850,7 +850,7 @@ def test_a_table_that_repeats_itself_is_not_unpacked(
         pq.write_table(pa.Table.from_pylist([row] * 40), tmp_path / name, compression="zstd")
     assert load_trajectories(tmp_path / "a.parquet").num_steps == 800
     monkeypatch.setattr("hf_decision_mamba.data.formats.rows.ALWAYS_UNPACKED", 1 << 10)
-    monkeypatch.setattr("hf_decision_mamba.data.formats.rows._MOST_UNPACKED", 4)
+    monkeypatch.setattr("hf_decision_mamba.data.formats.rows.MOST_UNPACKED", 4)
     with pytest.raises(ValueError, match=r"b\.parquet unpacks to [\d,]+ bytes or more, which is over 4 times its"):
         load_trajectories(tmp_path / "b.parquet")
 

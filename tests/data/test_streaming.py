@@ -63,7 +63,7 @@ def as_steps(folder: Path) -> Path:
 
 @pytest.fixture(params=["a row an episode", "a row a step"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(streaming, "_STEPS_AT_ONCE", 32)  # like eight episodes
+    monkeypatch.setattr(streaming, "STEPS_AT_ONCE", 32)  # like eight episodes
     written = write(tmp_path / "episodes")
     return as_steps(written) if request.param == "a row a step" else written
 
@@ -152,8 +152,8 @@ def test_the_buffer_is_bounded(stream: EpisodeStream, monkeypatch: pytest.Monkey
         return WindowDataset(trajectories, *args, **kwargs)
 
     monkeypatch.setattr(streaming, "WindowDataset", spied)
-    monkeypatch.setattr(streaming, "_EPISODES_AT_ONCE", 2)
-    monkeypatch.setattr(streaming, "_STEPS_AT_ONCE", 6)
+    monkeypatch.setattr(streaming, "EPISODES_AT_ONCE", 2)
+    monkeypatch.setattr(streaming, "STEPS_AT_ONCE", 6)
     list(islice(windows_of(stream, buffer_steps=64), 500))
     longest_piece = 2 * 6
     assert max(sizes) <= 64 + longest_piece
@@ -223,7 +223,7 @@ def test_an_observation_that_no_action_follows_is_left_out_without_a_word(
 def test_what_actions_are_is_asked_once_and_holds_for_the_whole_stream(
     form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "_EPISODES_AT_ONCE", 2)
+    monkeypatch.setattr(streaming, "EPISODES_AT_ONCE", 2)
     actions = [[[float(number == 9)] if form == "whole numbers" else [0, 1]] * (2 + number % 5) for number in range(10)]
     if form == "whole numbers":
         actions[9][0] = [0.5]  # which the first episodes do not tell

@@ -260,7 +260,7 @@ def test_statistics(lengths: list[int], seed: int) -> None:
 def test_statistics_merge_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     trajectories = make([50, 57])
     whole = trajectories.statistics()
-    monkeypatch.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", 10)
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories.ROWS_AT_ONCE", 10)
     np.testing.assert_allclose(trajectories.statistics().state_mean, whole.state_mean, atol=1e-14)
     np.testing.assert_allclose(trajectories.statistics().state_std, whole.state_std, atol=1e-14)
 
@@ -296,7 +296,7 @@ def test_normalisation_of_the_episodes_in_blocks(method: str, column: str, monke
     trajectories = make([50, 57, 20]).select(np.array([True, False, True]))
     values = np.concatenate([getattr(trajectories, column)[:50], getattr(trajectories, column)[107:]]).astype(float)
     values[:, 1] = getattr(trajectories, column)[:, 1] = 0.5  # constant
-    monkeypatch.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", 10)
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories.ROWS_AT_ONCE", 10)
     found = trajectories.normalization(column, method)
     mid, scale = NORMALIZATIONS[method](values)
     scale[1] = 1.0
@@ -307,8 +307,8 @@ def test_normalisation_of_the_episodes_in_blocks(method: str, column: str, monke
 
 def test_percentiles_of_very_much_are_those_of_evenly_spaced_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     trajectories = make([50, 57])
-    monkeypatch.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", 10)
-    monkeypatch.setattr("hf_decision_mamba.data.trajectories._MOST_SORTED", 3 * 36)
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories.ROWS_AT_ONCE", 10)
+    monkeypatch.setattr("hf_decision_mamba.data.trajectories.MOST_SORTED", 3 * 36)
     mid, scale = trajectories.normalization("observations", "quantile")
     taken = trajectories.observations[::3].astype(np.float64)
     np.testing.assert_allclose((mid, scale), NORMALIZATIONS["quantile"](taken), atol=1e-12)
@@ -364,7 +364,7 @@ def test_a_selection_is_a_view_that_is_what_a_copy_is(lengths: list[int], seed: 
     chosen[seed % len(lengths)] = True
     part = trajectories.select(chosen)
     with pytest.MonkeyPatch.context() as blocks:
-        blocks.setattr("hf_decision_mamba.data.trajectories._ROWS_AT_ONCE", rows_at_once)
+        blocks.setattr("hf_decision_mamba.data.trajectories.ROWS_AT_ONCE", rows_at_once)
         copy = part.compact()
         assert part.statistics().to_dict() == copy.statistics().to_dict()
     assert np.shares_memory(part.observations, trajectories.observations)

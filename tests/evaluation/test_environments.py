@@ -8,7 +8,7 @@ import pytest
 from factories import BREAKOUT
 
 from hf_decision_mamba.data import load_trajectories
-from hf_decision_mamba.data.formats.minari import _observations
+from hf_decision_mamba.data.formats.minari import observations_of
 from hf_decision_mamba.evaluation.environments import action_bounds, make_environments
 from hf_decision_mamba.evaluation.scores import normalized_score, score_reference
 from hf_decision_mamba.reporting.env_ids import is_env_id
@@ -99,7 +99,7 @@ def test_dictionaries_are_flattened_as_those_of_data_are():
         found = envs.reset(seed=[3, 4])[0]
         raw = [Goal().reset(seed=seed)[0] for seed in (3, 4)]
         batched = {name: np.stack([one[name] for one in raw]) for name in raw[0]}
-        np.testing.assert_array_equal(found, _observations("here", Goal.observation_space, batched))
+        np.testing.assert_array_equal(found, observations_of("here", Goal.observation_space, batched))
         assert envs.single_observation_space.shape == (5,) and envs.step(np.zeros((2, 1)))[0].shape == (2, 5)
         assert envs.observation_parts == [
             {"path": ["goal"], "shape": [2, 1], "size": 2},

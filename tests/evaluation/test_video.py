@@ -11,7 +11,7 @@ from hf_decision_mamba import DecisionMambaConfig, DecisionMambaModel, DecisionM
 from hf_decision_mamba.cli import main
 from hf_decision_mamba.evaluation.environments import make_environments
 from hf_decision_mamba.evaluation.rollouts import evaluate_policy
-from hf_decision_mamba.evaluation.video import _follow, record_videos
+from hf_decision_mamba.evaluation.video import follow, record_videos
 from hf_decision_mamba.reporting.figures import number
 from hf_decision_mamba.reporting.files import video_names
 
@@ -150,7 +150,7 @@ class TestRecording:
         pytest.importorskip("mujoco")
         envs = make_environments("Hopper-v5", 1, render_mode="rgb_array")
         env = envs.envs[0].unwrapped
-        _follow(env)
+        follow(env)
         assert env.model.camera(env.mujoco_renderer.camera_id).name == "track"
         envs.close()
 

@@ -143,7 +143,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 @pytest.mark.parametrize("threads_from", ["openmp", "pool"])
 def test_every_number_of_threads_gives_the_same_bits(monkeypatch, threads_from):
     if threads_from == "pool":
-        monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
+        monkeypatch.setattr(threads_cpu, "openmp", lambda: None)
     conv, x, dy = make_conv(300, 4, dtype=torch.float32), torch.randn(19, 40, 300), torch.randn(19, 40, 300)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     expected = run(causal_conv, x, conv, 0, dy)

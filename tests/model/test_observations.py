@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from hf_decision_mamba import DecisionMambaProcessor
-from hf_decision_mamba.data.formats.minari import _observations
+from hf_decision_mamba.data.formats.minari import observations_of
 from hf_decision_mamba.data.metadata import describe_observations
 from hf_decision_mamba.model.observations_decision_mamba import describe_parts, flatten_observations
 
@@ -56,7 +56,7 @@ def test_they_are_flattened_as_gymnasium_does(name):
         assert found.dtype == np.float32
     np.testing.assert_array_equal(flatten_observations(batched(space, values), parts), expected)
     np.testing.assert_array_equal(flatten_observations(expected, parts), expected)  # vectors already
-    np.testing.assert_array_equal(_observations("here", space, batched(space, values)), expected)
+    np.testing.assert_array_equal(observations_of("here", space, batched(space, values)), expected)
     processor = DecisionMambaProcessor([0.0] * expected.shape[1], [1.0] * expected.shape[1], observation_parts=parts)
     assert processor.observation_parts == parts
 

@@ -209,7 +209,7 @@ def test_the_backend_is_chosen_by_device():
 
 
 def test_without_numba_the_reference_runs_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(selective_scan_cpu, "_HAS_NUMBA", False)
+    monkeypatch.setattr(selective_scan_cpu, "HAS_NUMBA", False)
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
         assert choose_backend(torch.zeros(1)) == "reference"
@@ -229,12 +229,12 @@ def test_with_a_numba_that_compiles_something_else_the_reference_runs_and_says_s
     example.__name__ = "example"
     monkeypatch.setattr(threads_kernels, "example", example)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a team is compiled of kernels alone
-    selective_scan_cpu._what_is_wrong.cache_clear()
+    selective_scan_cpu.what_is_wrong.cache_clear()
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
         assert choose_backend(torch.zeros(1)) == "reference"
     monkeypatch.undo()
-    selective_scan_cpu._what_is_wrong.cache_clear()
+    selective_scan_cpu.what_is_wrong.cache_clear()
     assert choose_backend(torch.zeros(1)) == "numba"
     (line,) = caplog.messages
     assert re.search(rf"which is slow: numba \S+ does not compile as the kernels need it {reason}", line), line
@@ -282,11 +282,11 @@ def install(monkeypatch):
     def pretend(**modules: object) -> Imports:
         imports = Imports(**modules)
         monkeypatch.setattr(mamba_ssm_cuda, "importlib", imports)
-        mamba_ssm_cuda._load.cache_clear()
+        mamba_ssm_cuda.load.cache_clear()
         return imports
 
     yield pretend
-    mamba_ssm_cuda._load.cache_clear()
+    mamba_ssm_cuda.load.cache_clear()
 
 
 def fake_scan(u, delta, A, B, C, D, z, bias, delta_softplus, return_last_state):

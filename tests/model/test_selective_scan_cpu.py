@@ -217,7 +217,7 @@ def test_overflow_is_never_a_finite_number():
 def threads_from(request, monkeypatch):
     """Threads of torch's OpenMP, where there is one, and threads of our own, as elsewhere."""
     if request.param == "pool":
-        monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
+        monkeypatch.setattr(threads_cpu, "openmp", lambda: None)
 
 
 def test_every_number_of_threads_gives_the_same_bits(monkeypatch, threads_from):

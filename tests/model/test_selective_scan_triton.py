@@ -24,8 +24,8 @@ from hf_decision_mamba.model.scan_inputs import ScanInputs
 from hf_decision_mamba.model.selective_scan import choose_backend, delta_factor, reference_forward, selective_scan
 
 pytestmark = pytest.mark.skipif(
-    selective_scan_triton._MISSING is not None,
-    reason=f"the Triton kernels cannot run: {selective_scan_triton._MISSING}",
+    selective_scan_triton.MISSING is not None,
+    reason=f"the Triton kernels cannot run: {selective_scan_triton.MISSING}",
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}

@@ -35,7 +35,7 @@ def threads_from(request, monkeypatch):
     """Threads of torch's OpenMP, where there is one, threads of our own, as elsewhere, and none but the caller's."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if request.param == "one thread" else 2)
     if request.param == "pool":
-        monkeypatch.setattr(threads_cpu, "_openmp", lambda: None)
+        monkeypatch.setattr(threads_cpu, "openmp", lambda: None)
     return request.param
 
 

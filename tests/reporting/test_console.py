@@ -88,7 +88,7 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word():
 
 
 def test_an_error_of_another_process_than_the_main_one_is_said_with_its_number(monkeypatch, capsys):
-    monkeypatch.setattr(console, "_GRACE", 0.0)
+    monkeypatch.setattr(console, "GRACE", 0.0)
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(SystemExit) as end, report_user_errors():
         raise ValueError("no such file here")

@@ -38,8 +38,8 @@ while (folder / "waits").exists():
 def folder(tmp_path, monkeypatch):
     """Where runs end at once, and count as scored when they are trained."""
     (tmp_path / "worker.py").write_text(WORKER)
-    monkeypatch.setattr(runner, "_WORKER", (sys.executable, str(tmp_path / "worker.py")))
-    monkeypatch.setattr(runner, "_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "WORKER", (sys.executable, str(tmp_path / "worker.py")))
+    monkeypatch.setattr(runner, "SECONDS", 0.01)
     monkeypatch.setattr(runner, "is_scored", lambda where, evaluation: True)
     monkeypatch.setattr(runner, "collect_results", lambda study, folder, line: hdm.StudyResult(study.name, folder, []))
     return tmp_path / "runs"
@@ -52,7 +52,7 @@ def started(folder: Path) -> dict[str, int]:
 
 
 def test_every_run_has_a_process_a_folder_and_its_share_of_the_cores(folder, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "_cores", lambda: 7)
+    monkeypatch.setattr(runner, "cores", lambda: 7)
     result = hdm.run_study(small(), jobs=2, output=folder, progress=False)
     assert result.failed == [] and len(started(folder)) == 8
     assert {*started(folder)} == {
@@ -159,7 +159,7 @@ def test_numbers_and_folders_that_make_no_sense_are_refused(folder):
 def test_a_worker_ends_with_its_parent(monkeypatch):
     killed = worker.threading.Event()
     signals = []
-    monkeypatch.setattr(worker, "_PARENT_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "PARENT_SECONDS", 0.01)
     monkeypatch.setattr(worker.os, "kill", lambda *sent: (signals.append(sent), killed.set()))
     with worker.ending_with(os.getppid()):
         assert not killed.wait(0.05)

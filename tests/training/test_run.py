@@ -51,7 +51,7 @@ from hf_decision_mamba.training.arguments import (
 from hf_decision_mamba.training.callbacks import RolloutCallback, score_metrics
 from hf_decision_mamba.training.checkpoints import last_complete_checkpoint
 from hf_decision_mamba.training.factory import build
-from hf_decision_mamba.training.run import _goes_to_the_device, main, train
+from hf_decision_mamba.training.run import goes_to_the_device, main, train
 from hf_decision_mamba.training.task import RunData
 from hf_decision_mamba.training.trainer import DecisionMambaTrainer, action_loss
 
@@ -816,7 +816,7 @@ def test_data_goes_to_a_gpu_that_has_room(tmp_path, trajectories, monkeypatch, s
     args = tiny_arguments(tmp_path, **settings)
     monkeypatch.setattr(type(args), "device", torch.device(device))
     data = RunData(trajectories.statistics(), trajectories, None, None)
-    assert _goes_to_the_device(data, args) is expected
+    assert goes_to_the_device(data, args) is expected
 
 
 def test_compiled_training_is_one_graph_and_the_same_training(finished_run, tmp_path):
@@ -1285,7 +1285,7 @@ def test_that_kernels_are_compiled_is_said_after_a_pause(monkeypatch, capsys, pa
     hf_decision_mamba.reporting.console.say_when_kernels_compile()
     numba.njit(lambda number: number)(1)
     capsys.readouterr()
-    monkeypatch.setattr(hf_decision_mamba.reporting.console, "_PAUSE", pause)
+    monkeypatch.setattr(hf_decision_mamba.reporting.console, "PAUSE", pause)
     for kernel in (lambda number: number + 1, lambda number: np.zeros(number)[0]):  # this one compiles others too
         numba.njit(kernel)(1)
     assert capsys.readouterr().out.count("kernels      compiling") == times

@@ -136,7 +136,7 @@ class FusedModel:
         act_dim, discrete = self.config.act_dim, self.config.action_type == "discrete"
         condition = self.config.condition_dim
         self._sizes = condition, 0 if discrete else act_dim, act_dim, len(self.token_types), self.decision, self.cut
-        self._room = self._groups = 0
+        self._room = self.groups = 0
         # The first call compiles, or loads from the disk: now, rather than when the first decision is due.
         zeros, none = np.zeros((1, 1, self.state_width), self.dtype), np.zeros((1, 1), np.int64)
         actions = none if discrete else np.zeros((1, 1, act_dim), self.dtype)
@@ -175,10 +175,10 @@ class FusedModel:
         if rows > 1:
             worth = rows * steps * len(self.token_types) * self.weights.size // WORTH_A_THREAD
             groups = max(1, min(rows, torch.get_num_threads(), worth))
-        if steps > self._room or groups > self._groups:
-            self._room, self._groups = max(steps, self._room), max(groups, self._groups)
-            self._work = np.zeros((self._groups, self._size + self._room * self._growth), self.dtype)
-            self._indices = np.zeros((self._groups, 3 * self._room), np.int64)
+        if steps > self._room or groups > self.groups:
+            self._room, self.groups = max(steps, self._room), max(groups, self.groups)
+            self._work = np.zeros((self.groups, self._size + self._room * self._growth), self.dtype)
+            self._indices = np.zeros((self.groups, 3 * self._room), np.int64)
         if self.config.action_type == "discrete":
             discrete, continuous = previous_actions, self._nothing
         else:

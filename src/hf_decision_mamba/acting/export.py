@@ -246,9 +246,9 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
             "export; only a DecisionMambaModel has one."
         )
     step = decision_step(policy.model, policy.processor)
-    metadata = _metadata(step, policy.processor)
+    metadata = metadata_of(step, policy.processor)
     with _quiet():
-        content, run = (_onnx if path.suffix == ".onnx" else _executorch)(step, metadata)
+        content, run = (write_onnx if path.suffix == ".onnx" else write_executorch)(step, metadata)
     difference = None if run is None else _largest_difference(step, run, rows=3 if path.suffix == ".onnx" else 1)
     if difference is not None and not difference <= _TOLERANCE:
         raise RuntimeError(f"{path} was not written: it differs from torch by {difference:.1e}. Please report this.")
@@ -257,7 +257,7 @@ def export_policy(policy: DecisionMambaPolicy, path: str | os.PathLike[str]) -> 
     return difference
 
 
-def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str, str]:
+def metadata_of(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str, str]:
     states = [{**state._asdict(), "dtype": str(state.dtype).removeprefix("torch.")} for state in step.states]
     views, env_kwargs = split_views(processor.env_kwargs)
     values = {
@@ -278,7 +278,7 @@ def _metadata(step: DecisionStep, processor: DecisionMambaProcessor) -> dict[str
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _onnx(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run | None]:
+def write_onnx(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run | None]:
     """Write the step as an ONNX file; return it, and what runs it."""
     _require(("onnx", "onnxscript"), 'pip install "hf_decision_mamba[export]"')
     from onnx import helper
@@ -312,7 +312,7 @@ def _onnx(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run | No
     return content, run
 
 
-def _executorch(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run]:
+def write_executorch(step: DecisionStep, metadata: dict[str, str]) -> tuple[bytes, Run]:
     """Write the step as an ExecuTorch program; return it, and what runs it."""
     _require(("executorch",), 'pip install "hf_decision_mamba[executorch]"')
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

@@ -105,7 +105,7 @@ class CompiledHistory:
     def restore(self, saved: Any) -> bool:
         """Undo everything since `save`: what was written to the buffer lies behind its end then, and is not read."""
         self.end, self.frames, state = saved
-        self.fused._room = self.fused._groups = 0  # it may have been interrupted while it made more room
+        self.fused._room = self.fused.groups = 0  # it may have been interrupted while it made more room
         if self.recurrent_state is None:
             return True
         self.recurrent_state = self.recurrent_state if state is None else state

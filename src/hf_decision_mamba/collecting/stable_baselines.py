@@ -83,16 +83,16 @@ class StableBaselinesPolicy:
         algorithm, place = split_source(source)
         saved = _Saved.read(source, _find_file(source, place))
         self.algorithm = saved.check_algorithm(algorithm)
-        self._policy, self._frames = saved.build(envs.single_observation_space, envs.single_action_space, env_id)
+        self.policy, self._frames = saved.build(envs.single_observation_space, envs.single_action_space, env_id)
         self._sample, self._seed = sample, seed
-        self._stacks: NDArray[np.uint8] | None = None
+        self.stacks: NDArray[np.uint8] | None = None
         self._begins: NDArray[np.bool_] = np.empty(0, np.bool_)
 
     def reset(self, jobs: Sequence[Job]) -> None:
         """Start new episodes in all rows."""
         torch.manual_seed(self._seed)  # its distributions draw from torch's global generator
-        if hasattr(self._policy, "reset_noise") and getattr(self._policy, "use_sde", False):
-            self._policy.reset_noise()
+        if hasattr(self.policy, "reset_noise") and getattr(self.policy, "use_sde", False):
+            self.policy.reset_noise()
         self._begins = np.ones(len(jobs), np.bool_)
 
     def reset_rows(self, rows: NDArray[np.bool_], jobs: Sequence[Job]) -> None:
@@ -103,7 +103,7 @@ class StableBaselinesPolicy:
         """Return the next actions (n, ...)."""
         if self._frames:
             observations = self._stacked(observations)
-        actions, _ = self._policy.predict(observations, deterministic=not self._sample)
+        actions, _ = self.policy.predict(observations, deterministic=not self._sample)
         return np.asarray(actions)
 
     def override_actions(self, actions: NDArray[Any]) -> None:
@@ -111,12 +111,12 @@ class StableBaselinesPolicy:
 
     def _stacked(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the last frames (n, k, height, width); before the first one there are blank ones."""
-        if self._stacks is None:
-            self._stacks = np.zeros((len(frames), self._frames, *frames.shape[1:]), np.uint8)
-        self._stacks[self._begins] = 0
+        if self.stacks is None:
+            self.stacks = np.zeros((len(frames), self._frames, *frames.shape[1:]), np.uint8)
+        self.stacks[self._begins] = 0
         self._begins[:] = False
-        self._stacks = np.concatenate([self._stacks[:, 1:], frames[:, None]], axis=1)
-        return self._stacks
+        self.stacks = np.concatenate([self.stacks[:, 1:], frames[:, None]], axis=1)
+        return self.stacks
 
 
 def require_stable_baselines() -> None:

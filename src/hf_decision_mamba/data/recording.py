@@ -21,7 +21,7 @@ from .statistics import RunningMoments, spread
 from .trajectories import join_episodes, offsets_of
 
 #: Bytes of episodes that are held back until they are written together, as one row group.
-_ROW_GROUP_BYTES = 16 << 20
+ROW_GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class EpisodeWriter:
         self.path = path
         self._unfinished = path.with_name(f"{path.name}.part")
         self._file: pq.ParquetWriter | None = None
-        self._waiting: list[Episode] = []
+        self.waiting: list[Episode] = []
         self._bytes = 0
         self._made_folder = False
 
@@ -144,9 +144,9 @@ class EpisodeWriter:
 
     def add(self, episode: Episode) -> None:
         """Add an episode; every few megabytes they are written."""
-        self._waiting.append(episode)
+        self.waiting.append(episode)
         self._bytes += episode.observations.nbytes + episode.actions.nbytes
-        if self._bytes >= _ROW_GROUP_BYTES:
+        if self._bytes >= ROW_GROUP_BYTES:
             self._write()
 
     def _finish(self) -> None:
@@ -166,10 +166,10 @@ class EpisodeWriter:
                 self.path.parent.rmdir()
 
     def _write(self) -> None:
-        if self._waiting:
+        if self.waiting:
             with writing(self.path):
-                self._write_table(_table(self._waiting))
-            self._waiting, self._bytes = [], 0
+                self._write_table(_table(self.waiting))
+            self.waiting, self._bytes = [], 0
 
     def _write_table(self, table: pa.Table) -> None:
         if self._file is None:

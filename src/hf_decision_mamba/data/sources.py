@@ -209,7 +209,7 @@ def _matching(pattern: str | Path) -> list[str | Path]:
 
 
 def _checked(source: Source, request: Request) -> Trajectories:
-    trajectories = _read(source, request)
+    trajectories = read_source(source, request)
     trajectories.check_finite()
     return trajectories
 
@@ -273,7 +273,7 @@ def _identity(source: str | Path, request: Request) -> list[object] | None:
     return None if state is None else [*state, *asked]
 
 
-def _read(source: Source, request: Request) -> Trajectories:
+def read_source(source: Source, request: Request) -> Trajectories:
     """Find out what the source is and read it."""
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         return hub.read_loaded(source, request)

@@ -25,7 +25,7 @@ from .statistics import TrajectoryStatistics
 
 _METADATA = "trajectories.json"
 _AT_ONCE = 1 << 24  # bytes that are read or written at a time
-_IN_MEMORY = 1 << 26  # bytes of a column that may be in memory while it is made; a longer one is made on the disk
+IN_MEMORY = 1 << 26  # bytes of a column that may be in memory while it is made; a longer one is made on the disk
 
 
 def save_columns(folder: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ class GrowingColumn:
         with np.errstate(over="ignore"):
             self._pieces.append(np.array(values, self._dtype))
         self._length += len(values)
-        if sum(piece.nbytes for piece in self._pieces) > _IN_MEMORY:
+        if sum(piece.nbytes for piece in self._pieces) > IN_MEMORY:
             self._write()
 
     def finish(self) -> np.ndarray:
@@ -147,7 +147,7 @@ class GrowingColumn:
             self._file.flush()
         except OSError as error:
             raise OSError(
-                f"no room for a column of more than {_IN_MEMORY >> 20} MiB in {folder} ({error}): free some, or set "
+                f"no room for a column of more than {IN_MEMORY >> 20} MiB in {folder} ({error}): free some, or set "
                 "HF_DATASETS_CACHE to a folder that has it"
             ) from error
         self._pieces = [np.empty_like(self._pieces[0][:0])]

@@ -35,8 +35,8 @@ from .trajectories import Trajectories, concatenate
 from .views import DataViews
 from .windows import WindowDataset
 
-_EPISODES_AT_ONCE = 8  # bounds what is unpacked at a time
-_STEPS_AT_ONCE = 4096  # the same, where a row is a step
+EPISODES_AT_ONCE = 8  # bounds what is unpacked at a time
+STEPS_AT_ONCE = 4096  # the same, where a row is a step
 _SAMPLED_FILES = 8  # what is known of a stream before it is read is known from so many of its files
 _TURNOVER = 8  # a new part of the buffer comes in whenever so many windows have been drawn as it has steps
 
@@ -144,7 +144,7 @@ class EpisodeStream:
         with self._opened(file) as table:
             names = self._names(table.schema_arrow)
             columns = sorted({*names.values()} & {*table.schema_arrow.names})
-            at_once = _STEPS_AT_ONCE if "episodes" in names else _EPISODES_AT_ONCE
+            at_once = STEPS_AT_ONCE if "episodes" in names else EPISODES_AT_ONCE
             begun = table.schema_arrow.empty_table().select(columns)
             for group in range(table.num_row_groups):
                 groups: Any = {"row_groups": [group], "columns": columns, "use_threads": False}

@@ -29,8 +29,8 @@ from .statistics import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
-_MOST_SORTED = 1 << 26  # numbers that percentiles are taken of at once; of more, those of evenly spaced rows
+ROWS_AT_ONCE = 1 << 18  # bounds the float64 copies that checks and statistics make, whatever the size of the data
+MOST_SORTED = 1 << 26  # numbers that percentiles are taken of at once; of more, those of evenly spaced rows
 _LARGEST = float(np.finfo(np.float32).max)
 #: What is kept beside the columns.
 _KEPT = ("name", "env_id", "num_actions", "action_start", "observation_parts", "env_kwargs", "fps")
@@ -354,7 +354,7 @@ class Trajectories:
         if method == "min_max":
             ends = np.array([(rows.min(axis=0), rows.max(axis=0)) for _, rows in self._blocks(column)], np.float64)
             return ends[:, 0].min(axis=0), ends[:, 1].max(axis=0)
-        every = -(-self.num_steps * self._store.columns[column].shape[1] // _MOST_SORTED)
+        every = -(-self.num_steps * self._store.columns[column].shape[1] // MOST_SORTED)
         taken = np.concatenate([rows[-first % every :: every] for first, rows in self._blocks(column)])
         low, high = np.array([np.percentile(numbers.astype(np.float64), QUANTILE_ENDS) for numbers in taken.T]).T
         return low, high
@@ -517,8 +517,8 @@ class Trajectories:
         """Yield (first step, rows of a column) in blocks of bounded size, which together are all steps in order."""
         values, offsets = self._store.columns[column], self.step_offsets()
         shifts = self.starts - offsets[:-1]
-        for first in range(0, self.num_steps, _ROWS_AT_ONCE):
-            stop = min(first + _ROWS_AT_ONCE, self.num_steps)
+        for first in range(0, self.num_steps, ROWS_AT_ONCE):
+            stop = min(first + ROWS_AT_ONCE, self.num_steps)
             begin, end = np.searchsorted(offsets, first, side="right") - 1, np.searchsorted(offsets, stop)
             counts = np.diff(offsets[begin : end + 1].clip(first, stop))
             yield first, values.take(np.arange(first, stop) + np.repeat(shifts[begin:end], counts), axis=0)

@@ -84,7 +84,7 @@ def _film(result: EvaluationResult, row: dict[str, Any], path: Path, progress: b
     made: dict[str, Any] = {"render_mode": "rgb_array", "env_kwargs": result.env_kwargs}
     envs: Any = make_environments(result.env_id, 1, result.max_episode_steps, **made)
     try:
-        _follow(envs.envs[0].unwrapped)
+        follow(envs.envs[0].unwrapped)
         # Two, because the usual format of pixels halves colours in both directions: others would be stretched more.
         options = {"fps": envs.metadata.get("render_fps", 30), "macro_block_size": 2}
         with (
@@ -129,7 +129,7 @@ class _Replay:
         return self.length == len(self._actions)
 
 
-def _follow(env: Any) -> None:
+def follow(env: Any) -> None:
     """Film MuJoCo's robots with the camera that follows them, where their model has one: gymnasium 1.4 does not."""
     renderer = getattr(env, "mujoco_renderer", None)
     if renderer is None or renderer.camera_id != -1:

@@ -21,7 +21,7 @@ def why_no_mamba_ssm(u: Tensor) -> str | None:
         return f"the tensors live on {u.device}"
     if u.dtype == torch.float64:
         return "mamba-ssm has no float64"
-    found = _load("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda", "selective_scan_fn")
+    found = load("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda", "selective_scan_fn")
     return found if isinstance(found, str) else None
 
 
@@ -40,7 +40,7 @@ def mamba_ssm_scan(
 
     It has neither mask nor initial state, and no gradient flows back from the state that it returns.
     """
-    function: Any = _load(
+    function: Any = load(
         "mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_cuda", "selective_scan_fn"
     )
     u_, delta_, B_, C_, z_ = (None if t is None else t.to(u.dtype).mT for t in (u, delta, B, C, z))
@@ -55,12 +55,12 @@ def causal_conv1d(x: Tensor, width: int, history: int) -> Callable[..., Tensor] 
     fits = fits and x.stride(2) == 1 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0
     if not fits or x.device.type != "cuda":
         return None
-    found = _load("causal-conv1d", "causal_conv1d", "causal_conv1d_cuda", "causal_conv1d_fn")
+    found = load("causal-conv1d", "causal_conv1d", "causal_conv1d_cuda", "causal_conv1d_fn")
     return None if isinstance(found, str) else found
 
 
 @functools.cache
-def _load(package: str, module: str, compiled: str, function: str) -> Callable[..., Any] | str:
+def load(package: str, module: str, compiled: str, function: str) -> Callable[..., Any] | str:
     """Import a function of a package, or return the reason why it cannot be used."""
     if importlib.util.find_spec(module.split(".")[0]) is None:
         return f"{package} is not installed (pip install {package} --no-build-isolation, which needs nvcc)"

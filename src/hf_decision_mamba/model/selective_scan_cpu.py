@@ -19,18 +19,18 @@ from .sizes_cpu import BLOCK, CHUNK, LANES, MAX_GROUPS, whole_lanes
 from .threads_cpu import as_flat_array, as_flat_view, placeholder, run_items
 
 WORTH_A_THREAD = 1 << 16  # state updates (b·l·c·n)
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None  # a constant, which torch.compile can look at
+HAS_NUMBA = importlib.util.find_spec("numba") is not None  # a constant, which torch.compile can look at
 
 
 def why_no_numba() -> str | None:
     """Say why the kernels cannot run on this machine, None if they can; import numba where it is, and try it once."""
-    if not _HAS_NUMBA:
+    if not HAS_NUMBA:
         return "numba is not installed (pip install numba)"
-    return None if torch.compiler.is_compiling() else _what_is_wrong()
+    return None if torch.compiler.is_compiling() else what_is_wrong()
 
 
 @functools.cache
-def _what_is_wrong() -> str | None:
+def what_is_wrong() -> str | None:
     """Say what keeps numba from making of an example what the kernels rely on; None if nothing does."""
     x = np.linspace(-3, 3, 80, dtype=np.float32)
     y = np.full_like(x, np.nan)

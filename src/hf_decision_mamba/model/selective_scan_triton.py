@@ -33,7 +33,7 @@ def _what_is_missing() -> str | None:
     return None
 
 
-_MISSING = _what_is_missing()  # a constant, which torch.compile can look at
+MISSING = _what_is_missing()  # a constant, which torch.compile can look at
 
 
 def why_no_triton(u: Tensor) -> str | None:
@@ -41,8 +41,8 @@ def why_no_triton(u: Tensor) -> str | None:
 
     On a CPU only Triton's interpreter runs them, for tests: `TRITON_INTERPRET=1`.
     """
-    if _MISSING is not None:
-        return _MISSING
+    if MISSING is not None:
+        return MISSING
     if u.device.type == "cuda" or (u.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return None
     return f"the tensors live on {u.device}"

@@ -59,7 +59,7 @@ def run_items(kernel: Callable[..., None], items: int, threads: int, *arguments:
     try:
         if threads <= 1:
             return kernel(0, items, *arguments)
-        if (parallel := _openmp()) is None:
+        if (parallel := openmp()) is None:
             return _run_on_pool(kernel, items, threads, arguments)
     except Exception as error:
         error_type = MemoryError if isinstance(error, MemoryError) else RuntimeError
@@ -82,7 +82,7 @@ def _name(kernel: Callable[..., None]) -> str:
 
 
 @functools.cache
-def _openmp() -> Any:
+def openmp() -> Any:
     """Find the entry of torch's OpenMP runtime that runs a function on its team of threads; None if there is none.
 
     torch loads libgomp on Linux; Intel's and LLVM's runtimes there have the same entry. It is looked up from torch's
@@ -98,7 +98,7 @@ def _openmp() -> Any:
 
 def whose_threads() -> str:
     """Say whose threads the kernels run on: the path of the OpenMP runtime that is torch's, or a pool."""
-    if (parallel := _openmp()) is None:
+    if (parallel := openmp()) is None:
         return "a pool of our own: torch's OpenMP has no entry here"
     found = (ctypes.c_void_p * 4)()  # Dl_info, whose first entry is the file's name
     ctypes.CDLL(None).dladdr(ctypes.cast(parallel, ctypes.c_void_p), found)

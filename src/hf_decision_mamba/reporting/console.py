@@ -16,9 +16,9 @@ from typing import Any
 #: What tells a process to stop: Ctrl-C; a scheduler, a container's end or `kill`.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds in which the launcher ends the other processes, if the main one has the same error and says it.
-_GRACE = 10.0
+GRACE = 10.0
 _NOBODY_READS = 141  # a shell's exit code of what SIGPIPE ends, which Windows has not
-_PAUSE = 5.0  # seconds; kernels that are compiled one after the other are said once
+PAUSE = 5.0  # seconds; kernels that are compiled one after the other are said once
 #: A program that says a line when its launcher has ended.
 _REPEAT = """
 import sys, time, psutil
@@ -107,7 +107,7 @@ def report_user_errors() -> Iterator[None]:
     line = " ".join(line.split())
     if not is_main_process():
         if code == 2:
-            time.sleep(_GRACE)
+            time.sleep(GRACE)
             print(f"process {os.environ['RANK']}: {line}", file=sys.stderr, flush=True)
         raise SystemExit(code)
     print(line, file=sys.stderr, flush=True)
@@ -170,7 +170,7 @@ def say_when_kernels_compile() -> None:
         running, last = 0, -math.inf
 
         def on_start(self, event: Any) -> None:
-            if self.running == 0 and time.monotonic() - self.last > _PAUSE:
+            if self.running == 0 and time.monotonic() - self.last > PAUSE:
                 say("kernels      compiling them for this machine; the next run finds them")
             self.running += 1
 

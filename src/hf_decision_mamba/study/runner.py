@@ -28,8 +28,8 @@ from .results import StudyResult, collect_results
 from .scoring import is_scored
 
 LOG_FILE = "log.txt"
-_WORKER = (sys.executable, "-m", "hf_decision_mamba.study.worker")
-_SECONDS = 0.2  # between two looks at the processes
+WORKER = (sys.executable, "-m", "hf_decision_mamba.study.worker")
+SECONDS = 0.2  # between two looks at the processes
 _OF_TRAINING = 0.9  # of a run's time, as far as the progress bar knows
 _RUNS_NAMED = 5
 _INTERRUPTIONS = 2  # whose checkpoints are kept beside those that are scored
@@ -188,7 +188,7 @@ def run_missing(study: Study, folder: Path, jobs: int, progress: bool) -> list[P
     What stops this process stops the others, which save a checkpoint first.
     """
     missing = deque(run for run in study.runs if not is_finished(study, run, folder))
-    threads = max(1, _cores() // jobs)
+    threads = max(1, cores() // jobs)
     running: dict[subprocess.Popen[bytes], PlannedRun] = {}
     failed: list[PlannedRun] = []
     done = len(study.runs) - len(missing)
@@ -207,7 +207,7 @@ def run_missing(study: Study, folder: Path, jobs: int, progress: bool) -> list[P
                     done += 1
                 bar.set_postfix_str(", ".join(run.folder for run in running.values()), refresh=False)
                 bar.update(done + sum(_share(run, folder) for run in running.values()) - bar.n)
-                time.sleep(_SECONDS if running else 0)
+                time.sleep(SECONDS if running else 0)
         finally:
             _stop(running)
     return failed
@@ -219,7 +219,7 @@ def _bar(total: int, done: int, progress: bool) -> tqdm:
     return tqdm(total=total, initial=done, bar_format=form, disable=not progress, mininterval=interval, miniters=0)
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -229,7 +229,7 @@ def _start(study: Study, run: PlannedRun, folder: Path, threads: int) -> subproc
     environment = {"WANDB_RUN_GROUP": study.name, **os.environ, "OMP_NUM_THREADS": str(threads)}
     with (where / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
-            [*_WORKER, str(where), str(threads), str(os.getpid())],
+            [*WORKER, str(where), str(threads), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -113,7 +113,7 @@ def score_run(folder: Path, evaluation: Evaluation, default_mode: str) -> None:
                 played = _play(policy_of(checkpoint), evaluation, condition, number * evaluation.episodes)
                 entry["checkpoints"].append({"step": step, **played.pop("episodes")})
                 entry |= played
-                _write(folder, evaluation, kept)
+                write_scores(folder, evaluation, kept)
         return summarize(entry, evaluation)["score"]
 
     def leave_out(conditions: Iterable[Condition]) -> None:
@@ -133,10 +133,10 @@ def score_run(folder: Path, evaluation: Evaluation, default_mode: str) -> None:
                 leave_out(row[row.index(later) :])
                 break
     kept["complete"] = True
-    _write(folder, evaluation, kept)
+    write_scores(folder, evaluation, kept)
 
 
-def _write(folder: Path, evaluation: Evaluation, kept: Mapping[str, Any]) -> None:
+def write_scores(folder: Path, evaluation: Evaluation, kept: Mapping[str, Any]) -> None:
     path = _path(folder, evaluation)
     path.parent.mkdir(exist_ok=True)
     write_json(path, kept)

@@ -20,7 +20,7 @@ from ..training.run import main as train
 from .plan import COST_FILE, PLAN_FILE, Evaluation, words_of
 from .scoring import is_scored, score_run
 
-_PARENT_SECONDS, _COST_SECONDS = 1, 10  # between two looks at the parent, and two notes of the cost
+PARENT_SECONDS, _COST_SECONDS = 1, 10  # between two looks at the parent, and two notes of the cost
 
 
 def main(folder: Path, threads: int, parent: int) -> None:
@@ -57,7 +57,7 @@ def ending_with(parent: int) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(_PARENT_SECONDS):
+        while not over.wait(PARENT_SECONDS):
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

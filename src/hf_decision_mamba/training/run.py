@@ -416,7 +416,7 @@ def _build_trainer(
     train_dataset: WindowDataset | WindowStream
     if in_order:
         train_dataset = SequenceDataset(data.train, **windows)
-    elif _goes_to_the_device(data, args):
+    elif goes_to_the_device(data, args):
         train_dataset = DeviceWindowDataset(data.train, device=args.device, return_temperature=temperature, **windows)
         args.dataloader_pin_memory = False  # for copies that are not made any more
     elif data.stream is None:
@@ -480,7 +480,7 @@ def _check_measured(
         )
 
 
-def _goes_to_the_device(data: RunData, args: DecisionMambaTrainingArguments) -> bool:
+def goes_to_the_device(data: RunData, args: DecisionMambaTrainingArguments) -> bool:
     """Tell whether the training data is kept where the model is.
 
     Raises:

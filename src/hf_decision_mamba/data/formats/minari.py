@@ -119,7 +119,7 @@ def _columns(source_name: str, space: Any, episode: Any) -> dict[str, np.ndarray
     """Return the columns of an episode of T steps; there are T + 1 observations, or T where the last is not kept."""
     where = f"data set {source_name!r}, episode {episode.id}"
     return {
-        "observations": _observations(where, space, episode.observations),
+        "observations": observations_of(where, space, episode.observations),
         "actions": np.asarray(episode.actions),
         "rewards": np.asarray(episode.rewards),
         "terminations": np.asarray(episode.terminations),
@@ -132,7 +132,7 @@ def _parts(where: str, space: Any) -> list[dict[str, Any]] | None:
     return None if has_channels(space) else describe_observations(where, space)
 
 
-def _observations(where: str, space: Any, values: Any) -> np.ndarray:
+def observations_of(where: str, space: Any, values: Any) -> np.ndarray:
     """Return vectors (T + 1, S) or frames, (T + 1, H, W) or stacks of them."""
     parts = _parts(where, space)
     if parts is None:

@@ -28,12 +28,12 @@ from .footers import chunks
 _ON_THE_HUB = re.compile(r"hf://datasets/(?P<id>[^@]+)@[^/]+/(?P<path>.*)")
 #: What `datasets` reads without following a file to others, or running code: it knows many more kinds of files.
 _TABLE = re.compile(r"\.(parquet|jsonl?|ndjson|arrow|csv|tsv)(\.(gz|bz2|xz|zst|lz4))?$", re.IGNORECASE)
-_BYTES_AT_ONCE = 1 << 24  # bounds the memory for what is being unpacked
+BYTES_AT_ONCE = 1 << 24  # bounds the memory for what is being unpacked
 _LONGEST_REASON = 300
 #: What columns may take unpacked: so many bytes always, as flags are packed to nearly nothing; and of a table, so many
 #: times what it takes in its file: Arrow repeats a value as often as a few bytes say. Frames of Breakout take 280.
 ALWAYS_UNPACKED = 1 << 28
-_MOST_UNPACKED = 2000
+MOST_UNPACKED = 2000
 
 #: What the libraries that read formats raise where a file is damaged, or made up: of memory and recursion too.
 DAMAGE: tuple[type[Exception], ...] = (
@@ -140,7 +140,7 @@ class ParquetRows:
                 said = [*chunks(file.metadata)]
                 rows, row, taken = _rows_at_once(sum(one.unpacked for one in said), file.metadata.num_rows), 0, 0
                 if is_binary(wanted):  # of which every row may be the longest one, said again
-                    rows = min(rows, max(_BYTES_AT_ONCE // max(1, *(one.unpacked for one in said)), 1))
+                    rows = min(rows, max(BYTES_AT_ONCE // max(1, *(one.unpacked for one in said)), 1))
                 for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                     first, row, taken = row, row + len(batch), taken + batch.nbytes
                     check_taken(self.source_name, str(path), taken, path.stat().st_size)
@@ -166,16 +166,16 @@ def check_taken(source_name: str, file: str, taken: int, size: int) -> None:
     Raises:
         ValueError: it cannot.
     """
-    if taken > ALWAYS_UNPACKED + _MOST_UNPACKED * size:
+    if taken > ALWAYS_UNPACKED + MOST_UNPACKED * size:
         raise ValueError(
-            f"data set {source_name!r}: {file} unpacks to {taken:,} bytes or more, which is over {_MOST_UNPACKED} "
+            f"data set {source_name!r}: {file} unpacks to {taken:,} bytes or more, which is over {MOST_UNPACKED} "
             f"times its {size:,} bytes; get it again, or save it without compression"
         )
 
 
 def _rows_at_once(size: int, rows: int) -> int:
     """Return how many of so many rows, which take so many bytes, are unpacked at a time."""
-    return int(min(max(_BYTES_AT_ONCE * rows // max(size, 1), 1), 1 << 20))
+    return int(min(max(BYTES_AT_ONCE * rows // max(size, 1), 1), 1 << 20))
 
 
 @contextmanager
